@@ -1,0 +1,1 @@
+"""The contracts: accelerator parameters, instruction set, integer semantics and file formats."""

@@ -1,0 +1,70 @@
+"""Weight schemes: the codes a row may hold, and how a code is stored in four or eight bits."""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+
+__all__ = ["Scheme", "codebook", "decode", "encode", "storage_bits"]
+
+
+class Scheme(enum.IntEnum):
+    """How the weights of one output row are coded; every code is an integer times the row's scale."""
+
+    FIXED8 = 0
+    """-127..127."""
+    FIXED4 = 1
+    """-7..7."""
+    POT4 = 2
+    """0 and plus or minus 1, 2, 4, ... 64 (powers of two)."""
+    SP2_4 = 3
+    """0 and plus or minus 1, 2, 4, 5, 6, 8 (sums of two powers of two)."""
+
+
+_MAGNITUDES = {
+    Scheme.FIXED8: tuple(range(128)),
+    Scheme.FIXED4: tuple(range(8)),
+    Scheme.POT4: (0, 1, 2, 4, 8, 16, 32, 64),
+    Scheme.SP2_4: (0, 1, 2, 4, 5, 6, 8),
+}
+
+
+def codebook(scheme: Scheme) -> np.ndarray:
+    """All codes of `scheme`, ascending, int64."""
+    magnitudes = np.array(_MAGNITUDES[scheme], dtype=np.int64)
+    return np.unique(np.concatenate([-magnitudes, magnitudes]))
+
+
+def storage_bits(scheme: Scheme) -> int:
+    """Bits that one code takes in a weight memory."""
+    return 8 if scheme == Scheme.FIXED8 else 4
+
+
+def encode(codes: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """The stored bit patterns of `codes` (any shape), uint8.
+
+    Fixed-8 and Fixed-4 are two's complement. PoT-4 and SP2-4 are sign (bit 3) and an index (bits 2..0) into
+    the ascending magnitudes. Raises ValueError when a code is not in the codebook.
+    """
+    codes = np.asarray(codes, dtype=np.int64)
+    magnitudes = np.array(_MAGNITUDES[scheme], dtype=np.int64)
+    index = np.searchsorted(magnitudes, np.abs(codes))
+    foreign = magnitudes[np.minimum(index, len(magnitudes) - 1)] != np.abs(codes)
+    if foreign.any():
+        raise ValueError(
+            f"weight codes of scheme {scheme.name} must be in its codebook, not {codes[foreign].flat[0]}"
+        )
+    if scheme in (Scheme.FIXED8, Scheme.FIXED4):
+        return (codes & (2 ** storage_bits(scheme) - 1)).astype(np.uint8)
+    return (index | ((codes < 0) << 3)).astype(np.uint8)
+
+
+def decode(patterns: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """The codes of stored bit patterns, int64: the inverse of `encode`."""
+    patterns = np.asarray(patterns, dtype=np.int64)
+    if scheme in (Scheme.FIXED8, Scheme.FIXED4):
+        half = 2 ** (storage_bits(scheme) - 1)
+        return (patterns ^ half) - half
+    magnitudes = np.array(_MAGNITUDES[scheme] + (0,) * (8 - len(_MAGNITUDES[scheme])), dtype=np.int64)
+    return np.where(patterns & 8, -1, 1) * magnitudes[patterns & 7]

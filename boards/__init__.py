@@ -1,0 +1,1 @@
+"""Boards: budgets, memory systems, clocks; and resource counts from synthesis."""

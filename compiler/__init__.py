@@ -1,0 +1,1 @@
+"""Integer graph to program: tiling, allocation, scheduling, encoding."""

@@ -1,0 +1,134 @@
+"""The float graph: what a frontend makes of a model and the quantizer reads.
+
+Shapes are those of the integer graph: no batch axis, channels last, (H, W, C) or (T, C). Values of a batch carry
+a leading batch axis. BatchNorm is already folded into convolutions, dropout and identities are gone.
+`FloatGraph.run` evaluates it in torch float32 and is the float side of every comparison.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["ACTIVATIONS", "FloatGraph", "Node"]
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Node:
+    """One operator. `params` holds float32 arrays, `attrs` plain values:
+
+    conv       weight (O, kh, kw, C/groups), bias (O,); stride (2,), padding (top, bottom, left, right), groups
+    linear     weight (O, K), bias (O,)
+    layernorm  gamma (C,), beta (C,); eps
+    attention  inputs q, k, v, each (T, heads * head_dim); heads, scale (multiplies q.k)
+    act        kind: a key of ACTIVATIONS
+    add        two inputs of one shape, or one input and params["constant"] of that shape
+    tokens     (N, C) or (H, W, C) to (1 + N, C): params["prefix"] (P, C) is put in front
+    maxpool, avgpool   kernel (2,), stride (2,), padding (4,); a global mean of (T, C) is avgpool with kernel (T, 1)
+    slice      start, count of positions of a (T, C) tensor
+    reshape    shape: (H, W, C) to (H * W, C) or back; also (H, W, C) to (1, H * W * C) in front of a linear
+    """
+
+    kind: str
+    name: str
+    """Unique; the module path of the model."""
+    inputs: tuple[str, ...]
+    """Names of nodes, or "input"."""
+    shape: tuple[int, ...]
+    """Of the output, without batch."""
+    params: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    attrs: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+def _conv(node: Node, x: torch.Tensor) -> torch.Tensor:
+    top, bottom, left, right = node.attrs["padding"]
+    x = F.pad(x.permute(0, 3, 1, 2), (left, right, top, bottom))
+    y = F.conv2d(
+        x,
+        node.params["weight"].permute(0, 3, 1, 2),
+        node.params["bias"],
+        stride=node.attrs["stride"],
+        groups=node.attrs["groups"],
+    )
+    return y.permute(0, 2, 3, 1)
+
+
+def _pool(node: Node, x: torch.Tensor) -> torch.Tensor:
+    tokens = x.dim() == 3
+    x = (x.unsqueeze(2) if tokens else x).permute(0, 3, 1, 2)
+    top, bottom, left, right = node.attrs["padding"]
+    if node.kind == "maxpool":
+        x = F.pad(x, (left, right, top, bottom), value=float("-inf"))
+        y = F.max_pool2d(x, node.attrs["kernel"], node.attrs["stride"])
+    else:
+        x = F.pad(x, (left, right, top, bottom))
+        y = F.avg_pool2d(x, node.attrs["kernel"], node.attrs["stride"])
+    y = y.permute(0, 2, 3, 1)
+    return y.flatten(1, 2) if tokens else y
+
+
+def _attention(node: Node, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    heads = node.attrs["heads"]
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    probabilities = torch.softmax(q @ k.transpose(-1, -2) * node.attrs["scale"], dim=-1)
+    return (probabilities @ v).transpose(1, 2).flatten(2)
+
+
+def evaluate(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
+    """The float value of one node for a batch."""
+    x = inputs[0]
+    match node.kind:
+        case "conv":
+            return _conv(node, x)
+        case "linear":
+            return F.linear(x, node.params["weight"], node.params["bias"])
+        case "layernorm":
+            return F.layer_norm(x, x.shape[-1:], node.params["gamma"], node.params["beta"], node.attrs["eps"])
+        case "attention":
+            return _attention(node, *inputs)
+        case "act":
+            return ACTIVATIONS[node.attrs["kind"]](x)
+        case "add":
+            return x + (inputs[1] if len(inputs) == 2 else node.params["constant"])
+        case "tokens":
+            x = x.flatten(1, -2)
+            return torch.cat([node.params["prefix"].expand(x.shape[0], -1, -1), x], dim=1)
+        case "maxpool" | "avgpool":
+            return _pool(node, x)
+        case "slice":
+            return x[:, node.attrs["start"] : node.attrs["start"] + node.attrs["count"]]
+        case "reshape":
+            return x.reshape(x.shape[0], *node.attrs["shape"])
+    raise AssertionError(node.kind)
+
+
+@dataclasses.dataclass(kw_only=True)
+class FloatGraph:
+    """Nodes in execution order; the last node's value is the output."""
+
+    name: str
+    input_shape: tuple[int, int, int]
+    """(H, W, C)."""
+    nodes: list[Node]
+
+    @torch.no_grad()
+    def run(self, x: torch.Tensor, *, keep: bool = False) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Evaluate a batch (N, H, W, C) of preprocessed float32 images; with `keep`, every node's value by name."""
+        values = {"input": x}
+        for node in self.nodes:
+            values[node.name] = evaluate(node, [values[name] for name in node.inputs])
+        return values if keep else values[self.nodes[-1].name]

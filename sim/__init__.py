@@ -1,0 +1,1 @@
+"""Simulators: reference (graph), functional (program), cycle (program and time), RTL (Verilator)."""

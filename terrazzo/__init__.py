@@ -1,0 +1,1 @@
+"""Terrazzo: generator and simulator of FPGA/ASIC accelerators for vision models."""
