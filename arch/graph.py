@@ -90,7 +90,7 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Residual:
-    """The second addend of an output: an s16 or s8 tensor without zero point, and its rescaling."""
+    """The second addend of an output: an s16 tensor of the output's shape, and its rescaling."""
 
     tensor: str
     m: int
@@ -105,6 +105,7 @@ class Second:
     m: int
     n: int
     constant: int
+    """C, at most 40 bits signed."""
     lo: int
     hi: int
 

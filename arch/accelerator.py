@@ -1,0 +1,183 @@
+"""Accelerator parameters: the one record that compiler, hardware, simulators and drivers read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from .schemes import Scheme, storage_bits
+
+__all__ = ["Accelerator", "AcceleratorError", "Lanes"]
+
+VERSION = 1
+"""Of instruction set and registers together; part of the hash."""
+
+PARAM_BYTES = 10
+"""One drain parameter record: m u16, n u6 and entry u8 and two spare bits in 16 bits, C s48 (little endian)."""
+NORM_BYTES = 8
+"""One LayerNorm record: g s16, b s48 (little endian)."""
+TABLE_ROW_BYTES = 8
+TABLE_PAGE_ENTRIES = 1024
+
+
+class AcceleratorError(ValueError):
+    """Parameters that break a relation; the message lists all of them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lanes:
+    """Lanes of each kind in the array. Every kind runs rows of its own scheme; Fixed-8 lanes run any row and are
+    the only ones that multiply two activations (attention). In lane order: fixed8, fixed4, pot4, sp2_4."""
+
+    fixed8: int
+    fixed4: int = 0
+    pot4: int = 0
+    sp2_4: int = 0
+
+    @property
+    def by_scheme(self) -> dict[Scheme, int]:
+        """Lane count of each scheme that has lanes, in lane order."""
+        counts = zip(Scheme, (self.fixed8, self.fixed4, self.pot4, self.sp2_4), strict=True)
+        return {scheme: count for scheme, count in counts if count}
+
+    @property
+    def total(self) -> int:
+        """Number of lanes."""
+        return self.fixed8 + self.fixed4 + self.pot4 + self.sp2_4
+
+    @property
+    def kinds(self) -> tuple[Scheme, ...]:
+        """The kind of each lane."""
+        return tuple(scheme for scheme, count in self.by_scheme.items() for _ in range(count))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """Parameters of one machine; docs/machine.md says what each memory and width means."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    lanes: Lanes
+    columns: int
+    """Positions (tokens, pixels) computed side by side; a power of two, at most `depth`."""
+    depth: int
+    """Products summed per lane, column and cycle; also the bytes of one scratchpad word; a power of two."""
+    drain: int
+    """Output channels drained per column and cycle; a power of two, at most depth / 2, divides every lane count."""
+    vector: int
+    """Elements per column and cycle of the vector engine; a power of two, at most depth / 2."""
+    scratchpad_regions: int
+    """Scratchpad memories with a read and a write port each; a power of two."""
+    scratchpad_rows: int
+    """Rows of columns * depth bytes in each scratchpad region; a power of two."""
+    weight_rows: int
+    """Rows of the weight memory: one row holds depth codes for every lane."""
+    param_rows: int
+    """Rows of drain parameters: one row holds `drain` records."""
+    norm_rows: int
+    """Rows of LayerNorm parameters: one row holds `vector` records."""
+    operand_chunks: int
+    """Capacity of the operand buffer in chunks (depth bytes for every column); a power of two."""
+    row_scales: int
+    """Rows of the softmax row-scale memory: one row holds (m, n) for every column."""
+    table_pages: int
+    """Unary tables of 1024 bytes held at once."""
+    instructions: int
+    """Capacity of the instruction memory."""
+    bus_bytes: int
+    """Width of the AXI4 data bus; a power of two, 4..128."""
+    burst_beats: int
+    """Longest burst; a power of two with burst_beats * bus_bytes <= 4096."""
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise AcceleratorError("accelerator parameters are not valid:\n  " + "\n  ".join(problems))
+
+    def _problems(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                yield f"{field.name} must be positive, not {value}"
+                return
+        powers = "columns depth drain vector scratchpad_regions scratchpad_rows operand_chunks bus_bytes burst_beats"
+        for name in powers.split():
+            value = getattr(self, name)
+            if value & (value - 1):
+                yield f"{name} must be a power of two, not {value}"
+        if not 4 <= self.depth <= 64:
+            yield f"depth must be 4..64, not {self.depth}"
+        if not 2 <= self.columns <= self.depth:
+            yield f"columns must be 2..depth ({self.depth}), not {self.columns}"
+        for name in ("drain", "vector"):
+            if getattr(self, name) > self.depth // 2:
+                yield f"{name} must be at most depth / 2 ({self.depth // 2}), not {getattr(self, name)}"
+        for scheme, count in self.lanes.by_scheme.items():
+            if count < 0 or count % self.drain:
+                yield f"lanes.{scheme.name.lower()} must be a multiple of drain ({self.drain}), not {count}"
+        fixed8 = self.lanes.fixed8
+        if fixed8 < max(2, self.columns) or fixed8 & (fixed8 - 1):
+            yield f"lanes.fixed8 must be a power of two and at least columns ({self.columns}), not {fixed8}"
+        if self.lanes.total // self.drain > 255:
+            yield f"lanes / drain must be at most 255, not {self.lanes.total // self.drain}"
+        if not 4 <= self.bus_bytes <= 128:
+            yield f"bus_bytes must be 4..128, not {self.bus_bytes}"
+        if self.burst_beats > 256 or self.burst_beats * self.bus_bytes > 4096:
+            yield f"burst_beats must be at most {min(256, 4096 // self.bus_bytes)}, not {self.burst_beats}"
+        for name in ("weight_rows", "param_rows", "norm_rows", "row_scales", "instructions"):
+            if getattr(self, name) > 65536:
+                yield f"{name} must be at most 65536, not {getattr(self, name)}"
+        if self.scratchpad_regions * self.scratchpad_rows > 65536:
+            yield "scratchpad_regions * scratchpad_rows must be at most 65536"
+        if self.table_pages > 4:
+            yield f"table_pages must be at most 4, not {self.table_pages}"
+
+    @property
+    def multipliers(self) -> int:
+        """Products per cycle of the matrix engine."""
+        return self.lanes.total * self.columns * self.depth
+
+    @property
+    def vector_lanes(self) -> int:
+        """Elements per cycle of the vector engine."""
+        return self.vector * self.columns
+
+    @property
+    def scratchpad_row_bytes(self) -> int:
+        """Bytes of a scratchpad row, all columns."""
+        return self.columns * self.depth
+
+    @property
+    def weight_row_bytes(self) -> int:
+        """Bytes of a weight row, all lanes, in lane order."""
+        return sum(storage_bits(kind) for kind in self.lanes.kinds) * self.depth // 8
+
+    def beats(self, row_bytes: int) -> int:
+        """Bus beats that a memory row of `row_bytes` occupies in DRAM (each row starts a beat)."""
+        return -(-row_bytes // self.bus_bytes)
+
+    def to_dict(self) -> dict:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Accelerator:
+        """The inverse of `to_dict`. Raises AcceleratorError."""
+        try:
+            return _ADAPTER.validate_python(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "record"
+            raise AcceleratorError(f"accelerator parameter {where}: {first['msg']}") from None
+
+    @property
+    def hash(self) -> int:
+        """64 bits that name this machine, in a register of the hardware and in every program for it."""
+        text = json.dumps({"version": VERSION, **self.to_dict()}, sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+_ADAPTER = TypeAdapter(Accelerator)
