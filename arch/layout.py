@@ -1,0 +1,53 @@
+"""How a tensor lies in scratchpad rows, and so in DRAM buffers: positions side by side, channels in chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from .accelerator import Accelerator
+
+__all__ = ["Layout"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Place of a (positions, channels) tensor in rows of `columns` words of `depth` bytes.
+
+    Position p is in word p % columns of rows base + (p // columns) * stride + ...; its channels follow each other
+    in bytes (s8, u8) or little-endian byte pairs (s16), `depth` bytes per row. Unused bytes are 0.
+    """
+
+    positions: int
+    channels: int
+    wide: bool
+    """Codes of 16 bits."""
+    stride: int
+    """Rows per tile of `columns` positions, at least ceil(channels * size / depth)."""
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of one code."""
+        return 2 if self.wide else 1
+
+    def rows(self, accelerator: Accelerator) -> int:
+        """Rows that the tensor takes."""
+        return -(-self.positions // accelerator.columns) * self.stride
+
+    def pack(self, accelerator: Accelerator, codes: np.ndarray) -> np.ndarray:
+        """Codes (positions, channels) to bytes (rows, columns * depth), uint8."""
+        columns, depth = accelerator.columns, accelerator.depth
+        tiles = -(-self.positions // columns)
+        data = np.zeros((tiles * columns, self.stride * depth // self.code_bytes), dtype="<i2" if self.wide else "i1")
+        data[: self.positions, : self.channels] = np.asarray(codes).reshape(self.positions, self.channels)
+        raw = data.view(np.uint8).reshape(tiles, columns, self.stride, depth)
+        return np.ascontiguousarray(raw.transpose(0, 2, 1, 3)).reshape(tiles * self.stride, columns * depth)
+
+    def unpack(self, accelerator: Accelerator, rows: np.ndarray) -> np.ndarray:
+        """The inverse of `pack`: int64 codes (positions, channels)."""
+        columns, depth = accelerator.columns, accelerator.depth
+        raw = np.asarray(rows, dtype=np.uint8).reshape(-1, self.stride, columns, depth).transpose(0, 2, 1, 3)
+        raw = np.ascontiguousarray(raw).reshape(-1, self.stride * depth)
+        codes = raw.view("<i2" if self.wide else "i1").astype(np.int64)
+        return codes[: self.positions, : self.channels]
