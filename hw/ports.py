@@ -1,0 +1,103 @@
+"""Interfaces between the blocks; docs/machine.md states their protocol."""
+
+from __future__ import annotations
+
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..arch import isa
+from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_ROW_BYTES, Accelerator
+from .decode import instruction_layout
+
+__all__ = ["EngineSignature", "LoadPort", "ReadPort", "RowScalePort", "WritePort", "load_bytes", "row_scale_layout"]
+
+ROW_BITS = 16
+
+
+class EngineSignature(wiring.Signature):
+    """What control sees of an engine: instructions in, completions out (members face the engine)."""
+
+    def __init__(self, opcode: isa.Opcode):
+        super().__init__(
+            {
+                "i": In(stream.Signature(instruction_layout(opcode))),
+                "done": Out(1),
+                "done_signal": Out(16),
+                "done_tag": Out(10),
+                "busy": Out(1),
+                "stalled": Out(1),
+                "halt": In(1),
+            }
+        )
+
+
+class ReadPort(wiring.Signature):
+    """Scratchpad read port, facing the reader: data belongs to the grant two cycles before."""
+
+    def __init__(self, accelerator: Accelerator):
+        super().__init__(
+            {
+                "valid": Out(1),
+                "ready": In(1),
+                "row": Out(ROW_BITS),
+                "data": In(accelerator.scratchpad_row_bytes * 8),
+            }
+        )
+
+
+class WritePort(wiring.Signature):
+    """Scratchpad write port, facing the writer; `mask` has a bit per byte."""
+
+    def __init__(self, accelerator: Accelerator):
+        super().__init__(
+            {
+                "valid": Out(1),
+                "ready": In(1),
+                "row": Out(ROW_BITS),
+                "data": Out(accelerator.scratchpad_row_bytes * 8),
+                "mask": Out(accelerator.scratchpad_row_bytes),
+            }
+        )
+
+
+def load_bytes(accelerator: Accelerator, target: isa.LoadTarget) -> int:
+    """Bytes of one row of a LOAD's target memory."""
+    match target:
+        case isa.LoadTarget.SCRATCHPAD:
+            return accelerator.scratchpad_row_bytes
+        case isa.LoadTarget.WEIGHT:
+            return accelerator.weight_row_bytes
+        case isa.LoadTarget.PARAM:
+            return PARAM_BYTES * accelerator.drain
+        case isa.LoadTarget.NORM:
+            return NORM_BYTES * accelerator.vector
+        case _:
+            return TABLE_ROW_BYTES
+
+
+class LoadPort(wiring.Signature):
+    """Rows from the load engine, facing the load engine; `data` is as wide as the widest row."""
+
+    def __init__(self, accelerator: Accelerator):
+        width = max(load_bytes(accelerator, target) for target in isa.LoadTarget) * 8
+        super().__init__(
+            {
+                "valid": Out(1),
+                "ready": In(1),
+                "target": Out(isa.LoadTarget),
+                "row": Out(ROW_BITS),
+                "data": Out(width),
+            }
+        )
+
+
+def row_scale_layout(accelerator: Accelerator) -> data.ArrayLayout:
+    """One row of the row-scale memory: m and n of every column."""
+    return data.ArrayLayout(data.StructLayout({"m": 16, "n": 6}), accelerator.columns)
+
+
+class RowScalePort(wiring.Signature):
+    """Row scales from the vector engine, facing it; always accepted."""
+
+    def __init__(self, accelerator: Accelerator):
+        super().__init__({"valid": Out(1), "row": Out(ROW_BITS), "scales": Out(row_scale_layout(accelerator))})

@@ -1,0 +1,1 @@
+"""Timing of each engine, one clock at a time, without data."""
