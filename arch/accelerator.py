@@ -8,6 +8,7 @@ import json
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from .errors import UserError
 from .schemes import Scheme, storage_bits
 
 __all__ = ["Accelerator", "AcceleratorError", "Lanes"]
@@ -23,7 +24,7 @@ TABLE_ROW_BYTES = 8
 TABLE_PAGE_ENTRIES = 1024
 
 
-class AcceleratorError(ValueError):
+class AcceleratorError(UserError):
     """Parameters that break a relation; the message lists all of them."""
 
 

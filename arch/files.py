@@ -11,10 +11,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from .errors import UserError
+
 __all__ = ["FileError", "read_bundle", "write_bundle", "write_bytes", "write_text"]
 
 
-class FileError(ValueError):
+class FileError(UserError):
     """A file that is missing, truncated or of another kind; the message says which and what to do."""
 
 

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from .errors import UserError
 from .files import FileError, read_bundle, write_bundle
 from .schemes import Scheme, codebook
 
@@ -43,7 +44,7 @@ __all__ = [
 VERSION = 1
 
 
-class GraphError(ValueError):
+class GraphError(UserError):
     """A graph that breaks its contract; the message lists every violation."""
 
 
@@ -313,7 +314,9 @@ class Graph:
         """Read and check a graph file. Raises FileError or GraphError."""
         raw, constants = read_bundle(path, "graph")
         if isinstance(raw, dict) and raw.get("version") != VERSION:
-            raise FileError(f"{path}: graph version must be {VERSION}, not {raw.get('version')}. Quantize again.")
+            raise FileError(
+                f"{path}: graph version must be {VERSION}, not {raw.get('version')}. Quantize again."
+            )
         try:
             header = _HEADER.validate_python(raw)
         except ValidationError as error:
@@ -437,7 +440,9 @@ def _constant_shapes(graph: Graph, operator: Operator) -> dict[str, tuple[tuple[
     return needed
 
 
-def _window(shape: tuple[int, ...], kernel: tuple[int, int], operator: Conv | MaxPool | AvgPool) -> tuple[int, int]:
+def _window(
+    shape: tuple[int, ...], kernel: tuple[int, int], operator: Conv | MaxPool | AvgPool
+) -> tuple[int, int]:
     top, bottom, left, right = operator.padding
     return (
         (shape[0] + top + bottom - kernel[0]) // operator.stride[0] + 1,

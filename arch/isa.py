@@ -11,6 +11,8 @@ import enum
 
 import numpy as np
 
+from .errors import UserError
+
 __all__ = [
     "INSTRUCTION_BITS",
     "INSTRUCTION_WORDS",
@@ -39,7 +41,7 @@ INSTRUCTION_BITS = 512
 SEMAPHORES = 16
 
 
-class IsaError(ValueError):
+class IsaError(UserError):
     """A field out of range, or words that are no instruction."""
 
 
@@ -148,7 +150,9 @@ class Field:
 _COMMON = (
     Field("opcode", 4, "what the instruction is", kind=Opcode),
     Field("tag", 10, "layer number, for traces and error reports"),
-    Field("wait", 16, "semaphores (bit mask) that must be positive before the start; each is decremented once"),
+    Field(
+        "wait", 16, "semaphores (bit mask) that must be positive before the start; each is decremented once"
+    ),
     Field("signal", 16, "semaphores (bit mask) that are incremented when the last write has been made"),
 )
 _DRAM = (
@@ -188,7 +192,9 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("steps", 8, "drain steps per block, at least 1: block channels / drain"),
         Field("param_mode", 2, "source of m, n, C", kind=ParamMode),
         Field("param", 16, "first row of the parameter or row-scale memory"),
-        Field("permute", 1, "take each output's lane group from its parameter record instead of the step number"),
+        Field(
+            "permute", 1, "take each output's lane group from its parameter record instead of the step number"
+        ),
         Field("lo", 16, "lower clamp", signed=True),
         Field("hi", 16, "upper clamp", signed=True),
         Field("table", 1, "apply a unary table before the clamp"),
@@ -202,7 +208,9 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("destination", 2, "where outputs go", kind=Destination),
         Field("wide", 1, "outputs are 16 bits"),
         Field("dst", 16, "first row of the destination"),
-        Field("dst_stride", 12, "rows per tile (SCRATCHPAD), per block of tokens (KEYS) or of channels (VALUES)"),
+        Field(
+            "dst_stride", 12, "rows per tile (SCRATCHPAD), per block of tokens (KEYS) or of channels (VALUES)"
+        ),
         Field("second", 1, "write a second, 8-bit output to the scratchpad"),
         Field("second_dst", 16, "first row of the second output"),
         Field("second_stride", 12, "rows per tile of the second output"),
@@ -312,7 +320,9 @@ def disassemble(instruction: Instruction) -> str:
     for field in fields(instruction.opcode)[1:]:
         value = getattr(instruction, field.name)
         if field.name in ("wait", "signal"):
-            pairs = [f"{Engine(s // 4).name}>{Engine(s % 4).name}" for s in range(SEMAPHORES) if value >> s & 1]
+            pairs = [
+                f"{Engine(s // 4).name}>{Engine(s % 4).name}" for s in range(SEMAPHORES) if value >> s & 1
+            ]
             if pairs:
                 parts.append(f"{field.name}={','.join(pairs)}")
         elif field.kind is not None:
@@ -324,13 +334,29 @@ def disassemble(instruction: Instruction) -> str:
 
 def manual() -> str:
     """The instruction manual in Markdown: a table per opcode."""
-    lines = ["# Instructions", "", "Generated from `arch/isa.py`. An instruction is 512 bits; bit 0 comes first.", ""]
+    lines = [
+        "# Instructions",
+        "",
+        "Generated from `arch/isa.py`. An instruction is 512 bits; bit 0 comes first.",
+        "",
+    ]
     for opcode in Opcode:
-        lines += [f"## {opcode.name} ({int(opcode)})", "", "| bits | field | range | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"## {opcode.name} ({int(opcode)})",
+            "",
+            "| bits | field | range | meaning |",
+            "|---|---|---|---|",
+        ]
         position = 0
         for field in fields(opcode):
-            names = ", ".join(f"{int(k)} {k.name}" for k in field.kind) if field.kind else f"{field.lo}..{field.hi}"
-            lines.append(f"| {position}..{position + field.bits - 1} | {field.name} | {names} | {field.doc} |")
+            names = (
+                ", ".join(f"{int(k)} {k.name}" for k in field.kind)
+                if field.kind
+                else f"{field.lo}..{field.hi}"
+            )
+            lines.append(
+                f"| {position}..{position + field.bits - 1} | {field.name} | {names} | {field.doc} |"
+            )
             position += field.bits
         lines.append("")
     return "\n".join(lines)

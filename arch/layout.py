@@ -39,7 +39,9 @@ class Layout:
         """Codes (positions, channels) to bytes (rows, columns * depth), uint8."""
         columns, depth = accelerator.columns, accelerator.depth
         tiles = -(-self.positions // columns)
-        data = np.zeros((tiles * columns, self.stride * depth // self.code_bytes), dtype="<i2" if self.wide else "i1")
+        data = np.zeros(
+            (tiles * columns, self.stride * depth // self.code_bytes), dtype="<i2" if self.wide else "i1"
+        )
         data[: self.positions, : self.channels] = np.asarray(codes).reshape(self.positions, self.channels)
         raw = data.view(np.uint8).reshape(tiles, columns, self.stride, depth)
         return np.ascontiguousarray(raw.transpose(0, 2, 1, 3)).reshape(tiles * self.stride, columns * depth)

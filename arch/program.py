@@ -97,7 +97,8 @@ class Program:
             input=self.input,
             output=self.output,
             layers=self.layers,
-            checksum=checksum(self.instructions) ^ checksum(np.pad(self.weights, (0, -len(self.weights) % 4)).view("<u4")),
+            checksum=checksum(self.instructions)
+            ^ checksum(np.pad(self.weights, (0, -len(self.weights) % 4)).view("<u4")),
         )
         arrays = {"instructions": self.instructions, "weights": self.weights}
         return write_bundle(path, "program", _HEADER.dump_python(header, mode="json"), arrays)
@@ -129,10 +130,14 @@ class Program:
             or instructions.shape[1] != INSTRUCTION_WORDS
             or weights.dtype != np.uint8
         ):
-            raise FileError(f"{path}: program must hold instructions (N, 16) uint32 and weights uint8. Compile again.")
+            raise FileError(
+                f"{path}: program must hold instructions (N, 16) uint32 and weights uint8. Compile again."
+            )
         words = np.pad(weights, (0, -len(weights) % 4)).view("<u4")
         if checksum(instructions) ^ checksum(words) != header.checksum:
-            raise FileError(f"{path}: program checksum must be {header.checksum:#010x}; the file is damaged. Compile again.")
+            raise FileError(
+                f"{path}: program checksum must be {header.checksum:#010x}; the file is damaged. Compile again."
+            )
         names = ("name", "setup_entry", "frame_entry", "scratch_bytes", "input", "output", "layers")
         fields = {name: getattr(header, name) for name in names}
         return cls(accelerator=accelerator, instructions=instructions, weights=weights, **fields)

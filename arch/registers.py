@@ -5,7 +5,17 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-__all__ = ["IDENTITY", "REGISTERS", "Cause", "Control", "Register", "Status", "address", "c_header", "markdown"]
+__all__ = [
+    "IDENTITY",
+    "REGISTERS",
+    "Cause",
+    "Control",
+    "Register",
+    "Status",
+    "address",
+    "c_header",
+    "markdown",
+]
 
 IDENTITY = 0x5452_5A4F
 """ASCII "TRZO"."""
@@ -98,9 +108,13 @@ REGISTERS: tuple[Register, ...] = (
     Register("RUNS", 0x60, "r", "runs ended without error since reset"),
     Register("CYCLES", 0x80, "r", "cycles of the last run, from its start to its end"),
     *(
-        Register(f"{engine}_{what}", 0x84 + 8 * i + 4 * j, "r", f"cycles of the last run in which {engine} {doc}")
+        Register(
+            f"{engine}_{what}", 0x84 + 8 * i + 4 * j, "r", f"cycles of the last run in which {engine} {doc}"
+        )
         for i, engine in enumerate(("LOAD", "MATRIX", "VECTOR", "STORE"))
-        for j, (what, doc) in enumerate((("BUSY", "worked on an instruction"), ("STALLED", "was busy but held up")))
+        for j, (what, doc) in enumerate(
+            (("BUSY", "worked on an instruction"), ("STALLED", "was busy but held up"))
+        )
     ),
 )
 
@@ -112,7 +126,12 @@ def address(name: str) -> int:
 
 def c_header() -> str:
     """The register map as a C header."""
-    lines = ["/* Generated from arch/registers.py. */", "#ifndef TERRAZZO_REGISTERS_H", "#define TERRAZZO_REGISTERS_H", ""]
+    lines = [
+        "/* Generated from arch/registers.py. */",
+        "#ifndef TERRAZZO_REGISTERS_H",
+        "#define TERRAZZO_REGISTERS_H",
+        "",
+    ]
     lines += [f"#define TERRAZZO_{r.name} 0x{r.offset:02X}u /* {r.access}: {r.doc} */" for r in REGISTERS]
     for kind in (Control, Status, Cause):
         lines.append("")
@@ -122,7 +141,13 @@ def c_header() -> str:
 
 def markdown() -> str:
     """The register map as Markdown."""
-    lines = ["# Registers", "", "Generated from `arch/registers.py`.", "", "| offset | name | access | meaning |"]
+    lines = [
+        "# Registers",
+        "",
+        "Generated from `arch/registers.py`.",
+        "",
+        "| offset | name | access | meaning |",
+    ]
     lines.append("|---|---|---|---|")
     lines += [f"| 0x{r.offset:02X} | {r.name} | {r.access} | {r.doc} |" for r in REGISTERS]
     for kind in (Control, Status, Cause):
