@@ -24,6 +24,7 @@ from .schemes import Scheme, codebook
 __all__ = [
     "Attention",
     "AvgPool",
+    "Constant",
     "Conv",
     "Drain",
     "Elementwise",
@@ -239,8 +240,18 @@ class Reshape(_Base):
     op: Literal["reshape"] = "reshape"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constant:
+    """A tensor of the program itself, the same for every image: `NAME/value`, int8 or int16 as the tensor, of its
+    shape. It has no input (position embeddings and class tokens are the residual of the patch convolution)."""
+
+    op: Literal["constant"] = "constant"
+    name: str
+    output: str
+
+
 Operator = Annotated[
-    Linear | Conv | Attention | LayerNorm | MaxPool | AvgPool | Elementwise | Slice | Reshape,
+    Constant | Linear | Conv | Attention | LayerNorm | MaxPool | AvgPool | Elementwise | Slice | Reshape,
     Field(discriminator="op"),
 ]
 
@@ -333,6 +344,8 @@ def drained(operator: Operator) -> Drain | None:
 
 
 def _reads(operator: Operator) -> Iterator[str]:
+    if isinstance(operator, Constant):
+        return
     yield operator.input
     if isinstance(operator, Attention):
         yield operator.keys
@@ -384,7 +397,8 @@ def _problems(graph: Graph) -> Iterator[str]:
 
 
 def _operator_problems(graph: Graph, operator: Operator) -> Iterator[str]:
-    x, y = graph.tensor(operator.input), graph.tensor(operator.output)
+    y = graph.tensor(operator.output)
+    x = y if isinstance(operator, Constant) else graph.tensor(operator.input)
     where = f"operator {operator.name}"
     needed = _constant_shapes(graph, operator)
     for field, (shape, dtype) in needed.items():
@@ -419,7 +433,8 @@ def _operator_problems(graph: Graph, operator: Operator) -> Iterator[str]:
 
 def _constant_shapes(graph: Graph, operator: Operator) -> dict[str, tuple[tuple[int, ...] | None, type]]:
     """Constants that an operator needs: field -> (shape or None for several legal ones, dtype)."""
-    x, y = graph.tensor(operator.input), graph.tensor(operator.output)
+    y = graph.tensor(operator.output)
+    x = y if isinstance(operator, Constant) else graph.tensor(operator.input)
     needed: dict[str, tuple[tuple[int, ...] | None, type]] = {}
     drain = drained(operator)
     if drain is not None:
@@ -427,7 +442,9 @@ def _constant_shapes(graph: Graph, operator: Operator) -> dict[str, tuple[tuple[
         needed |= {"m": (entries, np.uint16), "n": (entries, np.uint8), "C": (entries, np.int64)}
         if drain.table:
             needed["table"] = (None, np.int8)
-    if isinstance(operator, Linear):
+    if isinstance(operator, Constant):
+        needed["value"] = (y.shape, np.int8 if y.dtype == "s8" else np.int16)
+    elif isinstance(operator, Linear):
         needed |= {"weight": ((y.channels, x.channels), np.int8), "scheme": ((y.channels,), np.uint8)}
     elif isinstance(operator, Conv):
         needed |= {"weight": (None, np.int8), "scheme": ((y.channels,), np.uint8)}
