@@ -1,0 +1,1 @@
+"""Examples that the demo runs: plain torch models, their training and their weights."""

@@ -1,0 +1,1 @@
+"""A ViT and a CNN on scikit-learn's handwritten digits."""

@@ -1,0 +1,304 @@
+"""The command line: arguments in, tables or JSON out; every verb is one call of `terrazzo.api`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .arch.errors import UserError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="terrazzo",
+    help="Generate and simulate FPGA/ASIC accelerators for vision models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Model = Annotated[
+    str, typer.Option("--model", help="digits-vit, digits-cnn, or file.py:function returning a torch module.")
+]
+Input = Annotated[str | None, typer.Option("--input", help="Channels, height and width of one image: C,H,W.")]
+Weights = Annotated[Path | None, typer.Option(help="safetensors file, or .pt/.pth with tensors only.")]
+Images = Annotated[Path | None, typer.Option(help="Folder of images; default: held-out digits.")]
+BoardName = Annotated[str | None, typer.Option("--board", help="Take the accelerator of a board.")]
+AcceleratorFile = Annotated[Path | None, typer.Option("--accelerator", help="JSON file of parameters.")]
+Latency = Annotated[int, typer.Option(min=1, help="Memory latency in cycles.")]
+Interval = Annotated[int, typer.Option(min=1, help="Cycles per bus beat: 1 is full bandwidth, 4 a quarter.")]
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator:
+    """A spinner with the present step on stderr; yields the callable that the API reports to."""
+    if quiet or not _err.is_terminal:
+        yield (lambda text: None) if quiet else (lambda text: _err.print(f"  {text}", highlight=False))
+        return
+    with _err.status("") as status:
+        yield status.update
+
+
+def _table(title: str, rows: list[dict]) -> None:
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left")
+    for name, value in rows[0].items():
+        table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    _out.print(table)
+
+
+def _emit(as_json: bool, value: dict, tables: dict[str, list[dict]], facts: list[str] = ()) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
+        return
+    for title, rows in tables.items():
+        _table(title, rows)
+    for fact in facts:
+        _out.print(fact, highlight=False)
+
+
+def _memory(latency: int, interval: int, stall: float, seed: int):
+    from .arch.memory import MemoryModel
+
+    return MemoryModel(latency=latency, interval=interval, stall_probability=stall, seed=seed)
+
+
+@app.command()
+def check(model: Model, input: Input = None, weights: Weights = None, json: Json = False) -> None:
+    """List every operator of a model that is not supported, where it is and what to do."""
+    from . import api
+
+    findings = api.check(api.source(model, input, weights))
+    rows = [{"where": f.path, "operator": f.op, "reason": f.reason, "remedy": f.remedy} for f in findings]
+    _emit(
+        json, {"findings": rows}, {"Unsupported": rows}, [] if rows else [f"{model}: everything is supported"]
+    )
+    if findings:
+        raise typer.Exit(1)
+
+
+@app.command()
+def quantize(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Graph file to write.")],
+    model: Model,
+    input: Input = None,
+    weights: Weights = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of calibration images.")] = None,
+    rows: Annotated[str, typer.Option(help="mixed (the accelerator's lane mixture) or fixed8.")] = "mixed",
+    activation_bits: Annotated[int, typer.Option(min=4, max=8)] = 8,
+    board: BoardName = None,
+    accelerator: AcceleratorFile = None,
+    onnx: Annotated[Path | None, typer.Option(help="Also export the integer graph to ONNX.")] = None,
+    json: Json = False,
+) -> None:
+    """Calibrate a float model and write its integer graph."""
+    from . import api
+
+    with _progress(json) as progress:
+        source = api.source(model, input, weights)
+        result = api.quantize(
+            source,
+            api.calibration_images(source, images),
+            api.accelerator(board, accelerator),
+            rows=rows,
+            activation_bits=activation_bits,
+            progress=progress,
+        )
+        result.graph.save(output)
+        if onnx is not None:
+            api.export_onnx(result.graph, onnx)
+    _emit(
+        json,
+        {"graph": str(output), "layers": result.report.rows()},
+        {"Layers": result.report.rows()},
+        [str(output)],
+    )
+
+
+@app.command()
+def compile(
+    graph: Annotated[Path, typer.Argument(help="Graph file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Program file to write.")],
+    board: BoardName = None,
+    accelerator: AcceleratorFile = None,
+    listing: Annotated[Path | None, typer.Option(help="Also write the disassembly.")] = None,
+    json: Json = False,
+) -> None:
+    """Compile an integer graph for an accelerator."""
+    from . import api
+
+    program = api.compile(api.Graph.load(graph), api.accelerator(board, accelerator))
+    program.save(output)
+    if listing is not None:
+        api.write_listing(program, listing)
+    value = {
+        "program": str(output),
+        "instructions": len(program.instructions),
+        "weights_bytes": int(program.weights.size),
+        "macs": sum(layer.macs for layer in program.layers),
+        "accelerator": f"{program.accelerator.hash:016x}",
+    }
+    _emit(json, value, {"Program": [value]})
+
+
+@app.command()
+def rtl(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle to write.")],
+    board: BoardName = None,
+    accelerator: AcceleratorFile = None,
+    set: Annotated[
+        list[str] | None, typer.Option(help="Parameter to request, e.g. columns=8 or lanes.fixed8=16.")
+    ] = None,
+    program: Annotated[Path | None, typer.Option(help="Program for the testbench.")] = None,
+    graph: Annotated[Path | None, typer.Option(help="Graph of the program: expected outputs.")] = None,
+    images: Images = None,
+    synthesis: Annotated[bool, typer.Option(help="Count resources with Yosys.")] = True,
+    json: Json = False,
+) -> None:
+    """Write Verilog and everything around it, and count its resources against the board's budget."""
+    from . import api
+
+    with _progress(json) as progress:
+        result = api.rtl(
+            output,
+            board=board,
+            accelerator=accelerator,
+            requests=set or [],
+            program=program,
+            graph=graph,
+            images=images,
+            synthesis=synthesis,
+            progress=progress,
+        )
+    _emit(
+        json, result, {"Resources": result["resources"]} if result["resources"] else {}, [result["verilog"]]
+    )
+
+
+@app.command()
+def sim(
+    graph: Annotated[Path, typer.Argument(help="Graph file.")],
+    program: Annotated[Path, typer.Argument(help="Program file.")],
+    images: Images = None,
+    level: Annotated[str, typer.Option(help="reference, functional, cycle or rtl.")] = "rtl",
+    count: Annotated[int, typer.Option(min=1, help="Largest number of images.")] = 16,
+    board: Annotated[str, typer.Option(help="Board whose clock gives the FPS.")] = "zcu102",
+    latency: Latency = 60,
+    interval: Interval = 1,
+    json: Json = False,
+) -> None:
+    """Classify images on a simulated accelerator: predictions, latency, FPS and cycles per layer."""
+    from . import api
+
+    with _progress(json) as progress:
+        result = api.sim(
+            api.Graph.load(graph),
+            api.Program.load(program),
+            images,
+            level=level,
+            count=count,
+            board=board,
+            memory=_memory(latency, interval, 0.0, 0),
+            progress=progress,
+        )
+    tables = {"Predictions": result["predictions"], "Layers": result["layers"], "Frame": result["frame"]}
+    _emit(json, result, tables)
+
+
+@app.command()
+def compare(
+    graph: Annotated[Path, typer.Argument(help="Graph file.")],
+    program: Annotated[Path, typer.Argument(help="Program file.")],
+    images: Images = None,
+    count: Annotated[int, typer.Option(min=1, help="Largest number of images.")] = 4,
+    latency: Latency = 60,
+    interval: Interval = 1,
+    stall: Annotated[
+        float, typer.Option(min=0, max=0.95, help="Probability of a random stall per channel.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the stalls.")] = 0,
+    wave: Annotated[Path | None, typer.Option(help="Write a waveform (FST).")] = None,
+    json: Json = False,
+) -> None:
+    """Run reference, functional, cycle model and Verilog side by side; a nonzero status tells of a difference."""
+    from . import api
+
+    with _progress(json) as progress:
+        result = api.compare(
+            api.Graph.load(graph),
+            api.Program.load(program),
+            images,
+            count=count,
+            memory=_memory(latency, interval, stall, seed),
+            wave=wave,
+            progress=progress,
+        )
+    _emit(json, result.to_json(), {"Simulators": result.rows()}, result.messages())
+    if not result.equal:
+        raise typer.Exit(1)
+
+
+@app.command()
+def boards(json: Json = False) -> None:
+    """List the boards, their budgets and their default accelerators."""
+    from . import api
+
+    rows = api.boards()
+    _emit(json, {"boards": rows}, {"Boards": rows})
+
+
+@app.command()
+def manual() -> None:
+    """Print the instruction manual and the register map as Markdown."""
+    from .arch import isa, registers
+
+    sys.stdout.write(isa.manual() + "\n" + registers.markdown())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for all results.")] = Path("build/demo"),
+    json: Json = False,
+) -> None:
+    """The whole flow on a ViT and a CNN with real images; a nonzero status tells of a missed promise."""
+    from . import demo as _demo
+
+    with _progress(json) as progress:
+        result = _demo.run(out, progress)
+    _emit(json, result.summary, result.tables(), result.messages())
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: one line for a user's mistake, never a traceback."""
+    try:
+        status = app(standalone_mode=False)
+    except UserError as error:
+        _err.print(f"error: {error}", style="red", highlight=False, markup=False)
+        sys.exit(2)
+    except click.exceptions.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()
