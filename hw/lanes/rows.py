@@ -1,0 +1,112 @@
+"""A row of the array: one lane (a pair of Fixed-8 lanes) over all columns, with its accumulators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from ...arch.schemes import Scheme, storage_bits
+from .fixed4 import Fixed4
+from .fixed8 import Fixed8Pair
+from .pot4 import PoT4
+from .sp2_4 import SP2
+
+__all__ = ["ACCUMULATOR_BITS", "KINDS", "LATENCY", "OPERAND_BITS", "Kind", "Row"]
+
+OPERAND_BITS = 9
+"""Signed; holds s8 and u8 activations."""
+ACCUMULATOR_BITS = 27
+CHUNK_LATENCY = 3
+"""Cycles from operand and weights to the chunk sums of a kind."""
+LATENCY = CHUNK_LATENCY + 1
+"""Cycles from a block's last chunk at the inputs to its final value in `sums`."""
+
+
+class Kind(Protocol):
+    """What a lane kind's file provides; its class docstring states cost and reference."""
+
+    lanes: int
+    """Lanes in one row module."""
+    maximum: bool
+    """Whether rows of this kind can accumulate by maximum."""
+
+    def chunk_sums(
+        self, m: Module, operand: Sequence[Sequence[Value]], codes: Sequence[Sequence[Value]]
+    ) -> list[list[Value]]:
+        """Registered chunk sums [lane][column], CHUNK_LATENCY cycles after `operand` [column][i] (signed)
+        and `codes` [lane][i] (stored bit patterns, `arch.schemes`). One chunk per cycle."""
+
+
+KINDS: dict[Scheme, Kind] = {
+    Scheme.FIXED8: Fixed8Pair(),
+    Scheme.FIXED4: Fixed4(),
+    Scheme.POT4: PoT4(),
+    Scheme.SP2_4: SP2(),
+}
+
+
+class Row(wiring.Component):
+    """Dot products of one row's weights with every column's operand, accumulated over chunks.
+
+    In a cycle with `valid`, `weights` (per lane `depth` codes, lane 0 and code 0 lowest) and `operand` are one
+    chunk; `first` restarts the accumulators with it. `sums[lane][column]` includes the chunk LATENCY cycles
+    later, and keeps its value in cycles without a valid chunk. One chunk per cycle; no back-pressure.
+    Operands are -128..255; sums must fit 27 bits (proved per row by the quantizer).
+    With `maximum` (kinds that have it) the accumulators take the largest chunk sum instead of adding.
+    """
+
+    def __init__(self, kind: Scheme, columns: int, depth: int):
+        self.kind = kind
+        self.columns = columns
+        self.depth = depth
+        self.lanes = KINDS[kind].lanes
+        ports = {
+            "operand": In(data.ArrayLayout(data.ArrayLayout(signed(OPERAND_BITS), depth), columns)),
+            "weights": In(self.lanes * depth * storage_bits(kind)),
+            "valid": In(1),
+            "first": In(1),
+            "sums": Out(data.ArrayLayout(data.ArrayLayout(signed(ACCUMULATOR_BITS), columns), self.lanes)),
+        }
+        if KINDS[kind].maximum:
+            ports["maximum"] = In(1)
+        super().__init__(ports)
+
+    def elaborate(self, platform):
+        m = Module()
+        bits = storage_bits(self.kind)
+        operand = [[column[i] for i in range(self.depth)] for column in self.operand]
+        lane_bits = self.depth * bits
+        codes = [
+            [self.weights[lane * lane_bits + i * bits :][:bits] for i in range(self.depth)]
+            for lane in range(self.lanes)
+        ]
+        chunks = KINDS[self.kind].chunk_sums(m, operand, codes)
+
+        valid = self.delayed(m, self.valid, "valid", reset_less=False)
+        first = self.delayed(m, self.first, "first")
+        if KINDS[self.kind].maximum:
+            maximum = self.delayed(m, self.maximum, "maximum")
+        for lane in range(self.lanes):
+            for column in range(self.columns):
+                chunk = chunks[lane][column]
+                accumulator = Signal(
+                    signed(ACCUMULATOR_BITS), name=f"accumulator_{lane}_{column}", reset_less=True
+                )
+                step = accumulator + chunk
+                if KINDS[self.kind].maximum:
+                    step = Mux(maximum, Mux(chunk > accumulator, chunk, accumulator), step)
+                m.d.sync += accumulator.eq(Mux(valid, Mux(first, chunk, step), accumulator))
+                m.d.comb += self.sums[lane][column].eq(accumulator)
+        return m
+
+    def delayed(self, m: Module, value: Value, name: str, reset_less: bool = True) -> Value:
+        """A control bit as it accompanies the chunk sums."""
+        for stage in range(1, CHUNK_LATENCY + 1):
+            following = Signal(name=f"{name}_{stage}", reset_less=reset_less)
+            m.d.sync += following.eq(value)
+            value = following
+        return value

@@ -1,0 +1,30 @@
+"""Registers and adder trees that the lane kinds share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from amaranth.hdl import Module, Signal, Value
+
+__all__ = ["groups", "register", "total"]
+
+
+def register(m: Module, value: Value, name: str) -> Signal:
+    """`value` one cycle later; a datapath register, without reset."""
+    stage = Signal(Value.cast(value).shape(), name=name, reset_less=True)
+    m.d.sync += stage.eq(value)
+    return stage
+
+
+def groups(values: Sequence, size: int) -> Iterator[Sequence]:
+    """Successive slices of at most `size` values."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def total(values: Sequence[Value]) -> Value:
+    """The exact sum of `values` by a balanced tree of two-input adders."""
+    values = list(values)
+    while len(values) > 1:
+        values = [pair[0] + pair[1] if len(pair) == 2 else pair[0] for pair in groups(values, 2)]
+    return values[0]

@@ -1,0 +1,68 @@
+"""Sums of terms 0, x or 2 * x with a sign: what Fixed-4 and SP2-4 products are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from amaranth.hdl import Cat, Module, Signal, Value
+
+from .sums import groups, register, total
+
+__all__ = ["Term", "add_carries", "term_sums", "two_stage"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Term:
+    """(x if one) | (2 * x if two), negated if `negative`. At most one of `one` and `two` is set."""
+
+    one: Value
+    two: Value
+    negative: Value
+
+
+def inverted(operand: Value, term: Term) -> Value:
+    """The term's value, or its one's complement where negative: adding `negative` completes it."""
+    bits = len(operand) + 1
+    single = Cat(operand, operand[-1]) & term.one.replicate(bits)
+    double = (operand << 1)[:bits] & term.two.replicate(bits)
+    return ((single | double) ^ term.negative.replicate(bits)).as_signed()
+
+
+def term_sums(
+    m: Module, operand: Sequence[Sequence[Value]], terms: Mapping[int, Sequence[Term]]
+) -> list[Value]:
+    """Chunk sums per column, three cycles later: the sum over shifts s and i of term[s][i](x[i]) << s.
+
+    The first register holds sums of two terms, so that one term's selection shares the LUTs of the adder.
+    """
+    carries = add_carries(m, {shift: [term.negative for term in row] for shift, row in terms.items()})
+    return [term_sum(m, x, terms, carries, f"column_{c}") for c, x in enumerate(operand)]
+
+
+def term_sum(
+    m: Module, operand: Sequence[Value], terms: Mapping[int, Sequence[Term]], carries: Value, name: str
+) -> Signal:
+    """One column of `term_sums`."""
+    by_shift = []
+    for shift, row in terms.items():
+        values = [inverted(x, term) for x, term in zip(operand, row, strict=True)]
+        partial = two_stage(m, values, f"{name}_shift_{shift}")
+        by_shift.append(total(partial) << shift)
+    return register(m, total([carries, *by_shift]), f"{name}_sum")
+
+
+def two_stage(m: Module, values: Sequence[Value], name: str) -> list[Signal]:
+    """Sums of eight values each, two cycles later: of pairs, then of four pairs."""
+    pairs = [register(m, total(pair), f"{name}_pair_{i}") for i, pair in enumerate(groups(values, 2))]
+    return [register(m, total(group), f"{name}_group_{i}") for i, group in enumerate(groups(pairs, 4))]
+
+
+def add_carries(m: Module, negatives: Mapping[int, Sequence[Value]]) -> Signal:
+    """The sum of all sign bits, shifted, two cycles later: one per row, shared by the columns."""
+    counts = [
+        register(m, total(bits), f"carries_{shift}_{i}") << shift
+        for shift, row in negatives.items()
+        for i, bits in enumerate(groups(row, 8))
+    ]
+    return register(m, total(counts), "carries")
