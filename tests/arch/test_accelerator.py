@@ -1,0 +1,69 @@
+"""Accelerator parameters: relations, derived values, hash."""
+
+import dataclasses
+
+import pytest
+from terrazzo.arch.accelerator import Accelerator, AcceleratorError, Lanes
+from terrazzo.arch.schemes import Scheme
+
+SMALL = Accelerator(
+    lanes=Lanes(fixed8=8, fixed4=4, pot4=2, sp2_4=2),
+    columns=4,
+    depth=8,
+    drain=2,
+    vector=4,
+    scratchpad_regions=2,
+    scratchpad_rows=64,
+    weight_rows=64,
+    param_rows=64,
+    norm_rows=16,
+    operand_chunks=32,
+    row_scales=8,
+    table_pages=1,
+    instructions=64,
+    bus_bytes=16,
+    burst_beats=16,
+)
+
+
+def test_derived_values():
+    assert SMALL.multipliers == 16 * 4 * 8
+    assert SMALL.scratchpad_row_bytes == 32
+    assert SMALL.weight_row_bytes == 8 * 8 + 8 * 4
+    assert SMALL.beats(33) == 3
+    assert SMALL.lanes.kinds[7:9] == (Scheme.FIXED8, Scheme.FIXED4)
+
+
+def test_hash_names_every_parameter():
+    assert Accelerator.from_dict(SMALL.to_dict()).hash == SMALL.hash
+    for field in dataclasses.fields(Accelerator):
+        value = getattr(SMALL, field.name)
+        if isinstance(value, int) and field.name not in ("depth", "columns", "drain", "vector"):
+            assert dataclasses.replace(SMALL, **{field.name: value * 2}).hash != SMALL.hash
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"columns": 3}, r"columns must be a power of two, not 3"),
+        ({"columns": 16}, r"columns must be 2\.\.depth \(8\), not 16"),
+        ({"drain": 8}, r"drain must be at most depth / 2 \(4\), not 8"),
+        ({"lanes": Lanes(fixed8=8, pot4=3)}, r"lanes\.pot4 must be a multiple of drain \(2\), not 3"),
+        (
+            {"lanes": Lanes(fixed8=2)},
+            r"lanes\.fixed8 must be a power of two and at least columns \(4\), not 2",
+        ),
+        ({"burst_beats": 512}, r"burst_beats must be at most 256, not 512"),
+        ({"weight_rows": 0}, r"weight_rows must be positive, not 0"),
+    ],
+)
+def test_relations_are_checked(change, message):
+    with pytest.raises(AcceleratorError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_foreign_records_are_refused():
+    with pytest.raises(AcceleratorError, match=r"^accelerator parameter wings: "):
+        Accelerator.from_dict({**SMALL.to_dict(), "wings": 2})
+    with pytest.raises(AcceleratorError, match=r"^accelerator parameter columns: "):
+        Accelerator.from_dict({**SMALL.to_dict(), "columns": "many"})
