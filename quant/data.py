@@ -14,7 +14,15 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-__all__ = ["DIGITS_RAW_MAX", "IMAGE_SUFFIXES", "DataError", "digits", "load_images", "load_labelled", "load_weights"]
+__all__ = [
+    "DIGITS_RAW_MAX",
+    "IMAGE_SUFFIXES",
+    "DataError",
+    "digits",
+    "load_images",
+    "load_labelled",
+    "load_weights",
+]
 
 DIGITS_RAW_MAX = 16.0
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
@@ -65,7 +73,9 @@ def _checked_folder(directory: Path | str, shape: tuple[int, int, int]) -> Path:
         raise DataError(f"the shape of images must be (height, width, 1 or 3), not {tuple(shape)}")
     directory = Path(directory)
     if not directory.is_dir():
-        raise DataError(f"{directory}: must be a folder of images, but there is none; give an existing folder")
+        raise DataError(
+            f"{directory}: must be a folder of images, but there is none; give an existing folder"
+        )
     return directory
 
 
@@ -96,7 +106,9 @@ def load_labelled(
         classes.sort(key=lambda folder: int(folder.name))
     found = [(path, label) for label, folder in enumerate(classes) for path in _image_paths(folder)]
     if not found:
-        raise DataError(f"{directory}: must hold one folder of images per class, but no such images were found")
+        raise DataError(
+            f"{directory}: must hold one folder of images per class, but no such images were found"
+        )
     images = np.stack([_read_image(path, shape, raw_max) for path, _ in found])
     return images, np.array([label for _, label in found]), [folder.name for folder in classes]
 
@@ -119,7 +131,9 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
-        raise DataError(f"{path}: must hold a state dict of tensors, not {type(loaded).__name__}; save state_dict()")
+        raise DataError(
+            f"{path}: must hold a state dict of tensors, not {type(loaded).__name__}; save state_dict()"
+        )
     return loaded
 
 
