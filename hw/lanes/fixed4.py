@@ -20,15 +20,19 @@ class Fixed4:
     maximum = False
 
     def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
-        def low(code: Value) -> Term:
-            return Term(one=code[0], two=code[1] & ~code[0], negative=code[1])
-
-        def high(code: Value) -> Term:
-            return Term(
+        (lane,) = codes
+        low = [
+            Term(m, f"low_{i}", one=code[0], two=code[1] & ~code[0], negative=code[1])
+            for i, code in enumerate(lane)
+        ]
+        high = [
+            Term(
+                m,
+                f"high_{i}",
                 one=code[1] ^ code[2],
                 two=(code[1] == code[2]) & (code[3] ^ code[1]),
                 negative=code[3],
             )
-
-        (lane,) = codes
-        return [term_sums(m, operand, {0: [low(code) for code in lane], 2: [high(code) for code in lane]})]
+            for i, code in enumerate(lane)
+        ]
+        return [term_sums(m, operand, {0: low, 2: high})]

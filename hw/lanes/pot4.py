@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Value
+from amaranth.hdl import Module, Mux, Signal, Value
 
 from .sums import register, total
 from .terms import add_carries, two_stage
@@ -24,17 +24,28 @@ class PoT4:
 
     def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
         (lane,) = codes
-        carries = add_carries(m, {0: [code[3] for code in lane]})
+        lane = [Power(m, f"power_{i}", code) for i, code in enumerate(lane)]
+        carries = add_carries(m, {0: [power.negative for power in lane]})
         return [[self.column(m, x, lane, carries, f"column_{c}") for c, x in enumerate(operand)]]
 
-    @classmethod
-    def column(cls, m: Module, operand, lane, carries: Value, name: str) -> Value:
+    @staticmethod
+    def column(m: Module, operand, lane, carries: Value, name: str) -> Value:
         """Chunk sum of one column."""
-        values = [cls.inverted(x, code) for x, code in zip(operand, lane, strict=True)]
+        values = [power.inverted(x) for x, power in zip(operand, lane, strict=True)]
         return register(m, total([carries, *two_stage(m, values, name)]), f"{name}_sum")
 
-    @staticmethod
-    def inverted(operand: Value, code: Value) -> Value:
-        """x << (index - 1), or 0 for index 0; its one's complement where the sign bit is set."""
-        shifted = (operand << code[:3])[1 : PRODUCT_BITS + 1] & code[:3].any().replicate(PRODUCT_BITS)
-        return (shifted ^ code[3].replicate(PRODUCT_BITS)).as_signed()
+
+class Power:
+    """A code, decoded once for all columns."""
+
+    def __init__(self, m: Module, name: str, code: Value):
+        self.index = Signal(3, name=f"{name}_index")
+        self.present = Signal(name=f"{name}_present")
+        self.negative = Signal(name=f"{name}_negative")
+        m.d.comb += [self.index.eq(code), self.present.eq(code[:3].any()), self.negative.eq(code[3])]
+
+    def inverted(self, operand: Value) -> Value:
+        """x << (index - 1), or 0 for index 0; its one's complement where the code is negative."""
+        shifted = (operand << self.index)[1 : PRODUCT_BITS + 1].as_signed()
+        value = Mux(self.present, shifted, 0)
+        return Mux(self.negative, ~value, value)

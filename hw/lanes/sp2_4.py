@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import C, Module, Value
+from amaranth.hdl import Module, Value
 
 from .terms import Term, term_sums
 
@@ -19,11 +19,14 @@ class SP2:
     maximum = False
 
     def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
-        def index(code: Value, *members: int) -> Value:
-            return C(sum(1 << member for member in members), 8).bit_select(code[:3], 1)
-
         (lane,) = codes
         # Magnitudes by index: 0, 1, 2, 4, 5, 6, 8, and 0 for the pattern 7, which no code uses.
-        low = [Term(one=index(code, 1, 4), two=index(code, 2, 5), negative=code[3]) for code in lane]
-        high = [Term(one=index(code, 3, 4, 5), two=index(code, 6), negative=code[3]) for code in lane]
+        low = [
+            Term(m, f"low_{i}", one=code[:3].matches(1, 4), two=code[:3].matches(2, 5), negative=code[3])
+            for i, code in enumerate(lane)
+        ]
+        high = [
+            Term(m, f"high_{i}", one=code[:3].matches(3, 4, 5), two=code[:3].matches(6), negative=code[3])
+            for i, code in enumerate(lane)
+        ]
         return [term_sums(m, operand, {0: low, 2: high})]

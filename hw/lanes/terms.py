@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
-from amaranth.hdl import Cat, Module, Signal, Value
+from amaranth.hdl import Module, Mux, Signal, Value
 
 from .sums import groups, register, total
 
 __all__ = ["Term", "add_carries", "term_sums", "two_stage"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Term:
-    """(x if one) | (2 * x if two), negated if `negative`. At most one of `one` and `two` is set."""
+    """(x if one) | (2 * x if two), negated if `negative`. At most one of `one` and `two` is set.
 
-    one: Value
-    two: Value
-    negative: Value
+    Decoded once for all columns.
+    """
+
+    def __init__(self, m: Module, name: str, *, one: Value, two: Value, negative: Value):
+        self.one = Signal(name=f"{name}_one")
+        self.two = Signal(name=f"{name}_two")
+        self.negative = Signal(name=f"{name}_negative")
+        m.d.comb += [self.one.eq(one), self.two.eq(two), self.negative.eq(negative)]
 
 
 def inverted(operand: Value, term: Term) -> Value:
     """The term's value, or its one's complement where negative: adding `negative` completes it."""
-    bits = len(operand) + 1
-    single = Cat(operand, operand[-1]) & term.one.replicate(bits)
-    double = (operand << 1)[:bits] & term.two.replicate(bits)
-    return ((single | double) ^ term.negative.replicate(bits)).as_signed()
+    value = Mux(term.two, operand << 1, Mux(term.one, operand, 0))
+    return Mux(term.negative, ~value, value)
 
 
 def term_sums(
