@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .floatgraph import FloatGraph, Node
-from .patterns import HANDLERS, MOVEMENTS, PASS_THROUGH, Call, remedy_for
+from .patterns import HANDLERS, MOVEMENTS, PASS_THROUGH, SHAPE_ONLY, Call, remedy_for
 from .views import Draft, Scores, Unsupported, View, dense
 
 __all__ = ["Finding", "UnsupportedModel", "check", "import_module"]
@@ -163,7 +163,7 @@ class _Interpreter:
         for node in module.graph.nodes:
             if node.op == "get_attr":
                 values[node] = getattr(module, node.target).detach()
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node.users:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                 values[node] = self._call(node, args, kwargs)
             elif node.op == "output":
@@ -181,7 +181,9 @@ class _Interpreter:
             if not (error.layout and any(_is_tainted(value) for value in tree_leaves((args, kwargs)))):
                 where, what = error.origin or (path, op)
                 self._report(Finding(where, what, error.reason, error.remedy))
-        return tree_map(self._opaque, node.meta["val"])
+        if any(isinstance(value, View | Scores) for value in tree_leaves((args, kwargs))):
+            return tree_map(self._opaque, node.meta["val"])
+        return tree_map(lambda meta: torch.zeros(meta.shape, dtype=meta.dtype), node.meta["val"])
 
     def _evaluate(self, node: fx.Node, op: str, path: str, leaf: bool, args: tuple, kwargs: dict) -> object:
         symbols = [value for value in tree_leaves((args, kwargs)) if isinstance(value, View | Scores)]
@@ -191,6 +193,11 @@ class _Interpreter:
             return node.target(*args, **kwargs)
         if op in PASS_THROUGH:
             return args[0]
+        if op in SHAPE_ONLY:
+            like = tree_map(
+                lambda v: torch.empty(v.index.shape) if isinstance(v, View | Scores) else v, (args, kwargs)
+            )
+            return node.target(*like[0], **like[1])
         if op in MOVEMENTS:
             return _moved(node, symbols, args, kwargs)
         handler = HANDLERS.get(op)

@@ -15,7 +15,7 @@ import torch
 
 from .views import Draft, Scores, Unsupported, View, affine, by_position, dense, ordered
 
-__all__ = ["HANDLERS", "MOVEMENTS", "PASS_THROUGH", "SUPPORTED", "Call", "remedy_for"]
+__all__ = ["HANDLERS", "MOVEMENTS", "PASS_THROUGH", "SHAPE_ONLY", "SUPPORTED", "Call", "remedy_for"]
 
 Value = View | Scores | torch.Tensor
 Pair = tuple[int, int]
@@ -60,6 +60,9 @@ MOVEMENTS = frozenset(
 PASS_THROUGH = frozenset(
     ["clone", "contiguous", "alias", "detach", "to", "_to_copy", "lift_fresh_copy", "identity", "positive"]
 )
+
+SHAPE_ONLY = frozenset(["new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like"])
+"""Operators that make constants of an activation's shape."""
 
 SUPPORTED = (
     "conv2d, linear, matmul by a weight, batch_norm, layer_norm, scaled_dot_product_attention or its softmax "
@@ -310,6 +313,7 @@ def _softmax(call, x, dim, *_, **__):
         raise Unsupported(
             "softmax has hardware inside attention only",
             "return the logits and take softmax outside the model",
+            layout=len(call.shape) > 2,  # behind an unsupported operator it may be attention's
         )
     if dim not in (-1, x.index.dim() - 1):
         raise Unsupported(f"attention's softmax must run over keys, not axis {dim}", "use softmax(dim=-1)")

@@ -218,9 +218,11 @@ def ordered(view: View, shape: tuple[int, ...], batch: int, *, flat: bool = Fals
 
 def by_position(view: View, width: int, batch: int) -> tuple[Draft, torch.Tensor, torch.Tensor]:
     """For an operator on the last axis, of length `width`: the node, the position of each row of the value in
-    (N * positions), and the channel of each element of a row."""
+    (N * positions), and the channel of each element of a row. Pixels that torch sees as tokens become tokens."""
     view = dense(view, batch)
     base = view.base
+    if len(base.shape) == view.index.dim() == 3 and base.size > base.channels == width:
+        base = _reshaped(base, (base.size // width, width))
     if base.channels != width and base.size == width:
         base = _reshaped(base, (1, width))
     if base.channels != width:
