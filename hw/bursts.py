@@ -1,0 +1,111 @@
+"""From a transfer in a region of DRAM to its bursts: bounds, addresses and lengths."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..arch import isa
+from ..arch.accelerator import Accelerator
+from ..arch.registers import Cause
+from .axi import ADDRESS_BITS, LENGTH_BITS
+from .ports import load_bytes
+
+__all__ = ["BURST", "FAULT", "REGIONS", "Bursts", "row_beats_limit"]
+
+REGIONS = data.ArrayLayout(data.StructLayout({"base": ADDRESS_BITS, "limit": ADDRESS_BITS}), len(isa.Region))
+"""Base and limit of every region, in bytes."""
+FAULT = data.StructLayout({"cause": range(max(Cause) + 1), "info": 32})
+"""Why a run stops; a cause of NONE is no fault."""
+BURST = data.StructLayout({"address": ADDRESS_BITS, "length": LENGTH_BITS, "last": 1})
+"""One burst: byte address, number of beats, and whether it is the transfer's last."""
+
+
+def row_beats_limit(accelerator: Accelerator) -> int:
+    """Beats of the widest row of any memory."""
+    return max(accelerator.beats(load_bytes(accelerator, target)) for target in isa.LoadTarget)
+
+
+class Bursts(wiring.Component):
+    """Checks one transfer and cuts it into bursts.
+
+    `start` (while `idle`) takes region, offset, rows and beats of a row. Two cycles later (or once `enable` is high)
+    either `fault` holds OUT_OF_BOUNDS until reset, or `begin` is high for one cycle; the bursts follow on `o` from the
+    cycle after, at one per cycle. `idle` rises when the last one has been taken.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+        super().__init__(
+            {
+                "regions": In(REGIONS),
+                "start": In(1),
+                "region": In(isa.Region),
+                "offset": In(ADDRESS_BITS),
+                "rows": In(16),
+                "row_beats": In(range(row_beats_limit(accelerator) + 1)),
+                "enable": In(1),
+                "idle": Out(1),
+                "begin": Out(1),
+                "fault": Out(FAULT),
+                "o": Out(stream.Signature(BURST)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        bus_bytes, burst_beats = self._accelerator.bus_bytes, self._accelerator.burst_beats
+        shift = bus_bytes.bit_length() - 1
+        region, offset = Signal(isa.Region), Signal(ADDRESS_BITS)
+        rows, row_beats = Signal.like(self.rows), Signal.like(self.row_beats)
+        address = Signal(ADDRESS_BITS)
+        remaining = Signal(len(rows) + len(row_beats))
+        misaligned = Signal()
+
+        index = (address >> shift)[: (burst_beats - 1).bit_length()] if burst_beats > 1 else 0
+        space = Signal(LENGTH_BITS)
+        m.d.comb += [
+            space.eq(burst_beats - index),
+            self.o.payload.address.eq(address),
+            self.o.payload.last.eq(remaining <= space),
+            self.o.payload.length.eq(Mux(self.o.payload.last, remaining, space)),
+            self.fault.info.eq(offset),
+        ]
+        chosen = self.regions[region]
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.idle.eq(1)
+                with m.If(self.start):
+                    m.d.sync += [
+                        region.eq(self.region),
+                        offset.eq(self.offset),
+                        rows.eq(self.rows),
+                        row_beats.eq(self.row_beats),
+                    ]
+                    m.next = "SUM"
+            with m.State("SUM"):
+                start = Signal(ADDRESS_BITS)
+                m.d.comb += start.eq(chosen.base + offset)
+                m.d.sync += [
+                    address.eq(start),
+                    misaligned.eq((start | offset)[:shift].any()),
+                    remaining.eq(rows * row_beats),
+                ]
+                m.next = "CHECK"
+            with m.State("CHECK"):
+                with m.If(misaligned | (offset + (remaining << shift) > chosen.limit)):
+                    m.d.comb += self.fault.cause.eq(Cause.OUT_OF_BOUNDS)
+                with m.Elif(self.enable):
+                    m.d.comb += self.begin.eq(1)
+                    m.next = "ISSUE"
+            with m.State("ISSUE"):
+                m.d.comb += self.o.valid.eq(1)
+                with m.If(self.o.ready):
+                    m.d.sync += [
+                        remaining.eq(remaining - self.o.payload.length),
+                        address.eq(address + (self.o.payload.length << shift)),
+                    ]
+                    with m.If(self.o.payload.last):
+                        m.next = "IDLE"
+        return m

@@ -1,0 +1,111 @@
+"""Dispatch: instructions in program order to the queues of the engines, and from there in the order of semaphores."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..arch import isa
+from ..arch.accelerator import Accelerator
+from .decode import instruction_layout
+from .ports import EngineSignature
+from .queue import Queue
+from .semaphores import Semaphores, foreign_waits
+
+__all__ = ["QUEUE", "Dispatch"]
+
+QUEUE = 4
+"""Instructions that wait for each engine."""
+
+
+class Dispatch(wiring.Component):
+    """Runs a program: `start` with `entry` begins, `end` is high for one cycle when END is reached and all is done.
+
+    The instruction at `read_index` must be on `instruction` in the next cycle; one is dispatched per cycle. An illegal
+    instruction (`illegal` while it stays) is not dispatched: an unknown opcode or enumeration value, a semaphore of
+    another consumer, a transfer of no rows, or none at all (beyond `count`). `index` is its number; `dispatched` counts
+    instructions of this run. With `halt` nothing starts. Each engine's instructions that have not ended are in flight.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+        super().__init__(
+            {
+                "start": In(1),
+                "entry": In(17),
+                "count": In(17),
+                "halt": In(1),
+                "end": Out(1),
+                "illegal": Out(1),
+                "index": Out(17),
+                "dispatched": Out(32),
+                "read_index": Out(17),
+                "instruction": In(isa.INSTRUCTION_BITS),
+                **{e.name.lower(): In(EngineSignature(isa.Opcode[e.name])) for e in isa.Engine},
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.semaphores = semaphores = Semaphores(self._accelerator)
+        running, advance = Signal(), Signal()
+        common = data.View(instruction_layout(isa.Opcode.END), self.instruction)
+        legal, accepted, ended = Signal(), Signal(), Signal()
+        m.d.comb += [
+            advance.eq(accepted & running & ~self.halt),
+            self.read_index.eq(Mux(self.start, self.entry, self.index + advance)),
+            self.illegal.eq(running & ~legal),
+            self.end.eq(running & legal & ended & ~self.halt),
+            semaphores.clear.eq(self.start),
+        ]
+        m.d.sync += [self.index.eq(self.read_index), self.dispatched.eq(self.dispatched + advance)]
+        with m.If(self.start):
+            m.d.sync += [running.eq(1), self.dispatched.eq(0)]
+        with m.Elif(self.end | self.halt):
+            m.d.sync += running.eq(0)
+
+        idle = []
+        for engine in isa.Engine:
+            name, port = engine.name.lower(), getattr(self, engine.name.lower())
+            opcode = isa.Opcode[engine.name]
+            m.submodules[f"{name}_queue"] = queue = Queue(instruction_layout(opcode), QUEUE)
+            chosen, start, in_flight = (
+                Signal(name=f"{name}_chosen"),
+                Signal(name=f"{name}_start"),
+                Signal(6, name=f"{name}_in_flight"),
+            )
+            wait = getattr(semaphores, f"wait_{int(engine)}")
+            m.d.comb += [
+                chosen.eq(common.opcode == opcode),
+                queue.i.payload.eq(self.instruction),
+                queue.i.valid.eq(advance & chosen),
+                wait.eq(queue.o.payload.wait),
+                port.i.payload.eq(queue.o.payload),
+                port.i.valid.eq(queue.o.valid & semaphores.ok[engine] & ~self.halt),
+                port.halt.eq(self.halt),
+                start.eq(port.i.valid & port.i.ready),
+                queue.o.ready.eq(start),
+                semaphores.start[engine].eq(start),
+                semaphores.done[engine].eq(port.done),
+                getattr(semaphores, f"signal_{int(engine)}").eq(port.done_signal),
+            ]
+            m.d.sync += in_flight.eq(in_flight + queue.i.valid - port.done)
+            idle.append(in_flight == 0)
+            with m.If(chosen & (self.index < self.count)):
+                m.d.comb += [legal.eq(self._legal(opcode, engine)), accepted.eq(legal & queue.i.ready)]
+        with m.If((common.opcode == isa.Opcode.END) & (self.index < self.count)):
+            m.d.comb += [legal.eq(1), ended.eq(Cat(idle).all())]
+        return m
+
+    def _legal(self, opcode: isa.Opcode, engine: isa.Engine):
+        """Whether `instruction` is a legal one of its opcode."""
+        fields = data.View(instruction_layout(opcode), self.instruction)
+        legal = (fields.wait & foreign_waits(engine)) == 0
+        for field in isa.fields(opcode):
+            value = getattr(fields, field.name)
+            if field.kind is not None and len(field.kind) < 1 << field.bits:
+                legal &= Cat(value == int(member) for member in field.kind).any()
+            if field.name == "rows":
+                legal &= value != 0
+        return legal

@@ -1,0 +1,160 @@
+"""The machine: all engines, the scratchpad and control behind one AXI4-Lite slave and one AXI4 master."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, ResetInserter
+from amaranth.lib import wiring
+from amaranth.lib.wiring import Out
+
+from ..arch import isa
+from ..arch.accelerator import Accelerator
+from . import load, matrix, store, vector
+from .axi import ReadChannel, connect_master, master_ports
+from .axilite import slave_ports
+from .control import Control
+from .dispatch import Dispatch
+from .program import Memory
+from .scratchpad import READERS, WRITERS, Scratchpad
+from .verilog import generate
+
+__all__ = ["MODULE", "TRACED", "Top", "verilog"]
+
+MODULE = "terrazzo_top"
+"""Name of the Verilog module."""
+TRACED = tuple(engine.name.lower() for engine in isa.Engine)
+"""Engines with trace ports, in the order of `isa.Engine`."""
+_MATRIX_TARGETS = (isa.LoadTarget.WEIGHT, isa.LoadTarget.PARAM, isa.LoadTarget.TABLE)
+_VECTOR_TARGETS = tuple(
+    t for t in isa.LoadTarget if t not in (isa.LoadTarget.SCRATCHPAD, *_MATRIX_TARGETS[:2])
+)
+
+
+class Top(wiring.Component):
+    """Ports: `s_axil_*` (registers), `m_axi_*` (DRAM), `irq`, and traces.
+
+    `trace_<engine>_start` is high in the cycle in which an instruction goes into the engine, `trace_<engine>_done` in
+    the one in which it is completed; the tags beside them are those of the instructions. `trace_run_start` and
+    `trace_run_end` mark the first and the last cycle of a run.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+        traces = {"trace_run_start": Out(1), "trace_run_end": Out(1)}
+        for name in TRACED:
+            traces |= {f"trace_{name}_{what}": Out(1) for what in ("start", "done")}
+            traces |= {f"trace_{name}_{what}_tag": Out(10) for what in ("start", "done")}
+        super().__init__(
+            {**slave_ports("s_axil"), **master_ports(accelerator, "m_axi"), "irq": Out(1), **traces}
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        accelerator = self._accelerator
+        control, program = Control(accelerator), Memory(accelerator)
+        dispatch, scratchpad = Dispatch(accelerator), Scratchpad(accelerator)
+        engines = {
+            "load": load.Engine(accelerator),
+            "matrix": matrix.Engine(accelerator),
+            "vector": vector.Engine(accelerator),
+            "store": store.Engine(accelerator),
+        }
+        m.submodules.control, m.submodules.program, m.submodules.scratchpad = control, program, scratchpad
+        for name, block in {"dispatch": dispatch, **engines}.items():
+            m.submodules[name] = ResetInserter(control.clear)(block)
+
+        # Host and faults.
+        for name, member in control.axi.signature.members.items():
+            port, inner = getattr(self, f"s_axil_{name}"), getattr(control.axi, name)
+            m.d.comb += port.eq(inner) if member.flow == Out else inner.eq(port)
+        m.d.comb += [
+            self.irq.eq(control.irq),
+            control.quiet.eq(engines["load"].quiet & engines["store"].quiet),
+            control.illegal.eq(dispatch.illegal),
+            control.index.eq(dispatch.index),
+            control.dispatched.eq(dispatch.dispatched),
+            control.run_end.eq(dispatch.end),
+            control.program_busy.eq(program.busy),
+            control.program_loaded.eq(program.loaded),
+            control.program_count.eq(program.count),
+            control.busy.eq(Cat(engine.control.busy for engine in engines.values())),
+            control.stalled.eq(Cat(engine.control.stalled for engine in engines.values())),
+            control.load_fault.eq(engines["load"].fault),
+            control.store_fault.eq(engines["store"].fault),
+            control.program_fault.eq(program.fault),
+            program.load.eq(control.program_load),
+            program.address.eq(control.program_address),
+            engines["load"].regions.eq(control.regions),
+            engines["store"].regions.eq(control.regions),
+        ]
+
+        # Instructions.
+        m.d.comb += [
+            dispatch.start.eq(control.run_start),
+            dispatch.entry.eq(control.entry),
+            dispatch.count.eq(program.count),
+            dispatch.halt.eq(control.halt),
+            dispatch.instruction.eq(program.instruction),
+            program.read_index.eq(dispatch.read_index),
+        ]
+        for name, engine in engines.items():
+            wiring.connect(m, getattr(dispatch, name), engine.control)
+
+        # Data on chip.
+        matrix_engine, vector_engine, load_engine = engines["matrix"], engines["vector"], engines["load"]
+        readers = (matrix_engine.residual, matrix_engine.fetch, vector_engine.read, engines["store"].read)
+        for name, port in zip(READERS, readers, strict=True):
+            wiring.connect(m, getattr(scratchpad, name), port)
+        for name, port in zip(WRITERS, (matrix_engine.write, vector_engine.write), strict=False):
+            wiring.connect(m, getattr(scratchpad, name), port)
+        wiring.connect(m, vector_engine.row_scales, matrix_engine.row_scales)
+        self._connect_load(m, load_engine.bus, scratchpad.load, matrix_engine.load, vector_engine.load)
+
+        # DRAM: the program is loaded while no engine reads.
+        read = ReadChannel(accelerator).create()
+        for name in ("arvalid", "araddr", "arlen", "rready"):
+            m.d.comb += getattr(read, name).eq(
+                Mux(program.busy, getattr(program.axi, name), getattr(load_engine.axi, name))
+            )
+        for axi, selected in ((program.axi, program.busy), (load_engine.axi, ~program.busy)):
+            for name in ("rdata", "rresp", "rlast"):
+                m.d.comb += getattr(axi, name).eq(getattr(read, name))
+            m.d.comb += [axi.arready.eq(read.arready & selected), axi.rvalid.eq(read.rvalid & selected)]
+        connect_master(m, self, accelerator, "m_axi", read, engines["store"].axi)
+
+        m.d.comb += [self.trace_run_start.eq(control.run_start), self.trace_run_end.eq(dispatch.end)]
+        for name, engine in engines.items():
+            i = engine.control.i
+            m.d.comb += [
+                getattr(self, f"trace_{name}_start").eq(i.valid & i.ready),
+                getattr(self, f"trace_{name}_start_tag").eq(i.payload.tag),
+                getattr(self, f"trace_{name}_done").eq(engine.control.done),
+                getattr(self, f"trace_{name}_done_tag").eq(engine.control.done_tag),
+            ]
+        return m
+
+    def _connect_load(self, m, bus, scratchpad, matrix_load, vector_load):
+        """The load engine's rows to the memory that each one names; tables go to both engines."""
+        row_bytes = self._accelerator.scratchpad_row_bytes
+        to_scratchpad = bus.target == isa.LoadTarget.SCRATCHPAD
+        m.d.comb += [
+            scratchpad.valid.eq(bus.valid & to_scratchpad),
+            scratchpad.row.eq(bus.row),
+            scratchpad.data.eq(bus.data[: row_bytes * 8]),
+            scratchpad.mask.eq(~0),
+        ]
+        ready = Mux(to_scratchpad, scratchpad.ready, 1)
+        for port, targets in ((matrix_load, _MATRIX_TARGETS), (vector_load, _VECTOR_TARGETS)):
+            chosen = Cat(bus.target == target for target in targets).any()
+            m.d.comb += [
+                port.valid.eq(bus.valid & chosen),
+                port.target.eq(bus.target),
+                port.row.eq(bus.row),
+                port.data.eq(bus.data),
+            ]
+            ready = ready & Mux(chosen, port.ready, 1)
+        m.d.comb += bus.ready.eq(ready)
+
+
+def verilog(accelerator: Accelerator) -> str:
+    """The machine as Verilog, module `MODULE`."""
+    return generate(Top(accelerator), MODULE)
