@@ -55,6 +55,8 @@ def _read_image(path: Path, shape: tuple[int, int, int], raw_max: float) -> np.n
     height, width, channels = shape
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16"):  # convert() would clip sixteen bits instead of scaling them
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             image = image.convert("L" if channels == 1 else "RGB")
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -123,7 +125,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     except SafetensorError as error:
         raise DataError(f"{path}: must be a complete safetensors file, but {error}; copy it again") from None
     except Exception as error:  # torch.load raises a dozen unrelated types on foreign files
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise DataError(
             f"{path}: must be a state dict saved by torch.save, but {reason}; save model.state_dict() again"
         ) from None
