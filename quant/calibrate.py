@@ -1,0 +1,172 @@
+"""Statistics of a float graph over calibration images, streamed: memory does not grow with the number of images."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..arch.graph import Preprocessing
+from .floatgraph import FloatGraph, Node, evaluate
+
+__all__ = ["Histogram", "Moments", "Range", "Statistics", "collect", "preprocess"]
+
+_BINS = 8192
+_SHRINK = np.concatenate([[1.0], np.geomspace(0.98, 0.15, 48)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """A quantized range: real value = scale * (code - zero_point)."""
+
+    scale: float
+    zero_point: int
+    lo: int
+    hi: int
+
+
+class Histogram:
+    """Counts of real values in equal bins of a symmetric range that doubles when a value lies outside."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(_BINS)
+        self.limit = 2.0**-10
+        self.minimum, self.maximum = 0.0, 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Count `values` (any shape)."""
+        self.minimum = min(self.minimum, float(values.min()))
+        self.maximum = max(self.maximum, float(values.max()))
+        while max(-self.minimum, self.maximum) > self.limit:
+            merged = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.zeros(_BINS)
+            self.counts[_BINS // 4 : -(_BINS // 4)] = merged
+            self.limit *= 2
+        self.counts += np.histogram(values, _BINS, (-self.limit, self.limit))[0]
+
+    def _occupied(self) -> tuple[np.ndarray, np.ndarray]:
+        centers = (np.arange(_BINS) + 0.5) * (2 * self.limit / _BINS) - self.limit
+        used = self.counts > 0
+        return np.clip(centers[used], self.minimum, self.maximum), self.counts[used]
+
+    def affine(self, bits: int) -> Range:
+        """The range with zero point and least mean squared error, both ends searched in turn."""
+        lo, hi = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+        values, counts = self._occupied()
+
+        def fit(low: float, high: float) -> tuple[float, Range]:
+            scale = max(high - low, 1e-9) / (hi - lo)
+            zero_point = int(np.clip(np.rint(lo - low / scale), lo, hi))
+            return self._error(values, counts, found := Range(scale, zero_point, lo, hi)), found
+
+        low, high = self.minimum, self.maximum
+        for _ in range(2):
+            high = min((fit(low, self.maximum * s)[0], self.maximum * s) for s in _SHRINK)[1]
+            low = min((fit(self.minimum * s, high)[0], self.minimum * s) for s in _SHRINK)[1]
+        return fit(low, high)[1]
+
+    def symmetric(self, bits: int) -> Range:
+        """The range without zero point and with least mean squared error."""
+        lo, hi = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+        values, counts = self._occupied()
+        limit = max(-self.minimum, self.maximum, 1e-9)
+        candidates = [Range(float(limit * s / hi), 0, lo, hi) for s in _SHRINK]
+        return min(candidates, key=lambda found: self._error(values, counts, found))
+
+    def wide(self) -> Range:
+        """An s16 range without zero point and with a bit of headroom."""
+        return Range(2 * max(-self.minimum, self.maximum, 1e-6) / 32767, 0, -32768, 32767)
+
+    def whole(self, bits: int) -> Range:
+        """The range with zero point that clips nothing."""
+        lo, hi = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+        scale = max(self.maximum - self.minimum, 1e-9) / (hi - lo)
+        return Range(scale, int(np.clip(np.rint(lo - self.minimum / scale), lo, hi)), lo, hi)
+
+    def clipped(self, found: Range) -> float:
+        """The fraction of values that `found` clips."""
+        values, counts = self._occupied()
+        codes = np.rint(values / found.scale) + found.zero_point
+        return float(counts[(codes < found.lo) | (codes > found.hi)].sum() / max(counts.sum(), 1))
+
+    @staticmethod
+    def _error(values: np.ndarray, counts: np.ndarray, found: Range) -> float:
+        codes = np.clip(np.rint(values / found.scale) + found.zero_point, found.lo, found.hi)
+        return float((counts * (values - (codes - found.zero_point) * found.scale) ** 2).sum())
+
+
+@dataclasses.dataclass
+class Moments:
+    """What a weight matrix sees: E[x x^T] (groups, K, K) and E[x] (groups, K), K in the weight's own order."""
+
+    second: np.ndarray
+    first: np.ndarray
+
+
+@dataclasses.dataclass
+class Statistics:
+    """Everything that quantization needs to know about the activations."""
+
+    histograms: dict[str, Histogram]
+    """Of every node's value, and of "input"."""
+    moments: dict[str, Moments]
+    """Of the input of every linear and convolution node."""
+    fisher: dict[str, np.ndarray]
+    """Per output channel of these nodes: mean over images of the squared gradient of the loss, summed over positions."""
+
+
+def preprocess(images: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
+    """Raw images (N, H, W, C) to the float32 values that the model reads."""
+    real = images.astype(np.float64) * preprocessing.scale
+    real = (real - np.array(preprocessing.mean)) / np.array(preprocessing.std)
+    return torch.from_numpy(real.astype(np.float32))
+
+
+def collect(graph: FloatGraph, images: torch.Tensor, *, batch: int = 32) -> Statistics:
+    """Run preprocessed `images` (N, H, W, C) through `graph` and gather statistics batch by batch."""
+    histograms = {name: Histogram() for name in ("input", *(node.name for node in graph.nodes))}
+    weighted = [node for node in graph.nodes if node.kind in ("linear", "conv")]
+    sums: dict[str, list] = {node.name: [0.0, 0.0, 0] for node in weighted}
+    fisher = {node.name: np.zeros(node.shape[-1]) for node in weighted}
+    for chunk in images.split(batch):
+        values = _forward(graph, chunk, {node.name for node in weighted})
+        logits = values[graph.nodes[-1].name].reshape(len(chunk), -1)
+        F.cross_entropy(logits, logits.argmax(dim=1), reduction="sum").backward()
+        for name, histogram in histograms.items():
+            histogram.add(values[name].detach().numpy())
+        for node in weighted:
+            gradient = values[node.name].grad
+            if gradient is not None:
+                fisher[node.name] += gradient.double().pow(2).flatten(0, -2).sum(0).numpy() / len(images)
+            x = _patches(node, values[node.inputs[0]].detach()).double()
+            total = sums[node.name]
+            total[0] = total[0] + (x.transpose(-1, -2) @ x).numpy()
+            total[1] = total[1] + x.sum(dim=1).numpy()
+            total[2] += x.shape[1]
+    moments = {name: Moments(second / count, first / count) for name, (second, first, count) in sums.items()}
+    return Statistics(histograms, moments, fisher)
+
+
+def _forward(graph: FloatGraph, x: torch.Tensor, watched: set[str]) -> dict[str, torch.Tensor]:
+    values = {"input": x.clone().requires_grad_()}
+    for node in graph.nodes:
+        value = evaluate(node, [values[name] for name in node.inputs])
+        if node.name in watched:
+            value.retain_grad()
+        values[node.name] = value
+    return values
+
+
+def _patches(node: Node, x: torch.Tensor) -> torch.Tensor:
+    """(groups, samples, K): the vectors that the node's weight rows are multiplied with."""
+    if node.kind == "linear":
+        return x.flatten(0, -2).unsqueeze(0)
+    _, kh, kw, depth = node.params["weight"].shape
+    top, bottom, left, right = node.attrs["padding"]
+    sy, sx = node.attrs["stride"]
+    x = F.pad(x, (0, 0, left, right, top, bottom))
+    windows = x.unfold(1, kh, sy).unfold(2, kw, sx)  # (N, Ho, Wo, C, kh, kw)
+    windows = windows.unflatten(3, (node.attrs["groups"], depth)).permute(3, 0, 1, 2, 5, 6, 4)
+    return windows.reshape(node.attrs["groups"], -1, kh * kw * depth)

@@ -1,0 +1,156 @@
+"""Weight rows: which scheme each one takes, at which scale, and with which codes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from ..arch.errors import UserError
+from ..arch.numerics import ACCUMULATOR_BITS
+from ..arch.schemes import Scheme, codebook
+from .gptq import nearest, round_rows, weighted_error
+
+__all__ = [
+    "MixtureError",
+    "Rows",
+    "accumulator_range",
+    "assign",
+    "check_mixture",
+    "fit_scale",
+    "quantize_rows",
+]
+
+_CLIPS = np.geomspace(1.0, 0.35, 48)
+_GROWTH = 1.1
+
+
+class MixtureError(UserError):
+    """Lane counts that no hardware can have; the message says which."""
+
+
+@dataclasses.dataclass
+class Rows:
+    """The rows of one layer."""
+
+    codes: np.ndarray
+    """int64 (O, K)."""
+    scale: np.ndarray
+    """float64 (O,)."""
+    schemes: np.ndarray
+    """uint8 (O,)."""
+    grown: int
+    """Rows whose scale had to grow to keep the accumulator within its bits."""
+
+
+def check_mixture(mixture: dict[Scheme, int], drain: int) -> None:
+    """Raise MixtureError unless all counts are multiples of `drain` and Fixed-8 lanes exist."""
+    wrong = [f"{scheme.name} {count}" for scheme, count in mixture.items() if count < 0 or count % drain]
+    if wrong or drain < 1:
+        raise MixtureError(
+            f"lanes of each scheme must be a multiple of drain ({drain}), not {', '.join(wrong)}"
+        )
+    if not mixture.get(Scheme.FIXED8):
+        raise MixtureError("mixture must have FIXED8 lanes, not 0: they run attention and incomplete blocks")
+
+
+def fit_scale(weight: np.ndarray, scheme: Scheme, importance: np.ndarray) -> np.ndarray:
+    """The scale (O,) of each row with the least squared error, columns weighted by `importance` (K,)."""
+    top = np.abs(weight).max(axis=1)
+    top = np.where(top > 0, top, max(float(top.max()), 1e-6)) / codebook(scheme).max()
+    errors = []
+    for clip in _CLIPS:
+        scale = (top * clip)[:, None]
+        errors.append((weight - nearest(weight / scale, scheme) * scale) ** 2 @ importance)
+    return top * _CLIPS[np.argmin(errors, axis=0)]
+
+
+def assign(cost: dict[Scheme, np.ndarray], mixture: dict[Scheme, int], drain: int) -> np.ndarray:
+    """The scheme uint8 (O,) of every row: least total `cost[scheme]` (O,) under the lane counts.
+
+    A block is sum(mixture) successive rows; of the rows of one block with equal r = row % drain, exactly
+    mixture[s] / drain take scheme s. Rows after the last whole block are Fixed-8.
+    """
+    rows, lanes = len(cost[Scheme.FIXED8]), sum(mixture.values())
+    slots = np.array([s for s in sorted(mixture) for _ in range(mixture[s] // drain)], dtype=np.uint8)
+    schemes = np.full(rows, Scheme.FIXED8, dtype=np.uint8)
+    for start in range(0, rows - lanes + 1, lanes):
+        for residue in range(drain):
+            cell = np.arange(start + residue, start + lanes, drain)
+            table = np.stack([cost[Scheme(slot)][cell] for slot in slots], axis=1)
+            row, slot = linear_sum_assignment(table)
+            schemes[cell[row]] = slots[slot]
+    return schemes
+
+
+def accumulator_range(codes: np.ndarray, lo: int, hi: int) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest sum of codes * x of every row over all inputs lo <= x <= hi."""
+    a, b = codes * lo, codes * hi
+    return np.minimum(a, b).sum(axis=1), np.maximum(a, b).sum(axis=1)
+
+
+def quantize_rows(
+    weight: np.ndarray,
+    hessian: np.ndarray,
+    fisher: np.ndarray,
+    mixture: dict[Scheme, int],
+    drain: int,
+    lo: int,
+    hi: int,
+) -> Rows:
+    """Schemes, scales and codes of the rows `weight` (groups, O, K) that see inputs lo..hi.
+
+    `hessian` (groups, K, K), `fisher` (groups * O,). Grouped layers (groups > 1) take Fixed-8 rows throughout.
+    """
+    groups, outputs, _ = weight.shape
+    if groups > 1:
+        mixture = {Scheme.FIXED8: 1}
+        parts = [
+            _round_group(weight[g], hessian[g], np.full(outputs, Scheme.FIXED8, np.uint8), lo, hi)
+            for g in range(groups)
+        ]
+    else:
+        importance = np.diag(hessian[0]) + 1e-12
+        cost = {}
+        for scheme in mixture:
+            scale = fit_scale(weight[0], scheme, importance)[:, None]
+            rounded = nearest(weight[0] / scale, scheme) * scale
+            cost[scheme] = (fisher + 1e-12 * max(fisher.max(), 1)) * weighted_error(
+                weight[0] - rounded, hessian[0]
+            )
+        parts = [_round_group(weight[0], hessian[0], assign(cost, mixture, drain), lo, hi)]
+    return Rows(
+        np.concatenate([p.codes for p in parts]),
+        np.concatenate([p.scale for p in parts]),
+        np.concatenate([p.schemes for p in parts]),
+        sum(p.grown for p in parts),
+    )
+
+
+def _round_group(weight: np.ndarray, hessian: np.ndarray, schemes: np.ndarray, lo: int, hi: int) -> Rows:
+    importance = np.diag(hessian) + 1e-12
+    scale = np.ones(len(weight))
+    for scheme in np.unique(schemes):
+        rows = schemes == scheme
+        scale[rows] = fit_scale(weight[rows], Scheme(scheme), importance)
+    codes = round_rows(weight, scale, schemes, hessian)
+    limit, grown = 1 << (ACCUMULATOR_BITS - 1), np.zeros(len(weight), bool)
+    while (over := _exceeds(codes, lo, hi, limit)).any():
+        grown |= over
+        scale[over] *= _GROWTH
+        codes[over] = round_rows(weight[over], scale[over], schemes[over], hessian)
+    return Rows(codes, _refit(weight, codes, scale, hessian), schemes, int(grown.sum()))
+
+
+def _exceeds(codes: np.ndarray, lo: int, hi: int, limit: int) -> np.ndarray:
+    least, greatest = accumulator_range(codes, lo, hi)
+    return np.maximum(-least, greatest) >= limit
+
+
+def _refit(weight: np.ndarray, codes: np.ndarray, scale: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """The scale that minimises (w - s q)^T H (w - s q) for the codes as they are."""
+    projected = codes @ hessian
+    below = np.einsum("ok,ok->o", projected, codes)
+    best = np.einsum("ok,ok->o", projected, weight) / np.maximum(below, 1e-30)
+    return np.where((below > 1e-20) & (best > 0.25 * scale) & (best < 4 * scale), best, scale)
