@@ -1,0 +1,185 @@
+"""The vector engine's datapath of one column: `vector` lanes through the stages of `steps`."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from ...arch import isa
+from ...arch.accelerator import Accelerator
+from ..decode import instruction_layout
+from ..lanes.sums import register, total
+from ..requantize import Requantizer, saturate
+from .layernorm import moments_layout, sums_layout
+from .softmax import TOTAL_BITS
+from .steps import STAGES, step_layout
+
+__all__ = ["Column", "norm_layout"]
+
+T_BITS = 18
+"""LayerNorm's normalised value, and the scaled residual."""
+
+
+def norm_layout(vector: int) -> data.ArrayLayout:
+    """A row of LayerNorm parameters."""
+    return data.ArrayLayout(data.StructLayout({"g": signed(16), "b": signed(48)}), vector)
+
+
+class Column(wiring.Component):
+    """Codes in, codes out, OUTPUT_STAGE cycles after the grant of a step's read; never stalls.
+
+    `steps[s]` is the step in stage s. `word` belongs to stage 2, `norm` to stage 8, `outputs` to stage 13; the
+    tables' values to stage 12 and their indices to stage 11. `sums` is complete when the last step of a measuring
+    pass is in stage 6, `softmax_total` when the last step of a writing pass is in stage 15. `moments[bank].sum` is
+    used in stage 4, `.r` in 5, `.k` in 6.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        vector = accelerator.vector
+        super().__init__(
+            {
+                "instruction": In(instruction_layout(isa.Opcode.VECTOR)),
+                "steps": In(data.ArrayLayout(step_layout(accelerator), STAGES)),
+                "word": In(accelerator.depth * 8),
+                "norm": In(norm_layout(vector)),
+                "moments": In(data.ArrayLayout(moments_layout(), 2)),
+                "sums": Out(sums_layout()),
+                "softmax_total": Out(TOTAL_BITS),
+                "unary_index": Out(data.ArrayLayout(10, vector)),
+                "unary": In(data.ArrayLayout(signed(8), vector)),
+                "exp_index": Out(data.ArrayLayout(8, vector)),
+                "exp": In(data.ArrayLayout(8, vector)),
+                "outputs": Out(data.ArrayLayout(16, vector)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        now, steps = self.instruction, self.steps
+        self.layernorm, self.softmax = Signal(), Signal()
+        m.d.comb += [
+            self.layernorm.eq(now.op == isa.VectorOp.LAYERNORM),
+            self.softmax.eq(now.op == isa.VectorOp.SOFTMAX),
+        ]
+        moments = {
+            s: Mux(steps[s].bank, self.moments[1].as_value(), self.moments[0].as_value()) for s in (4, 5, 6)
+        }
+        moments = {s: data.View(moments_layout(), value) for s, value in moments.items()}
+
+        codes, residuals = self.codes(m)
+        products = []
+        for i, code in enumerate(codes):
+            factor = Mux(steps[3].measure, code, now.channels)
+            products.append(register(m, code * factor, f"product_{i}_4"))
+        peak = self.peak(m, codes)
+        codes = [register(m, code, f"code_{i}_4") for i, code in enumerate(codes)]
+        self.accumulate(m, codes, products)
+
+        outputs = []
+        for i, (code, residual, product) in enumerate(zip(codes, residuals, products, strict=True)):
+            with_lane = f"{i}_"
+            centred = register(m, product - moments[4].sum, f"centred_{with_lane}5")[:28].as_signed()
+            code = register(m, code, f"code_{with_lane}5")
+            self.exponent_index(m, i, peak, code)
+            t = self.scaled(m, i, centred, residual, moments)
+            for stage in range(6, 9):
+                code = register(m, code, f"code_{with_lane}{stage}")
+            outputs.append(self.requantized(m, i, code, t))
+        m.d.comb += [self.outputs[i].eq(output) for i, output in enumerate(outputs)]
+        self.accumulate_exponentials(m, outputs)
+        return m
+
+    def codes(self, m: Module) -> tuple[list[Value], list[Value]]:
+        """Codes in stage 3 (0 where absent) and residuals in stage 5."""
+        a, step = self.accelerator, self.steps[2]
+        bits = a.vector * 8
+        slots = [self.word.word_select(slot, bits) for slot in range(a.depth // a.vector)]
+        low, high = Signal(bits), Signal(bits)
+        m.d.comb += [low.eq(Array(slots)[step.slot]), high.eq(Array(slots[1::2])[step.slot[1:]])]
+        pair = Cat(low, high)
+        codes, residuals = [], []
+        for i in range(a.vector):
+            code = Mux(step.wide, pair.word_select(i, 16).as_signed(), low.word_select(i, 8).as_signed())
+            code = register(m, Mux(step.present[i], code, 0), f"code_{i}_3")
+            held = Signal(signed(16), name=f"residual_{i}", reset_less=True)
+            m.d.sync += held.eq(Mux(self.steps[3].residual, code, held))
+            codes.append(code)
+            residuals.append(register(m, register(m, held, f"residual_{i}_4"), f"residual_{i}_5"))
+        return codes, residuals
+
+    def peak(self, m: Module, codes: list[Value]) -> Signal:
+        """Softmax's row maximum, in stage 5."""
+        step = self.steps[4]
+        present = self.steps[3].present
+        values = [Mux(present[i], code, -32768) for i, code in enumerate(codes)]
+        while len(values) > 1:
+            pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
+            values = [Mux(pair[0] > pair[1], pair[0], pair[1]) for pair in pairs]
+        best = register(m, values[0], "best_4")
+        peak = Signal(signed(16), reset_less=True)
+        higher = Mux(step.first | (best > peak), best, peak)
+        m.d.sync += peak.eq(Mux(step.valid & step.measure, higher, peak))
+        return peak
+
+    def accumulate(self, m: Module, codes: list[Value], products: list[Value]) -> None:
+        """LayerNorm's sums: in stage 5 of one step, complete in stage 6."""
+        step = self.steps[5]
+        for name, values in (("sum", codes), ("squares", products)):
+            sums = self.sums[name]
+            addend = register(m, total(values), f"{name}_5")
+            accumulator = Signal(Value.cast(sums).shape(), name=name, reset_less=True)
+            following = Mux(step.first, 0, accumulator) + addend
+            m.d.sync += accumulator.eq(Mux(step.valid & step.measure, following, accumulator))
+            m.d.comb += sums.eq(accumulator)
+
+    def exponent_index(self, m: Module, i: int, peak: Value, code: Value) -> None:
+        """min(peak - code, 255), from stage 5 to stage 11."""
+        distance = peak - code
+        index = Mux(distance[8:].any(), 255, distance[:8])
+        for stage in range(6, 12):
+            index = register(m, index, f"exp_index_{i}_{stage}")
+        m.d.comb += self.exp_index[i].eq(index)
+
+    def scaled(self, m: Module, i: int, centred: Value, residual: Value, moments: dict) -> Value:
+        """LayerNorm's t, or the residual at the output's scale, in stage 8."""
+        now = self.instruction
+        value = Mux(self.layernorm, centred, residual)
+        scale = Mux(self.layernorm, moments[5].r, now.residual_m)
+        shift = (Mux(self.layernorm, moments[6].k, now.residual_n) - 1)[:6]
+        product = register(m, value * scale, f"scaled_{i}_6")
+        halves = register(m, saturate(product >> shift, T_BITS + 2), f"scaled_{i}_7")
+        return register(m, saturate((halves + 1) >> 1, T_BITS), f"scaled_{i}_8")
+
+    def requantized(self, m: Module, i: int, code: Value, t: Value) -> Value:
+        """Stages 8 to 13: requantizer, table or residual, clamp."""
+        now, norm, step = self.instruction, self.norm[i], self.steps[12]
+        requantizer = Requantizer(T_BITS)
+        m.submodules[f"requantizer_{i}"] = requantizer
+        m.d.comb += [
+            requantizer.acc.eq(Mux(self.layernorm, t, code)),
+            requantizer.m.eq(Mux(self.layernorm, norm.g, now.m)),
+            requantizer.constant.eq(Mux(self.layernorm, norm.b, now.constant)),
+            requantizer.n.eq(now.n),
+        ]
+        for stage in range(9, 12):
+            t = register(m, t, f"scaled_{i}_{stage}")
+        v = requantizer.v
+        narrow, wide = Cat(saturate(v, 8)), Cat(saturate(v, 10))
+        index = Mux(now.table_wide, wide ^ 512, narrow ^ 128)
+        m.d.comb += self.unary_index[i].eq(index)
+        v = register(m, Mux(now.residual & ~self.layernorm, saturate(v + t, 16), v), f"v_{i}_12")
+        v = Mux(now.table & ~self.layernorm, self.unary[i], v)
+        clamped = Mux(v < now.lo, now.lo, Mux(v > now.hi, now.hi, v))
+        result = Mux(self.softmax, self.exp[i], clamped)
+        return register(m, Mux(step.present[i], result, 0)[:16], f"output_{i}_13")
+
+    def accumulate_exponentials(self, m: Module, outputs: list[Value]) -> None:
+        """Softmax's sum of E: in stage 14 of one step, complete in stage 15."""
+        step = self.steps[14]
+        addend = register(m, total([output[:8] for output in outputs]), "exponentials_14")
+        accumulator = Signal(TOTAL_BITS, reset_less=True)
+        following = Mux(step.first, 0, accumulator) + addend
+        m.d.sync += accumulator.eq(Mux(step.valid & ~step.measure, following, accumulator))
+        m.d.comb += self.softmax_total.eq(accumulator)

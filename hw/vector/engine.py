@@ -1,0 +1,167 @@
+"""The vector engine: control, memories, columns and write queue put together."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from ...arch import isa
+from ...arch.accelerator import TABLE_PAGE_ENTRIES, Accelerator
+from ..ports import EngineSignature, LoadPort, ReadPort, RowScalePort, WritePort
+from .column import Column, norm_layout
+from .layernorm import Moments
+from .sequencer import Sequencer
+from .softmax import RowScales
+from .steps import OUTPUT_STAGE, STAGES, step_layout
+from .table import Table
+from .writer import Writer
+
+__all__ = ["Engine"]
+
+
+class Engine(wiring.Component):
+    """Executes VECTOR instructions, one at a time.
+
+    A step (`vector` channels of every column) is read, computed and written each cycle; a step with a residual
+    takes two. Reads and writes may be stalled for any time. Throughput is one step per cycle in every pass; an
+    instruction takes about 20 cycles more than its steps, LAYERNORM another columns + 6 for its first tile.
+    `load` accepts rows of TABLE, NORM, EXP, RECIP and RSQRT in every cycle and ignores the others.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        super().__init__(
+            {
+                "control": Out(EngineSignature(isa.Opcode.VECTOR)),
+                "read": Out(ReadPort(accelerator)),
+                "write": Out(WritePort(accelerator)),
+                "load": In(LoadPort(accelerator)),
+                "row_scales": Out(RowScalePort(accelerator)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        a = self.accelerator
+        m.submodules.sequencer = sequencer = Sequencer(a)
+        m.submodules.writer = writer = Writer(a)
+        connect(m, flipped(self.control), sequencer.control)
+        connect(m, flipped(self.write), writer.write)
+        now = sequencer.instruction
+        m.d.comb += [
+            self.load.ready.eq(1),
+            self.read.valid.eq(sequencer.read_valid),
+            self.read.row.eq(sequencer.read_row),
+            sequencer.read_ready.eq(self.read.ready),
+            sequencer.written.eq(writer.written),
+            sequencer.write_stalled.eq(writer.stalled),
+            writer.ticket.eq(sequencer.ticket),
+            writer.ticket_valid.eq(sequencer.ticket_valid),
+            writer.wide.eq(now.dst_wide & (now.op == isa.VectorOp.ELEMENTWISE)),
+            writer.halt.eq(self.control.halt),
+        ]
+
+        steps = Signal(data.ArrayLayout(step_layout(a), STAGES))
+        m.d.comb += steps[0].eq(sequencer.step)
+        m.d.sync += [steps[stage].eq(steps[stage - 1]) for stage in range(1, STAGES)]
+        output_step = steps[OUTPUT_STAGE]
+        m.d.comb += writer.outputs_valid.eq(output_step.valid & ~output_step.measure)
+
+        columns = [Column(a) for _ in range(a.columns)]
+        norm = self.norm(m, now, steps[7])
+        for c, column in enumerate(columns):
+            m.submodules[f"column_{c}"] = column
+            m.d.comb += [
+                column.instruction.eq(now),
+                column.steps.eq(steps),
+                column.word.eq(self.read.data.word_select(c, a.depth * 8)),
+                column.norm.eq(norm),
+                writer.outputs[c].eq(column.outputs),
+            ]
+        self.tables(m, now, columns)
+        self.moments(m, now, steps[6], columns)
+        self.scales(m, now, steps[15], columns)
+        return m
+
+    def norm(self, m: Module, now: data.View, step: data.View) -> data.View:
+        """The norm memory; its row for the step that is now in stage 7 comes in stage 8."""
+        a = self.accelerator
+        layout = norm_layout(a.vector)
+        m.submodules.norm = rows = memory.Memory(shape=layout, depth=a.norm_rows, init=[])
+        write, read = rows.write_port(), rows.read_port()
+        following = Signal(16, reset_less=True)
+        row = Signal(16)
+        m.d.comb += [
+            write.en.eq(self.load.valid & (self.load.target == isa.LoadTarget.NORM)),
+            write.addr.eq(self.load.row),
+            write.data.eq(self.load.data[: layout.size]),
+            row.eq(Mux(step.first, now.param, following)),
+            read.en.eq(1),
+            read.addr.eq(row),
+        ]
+        m.d.sync += following.eq(Mux(step.valid & ~step.measure, row + 1, following))
+        return read.data
+
+    def table(self, m: Module, target: isa.LoadTarget, entries: int, bits: int, readers: int) -> Table:
+        """One table, filled by LOADs of its target."""
+        m.submodules[target.name.lower()] = table = Table(entries, bits, readers)
+        m.d.comb += [
+            table.load_valid.eq(self.load.valid & (self.load.target == target)),
+            table.load_row.eq(self.load.row),
+            table.load_data.eq(self.load.data),
+        ]
+        return table
+
+    def tables(self, m: Module, now: data.View, columns: list[Column]) -> None:
+        """Unary tables and EXP, with a reader for every lane."""
+        a = self.accelerator
+        unary = self.table(m, isa.LoadTarget.TABLE, TABLE_PAGE_ENTRIES * a.table_pages, 8, a.vector_lanes)
+        exp = self.table(m, isa.LoadTarget.EXP, 256, 8, a.vector_lanes)
+        for c, column in enumerate(columns):
+            for i in range(a.vector):
+                lane = c * a.vector + i
+                m.d.comb += [
+                    unary.index[lane].eq(Cat(column.unary_index[i], now.table_page)),
+                    column.unary[i].eq(unary.value[lane]),
+                    exp.index[lane].eq(column.exp_index[i]),
+                    column.exp[i].eq(exp.value[lane]),
+                ]
+
+    def moments(self, m: Module, now: data.View, step: data.View, columns: list[Column]) -> None:
+        """From the columns' sums (`step` in stage 6) to their moments."""
+        m.submodules.moments = moments = Moments(self.accelerator.columns)
+        rsqrt = self.table(m, isa.LoadTarget.RSQRT, 1024, 16, 1)
+        m.d.comb += [
+            moments.capture.eq(step.valid & step.measure & step.last & (now.op == isa.VectorOp.LAYERNORM)),
+            moments.bank.eq(step.bank),
+            moments.channels.eq(now.channels),
+            moments.eps.eq(now.constant),
+            rsqrt.index[0].eq(moments.index),
+            moments.value.eq(rsqrt.value[0]),
+        ]
+        for c, column in enumerate(columns):
+            m.d.comb += moments.sums[c].eq(column.sums)
+            m.d.comb += [column.moments[bank].eq(moments.moments[bank][c]) for bank in range(2)]
+
+    def scales(self, m: Module, now: data.View, step: data.View, columns: list[Column]) -> None:
+        """From the columns' totals (`step` in stage 15) to row scales."""
+        m.submodules.scales = scales = RowScales(self.accelerator)
+        recip = self.table(m, isa.LoadTarget.RECIP, 256, 16, 1)
+        row, started = Signal(16, reset_less=True), self.control.i.valid & self.control.i.ready
+        m.d.comb += [
+            scales.capture.eq(step.valid & ~step.measure & step.last & (now.op == isa.VectorOp.SOFTMAX)),
+            scales.m2.eq(now.m),
+            scales.n2.eq(now.n),
+            recip.index[0].eq(scales.index),
+            scales.value.eq(recip.value[0]),
+            self.row_scales.valid.eq(scales.valid),
+            self.row_scales.row.eq(row),
+            self.row_scales.scales.eq(scales.scales),
+        ]
+        m.d.comb += [scales.totals[c].eq(column.softmax_total) for c, column in enumerate(columns)]
+        with m.If(started):
+            m.d.sync += row.eq(self.control.i.payload.param)
+        with m.Elif(scales.valid):
+            m.d.sync += row.eq(row + 1)
+        return m

@@ -1,0 +1,93 @@
+"""LayerNorm's moments: from sums to mean and reciprocal deviation, one column per cycle."""
+
+from __future__ import annotations
+
+from amaranth.hdl import C, Cat, Module, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from ..lanes.sums import register
+from .softmax import leading_one
+
+__all__ = ["Moments", "moments_layout", "sums_layout"]
+
+VARIANCE_BITS = 54
+
+
+def sums_layout() -> data.StructLayout:
+    """S = sum of x and Q = sum of x * x over the channels of a column."""
+    return data.StructLayout({"sum": signed(28), "squares": 42})
+
+
+def moments_layout() -> data.StructLayout:
+    """What normalises a column: S, r and k of numerics.layernorm."""
+    return data.StructLayout({"sum": signed(28), "r": 16, "k": 6})
+
+
+class Moments(wiring.Component):
+    """V = D * Q - S * S + eps, its normalisation and the lookup of 1 / sqrt(V), for all columns after `capture`.
+
+    `sums` are taken in the cycle of `capture`; `moments[bank]` is complete columns + 6 cycles later and holds until
+    the next capture for the same bank. Captures must be at least `columns` cycles apart; `channels` and `eps`
+    must be stable from a capture until its moments are complete. `index` and `value` go to the RSQRT table.
+    """
+
+    def __init__(self, columns: int):
+        self.columns = columns
+        super().__init__(
+            {
+                "capture": In(1),
+                "bank": In(1),
+                "sums": In(data.ArrayLayout(sums_layout(), columns)),
+                "channels": In(12),
+                "eps": In(signed(48)),
+                "index": Out(10),
+                "value": In(16),
+                "moments": Out(data.ArrayLayout(data.ArrayLayout(moments_layout(), columns), 2)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        columns = self.columns
+        shadow = Signal(data.ArrayLayout(sums_layout(), columns), reset_less=True)
+        banks = Signal(data.ArrayLayout(data.ArrayLayout(moments_layout(), columns), 2), reset_less=True)
+        left = Signal(ceil_log2(columns + 1))
+        bank = Signal()
+
+        with m.If(self.capture):
+            m.d.sync += [shadow.eq(self.sums), left.eq(columns), bank.eq(self.bank)]
+            for b in range(2):
+                with m.If(self.bank == b):
+                    m.d.sync += [banks[b][c].sum.eq(self.sums[c].sum) for c in range(columns)]
+        with m.Elif(left.any()):
+            m.d.sync += [shadow[c].eq(shadow[c + 1]) for c in range(columns - 1)]
+            m.d.sync += left.eq(left - 1)
+
+        head = shadow[0]
+        scaled = register(m, self.channels * head.squares, "scaled")
+        square = register(m, head.sum * head.sum, "square")
+        variance = register(m, (scaled - square + self.eps)[:VARIANCE_BITS], "variance")
+        pairs = Cat(variance[2 * p] | variance[2 * p + 1] for p in range(VARIANCE_BITS // 2))
+        pair = register(m, leading_one(m, pairs, "pair"), "pair_3")
+        variance_3 = register(m, variance, "variance_3")
+        index = register(m, ((variance_3 << 8) >> Cat(C(0, 1), pair))[:10], "index_4")
+        pair_5 = register(m, register(m, pair, "pair_4"), "pair_5")
+        m.d.comb += self.index.eq(index)
+
+        active, target = left.any(), bank
+        for stage in range(1, 6):
+            following, its_bank = Signal(name=f"active_{stage}"), Signal(name=f"bank_{stage}")
+            m.d.sync += [following.eq(active), its_bank.eq(target)]
+            active, target = following, its_bank
+        for b in range(2):
+            with m.If(active & (target == b)):
+                for c in range(columns):
+                    last = c == columns - 1
+                    m.d.sync += [
+                        banks[b][c].r.eq(self.value if last else banks[b][c + 1].r),
+                        banks[b][c].k.eq(pair_5 + 6 if last else banks[b][c + 1].k),
+                    ]
+        m.d.comb += self.moments.eq(banks)
+        return m

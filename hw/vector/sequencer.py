@@ -1,0 +1,217 @@
+"""The vector engine's control: walks tiles, passes and steps, and asks for their reads."""
+
+from __future__ import annotations
+
+from amaranth.hdl import C, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from ...arch import isa
+from ...arch.accelerator import Accelerator
+from ..decode import instruction_layout
+from ..ports import ROW_BITS, EngineSignature
+from .steps import LAYERNORM_LATENCY, QUEUE_STEPS, SOFTMAX_LATENCY, slot_bits, step_layout
+
+__all__ = ["Sequencer", "ticket_layout"]
+
+
+def ticket_layout(accelerator: Accelerator) -> data.StructLayout:
+    """Where the output of a step goes: a row, the slot in its words, and the columns that are positions."""
+    return data.StructLayout(
+        {"row": ROW_BITS, "slot": slot_bits(accelerator), "columns": accelerator.columns}
+    )
+
+
+class Sequencer(wiring.Component):
+    """Takes an instruction and issues its steps, at most one a cycle.
+
+    A pass is all steps of a tile. LAYERNORM and SOFTMAX have two: the first measures, the second writes. SOFTMAX
+    alternates them; LAYERNORM measures a tile ahead, so that the moments of one tile are computed while another
+    is written. ELEMENTWISE only has the second; with a residual each step takes two reads.
+
+    `step` and `ticket` belong to the read that is granted in this cycle. Steps are held back while QUEUE_STEPS of
+    them wait to be written (`written`), LAYERNORM passes until the moments they need are complete, and SOFTMAX
+    passes until the unit for row scales can take another tile.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        super().__init__(
+            {
+                "control": Out(EngineSignature(isa.Opcode.VECTOR)),
+                "instruction": Out(instruction_layout(isa.Opcode.VECTOR)),
+                "read_valid": Out(1),
+                "read_ready": In(1),
+                "read_row": Out(ROW_BITS),
+                "step": Out(step_layout(accelerator)),
+                "ticket": Out(ticket_layout(accelerator)),
+                "ticket_valid": Out(1),
+                "written": In(1),
+                "write_stalled": In(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        now = self.instruction
+        self.busy, self.setup, self.issuing = Signal(), Signal(), Signal()
+        self.measure, self.at_residual = Signal(), Signal()
+        self.number, self.read_number = Signal(13), Signal(13)
+        self.valid_last, self.padded_last = Signal(13), Signal(13)
+        self.to_measure, self.to_write = Signal(18), Signal(18)
+        self.pending = Signal(range(QUEUE_STEPS + 1))
+        self.counting = Signal(range(self.accelerator.columns + SOFTMAX_LATENCY + 1))
+        self.layernorm, self.softmax, self.elementwise = Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.layernorm.eq(now.op == isa.VectorOp.LAYERNORM),
+            self.softmax.eq(now.op == isa.VectorOp.SOFTMAX),
+            self.elementwise.eq(~(self.layernorm | self.softmax)),
+        ]
+        self.granted, self.end_of_pass = Signal(), Signal()
+        granted_step = self.granted & ~self.at_residual
+        m.d.comb += self.granted.eq(self.read_valid & self.read_ready)
+
+        self.addresses(m, granted_step)
+        waiting = self.requests(m)
+        self.loops(m, granted_step)
+        self.completion(m, granted_step)
+
+        control = self.control
+        done = self.busy & ~self.setup & ~self.issuing & ~self.pending.any() & ~self.counting.any()
+        m.d.comb += [
+            control.i.ready.eq(~self.busy & ~control.halt),
+            control.busy.eq(self.busy),
+            control.done.eq(done),
+            control.done_signal.eq(now.signal),
+            control.done_tag.eq(now.tag),
+            control.stalled.eq(
+                self.busy & (waiting | (self.read_valid & ~self.read_ready) | self.write_stalled)
+            ),
+        ]
+        with m.If(control.i.valid & control.i.ready):
+            m.d.sync += [now.eq(control.i.payload), self.busy.eq(1), self.setup.eq(1)]
+        with m.If(done):
+            m.d.sync += self.busy.eq(0)
+        return m
+
+    def addresses(self, m: Module, granted_step: Value) -> None:
+        """Rows and slots of the current step, and the step itself."""
+        now, a = self.instruction, self.accelerator
+        slot, vector_log2 = slot_bits(a), ceil_log2(a.vector)
+        measured, written = Signal(ROW_BITS), Signal(ROW_BITS)
+        self.residual_row, self.dst_row = Signal(ROW_BITS), Signal(ROW_BITS)
+        self.measured_row, self.written_row = measured, written
+        self.measured_bank, self.written_bank = Signal(), Signal()
+        self.left = Signal(signed(20))
+
+        wide = Signal()
+        m.d.comb += wide.eq(now.src_wide | ~self.elementwise | self.at_residual)
+        place = Mux(wide, self.read_number << 1, self.read_number)
+        base = Mux(self.at_residual, self.residual_row, Mux(self.measure, measured, written))
+        target = Mux(now.dst_wide & self.elementwise, self.number << 1, self.number)
+        tail = Signal(a.vector)
+        rest = (now.channels - 1)[:vector_log2] if vector_log2 else C(0, 1)
+        whole, some = self.number < self.valid_last, self.number == self.valid_last
+        m.d.comb += [
+            *(tail[i].eq(i <= rest) for i in range(a.vector)),
+            self.read_row.eq(base + (place >> slot)),
+            self.step.valid.eq(granted_step),
+            self.step.residual.eq(self.granted & self.at_residual),
+            self.step.measure.eq(self.measure),
+            self.step.first.eq(self.number == 0),
+            self.step.last.eq(self.end_of_pass),
+            self.step.bank.eq(Mux(self.measure, self.measured_bank, self.written_bank)),
+            self.step.wide.eq(wide),
+            self.step.slot.eq(place[:slot]),
+            self.step.present.eq(Mux(whole, -1, Mux(some, tail, 0))),
+            self.ticket_valid.eq(granted_step & ~self.measure),
+            self.ticket.row.eq(self.dst_row + (target >> slot)),
+            self.ticket.slot.eq(target[:slot]),
+            *(self.ticket.columns[c].eq(self.left > c) for c in range(a.columns)),
+        ]
+
+    def requests(self, m: Module) -> Value:
+        """Whether a read is asked for; returns whether the next step must wait."""
+        halt = self.control.halt
+        held = Signal()
+        with m.If(self.number == 0):
+            with m.If(self.layernorm & (self.measure | (self.to_write == 1))):
+                m.d.comb += held.eq(self.counting.any())
+            with m.Elif(self.softmax & ~self.measure):
+                m.d.comb += held.eq(self.counting > SOFTMAX_LATENCY)
+        blocked = held | (~self.measure & (self.pending == QUEUE_STEPS))
+        m.d.comb += self.read_valid.eq(self.issuing & ~blocked & ~halt)
+        return self.issuing & blocked
+
+    def loops(self, m: Module, granted_step: Value) -> None:
+        """Setup, and what follows each granted read."""
+        now, a = self.instruction, self.accelerator
+        vector_log2, depth_log2, columns_log2 = map(ceil_log2, (a.vector, a.depth, a.columns))
+        tiles = (now.positions + (a.columns - 1)) >> columns_log2
+        chunks = (now.channels + (a.depth - 1)) >> depth_log2
+        last_number = Mux(self.softmax & ~self.measure, self.padded_last, self.valid_last)
+        m.d.comb += self.end_of_pass.eq(self.number == last_number)
+        with m.If(self.setup):
+            m.d.sync += [
+                self.setup.eq(0),
+                self.issuing.eq(1),
+                self.measure.eq(~self.elementwise),
+                self.at_residual.eq(self.elementwise & now.residual),
+                self.number.eq(0),
+                self.read_number.eq(0),
+                self.valid_last.eq((now.channels - 1) >> vector_log2),
+                self.padded_last.eq((chunks << (depth_log2 - vector_log2)) - 1),
+                self.to_measure.eq(Mux(self.elementwise, 0, tiles)),
+                self.to_write.eq(tiles),
+                self.measured_row.eq(now.src),
+                self.written_row.eq(now.src),
+                self.residual_row.eq(now.residual_row),
+                self.dst_row.eq(now.dst),
+                self.measured_bank.eq(0),
+                self.written_bank.eq(0),
+                self.left.eq(now.positions),
+            ]
+        with m.If(self.granted):
+            m.d.sync += self.at_residual.eq(self.elementwise & now.residual & ~self.at_residual)
+        with m.If(granted_step):
+            m.d.sync += self.number.eq(self.number + 1)
+            with m.If(self.number < self.valid_last):
+                m.d.sync += self.read_number.eq(self.number + 1)
+            with m.If(self.end_of_pass):
+                m.d.sync += [self.number.eq(0), self.read_number.eq(0)]
+                self.next_pass(m)
+
+    def next_pass(self, m: Module) -> None:
+        """What follows the last step of a pass."""
+        now = self.instruction
+        ahead = self.layernorm & (self.to_measure == self.to_write) & (self.to_measure != 1)
+        with m.If(self.measure):
+            m.d.sync += [
+                self.measured_row.eq(self.measured_row + now.src_stride),
+                self.measured_bank.eq(~self.measured_bank),
+                self.to_measure.eq(self.to_measure - 1),
+                self.measure.eq(ahead),
+            ]
+        with m.Else():
+            m.d.sync += [
+                self.written_row.eq(self.written_row + now.src_stride),
+                self.written_bank.eq(~self.written_bank),
+                self.residual_row.eq(self.residual_row + now.residual_stride),
+                self.dst_row.eq(self.dst_row + now.dst_stride),
+                self.left.eq(self.left - self.accelerator.columns),
+                self.to_write.eq(self.to_write - 1),
+                self.measure.eq(self.to_measure != 0),
+                self.issuing.eq(self.to_write != 1),
+            ]
+
+    def completion(self, m: Module, granted_step: Value) -> None:
+        """Counts of the steps to be written and of the cycles until moments or row scales are complete."""
+        m.d.sync += self.pending.eq(self.pending + self.ticket_valid - self.written)
+        columns = self.accelerator.columns
+        with m.If(granted_step & self.end_of_pass & self.layernorm & self.measure):
+            m.d.sync += self.counting.eq(columns + LAYERNORM_LATENCY)
+        with m.Elif(granted_step & self.end_of_pass & self.softmax & ~self.measure):
+            m.d.sync += self.counting.eq(columns + SOFTMAX_LATENCY)
+        with m.Elif(self.counting.any()):
+            m.d.sync += self.counting.eq(self.counting - 1)

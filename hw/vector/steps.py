@@ -1,0 +1,54 @@
+"""What travels with a step through the pipeline, and the length of its parts in cycles.
+
+A step is `vector` channels of every column. Stage s of a step is the cycle s cycles after its read was granted:
+2 data arrives, 3 codes, 4 products and maxima, 5..7 sums, normalisation and residual scaling, 8..10 requantizer,
+11 tables, 12 clamp, 13 output (pushed into the write queue; its sum for softmax is complete at 15).
+"""
+
+from __future__ import annotations
+
+from amaranth.lib import data
+from amaranth.utils import ceil_log2
+
+from ...arch.accelerator import Accelerator
+
+__all__ = [
+    "LAYERNORM_LATENCY",
+    "OUTPUT_STAGE",
+    "QUEUE_STEPS",
+    "SOFTMAX_LATENCY",
+    "STAGES",
+    "slot_bits",
+    "step_layout",
+]
+
+STAGES = 16
+OUTPUT_STAGE = 13
+QUEUE_STEPS = 32
+"""Steps that may be between the grant of their read and the grant of their write."""
+LAYERNORM_LATENCY = 6
+"""The first step that uses a tile's moments may be granted columns + this + 1 cycles after the last that made them."""
+SOFTMAX_LATENCY = 20
+"""A tile's row scales are written columns + this cycles after the grant of its last step."""
+
+
+def slot_bits(accelerator: Accelerator) -> int:
+    """Bits of a slot number: a word of `depth` bytes has depth / vector slots of `vector` bytes."""
+    return ceil_log2(accelerator.depth // accelerator.vector)
+
+
+def step_layout(accelerator: Accelerator) -> data.StructLayout:
+    """A step, or the reading of the residual that the next step uses."""
+    return data.StructLayout(
+        {
+            "valid": 1,  # a step
+            "residual": 1,  # the read of a residual
+            "measure": 1,  # first pass: nothing is written
+            "first": 1,  # of its pass over a tile
+            "last": 1,
+            "bank": 1,  # tile number modulo 2
+            "wide": 1,  # codes of 16 bits
+            "slot": slot_bits(accelerator),  # place of the codes in their word
+            "present": accelerator.vector,  # elements that are channels
+        }
+    )

@@ -1,0 +1,59 @@
+"""Tables of the vector engine: unary functions, EXP, RECIP, RSQRT."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Module, Signal
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from ...arch.accelerator import TABLE_ROW_BYTES
+
+__all__ = ["Table"]
+
+
+class Table(wiring.Component):
+    """A table of `entries` values of `bits` (8 or 16) bits, loaded in rows of 8 bytes, zero at power-up.
+
+    `value[r]` is the entry `index[r]` of the cycle before. Every reader has a read port; synthesis makes as many
+    copies of the memory as it needs.
+    """
+
+    def __init__(self, entries: int, bits: int, readers: int):
+        self.entries = entries
+        self.bits = bits
+        self.readers = readers
+        self.rows = entries * bits // 8 // TABLE_ROW_BYTES
+        super().__init__(
+            {
+                "index": In(data.ArrayLayout(ceil_log2(entries), readers)),
+                "value": Out(data.ArrayLayout(bits, readers)),
+                "load_valid": In(1),
+                "load_row": In(ceil_log2(self.rows)),
+                "load_data": In(TABLE_ROW_BYTES * 8),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.rows = rows = memory.Memory(shape=TABLE_ROW_BYTES * 8, depth=self.rows, init=[])
+        write = rows.write_port()
+        m.d.comb += [
+            write.en.eq(self.load_valid),
+            write.addr.eq(self.load_row),
+            write.data.eq(self.load_data),
+        ]
+        per_row = TABLE_ROW_BYTES * 8 // self.bits
+        select_bits = ceil_log2(per_row)
+        for reader in range(self.readers):
+            read = rows.read_port()
+            index = self.index[reader]
+            select = Signal(select_bits, name=f"select_{reader}", reset_less=True)
+            entries = Array(read.data[i * self.bits :][: self.bits] for i in range(per_row))
+            m.d.comb += [
+                read.en.eq(1),
+                read.addr.eq(index[select_bits:]),
+                self.value[reader].eq(entries[select]),
+            ]
+            m.d.sync += select.eq(index[:select_bits])
+        return m

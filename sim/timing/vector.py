@@ -1,0 +1,214 @@
+"""Timing of the vector engine: the states of hw/vector, without data.
+
+State is an int64 array of `STATE` words, zero after a reset; `config` makes the parameters. docs/machine.md,
+"Timing models", states the functions. A grant may only be given to a request.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from ...arch.accelerator import Accelerator
+from ...arch.isa import VectorOp
+from .table import COLUMN
+
+__all__ = ["STATE", "busy", "config", "ready", "request", "stalled", "step"]
+
+_OP, _POSITIONS, _CHANNELS = COLUMN["op"], COLUMN["positions"], COLUMN["channels"]
+_SRC, _SRC_STRIDE, _SRC_WIDE = COLUMN["src"], COLUMN["src_stride"], COLUMN["src_wide"]
+_DST, _DST_STRIDE, _DST_WIDE = COLUMN["dst"], COLUMN["dst_stride"], COLUMN["dst_wide"]
+_RESIDUAL, _RESIDUAL_ROW = COLUMN["residual"], COLUMN["residual_row"]
+_RESIDUAL_STRIDE = COLUMN["residual_stride"]
+_ELEMENTWISE, _LAYERNORM, _SOFTMAX = map(int, (VectorOp.ELEMENTWISE, VectorOp.LAYERNORM, VectorOp.SOFTMAX))
+
+# Parameters.
+_COLUMNS_LOG2, _DEPTH_LOG2, _VECTOR_LOG2, _ROWS_LOG2, _REGIONS = range(5)
+
+# The pipeline of hw/vector/steps.py.
+_OUTPUT_STAGE = 13
+_QUEUE_STEPS = 32
+_LAYERNORM_LATENCY = 6
+_SOFTMAX_LATENCY = 20
+
+# State: the registers of hw/vector/sequencer.py by their names there, then those of the writer. `PIPE` has a bit
+# for each stage with a step that will be written.
+(
+    _INDEX,
+    _BUSY,
+    _SETUP,
+    _ISSUING,
+    _MEASURE,
+    _AT_RESIDUAL,
+    _NUMBER,
+    _READ_NUMBER,
+    _VALID_LAST,
+    _PADDED_LAST,
+    _TO_MEASURE,
+    _TO_WRITE,
+    _MEASURED_ROW,
+    _WRITTEN_ROW,
+    _RESIDUAL_NOW,
+    _DST_NOW,
+    _PENDING,
+    _COUNTING,
+    _PIPE,
+    _WAITING,
+    _HEAD,
+    _ISSUED,
+) = range(22)
+_TICKETS = 22
+STATE = _TICKETS + _QUEUE_STEPS
+
+
+def config(accelerator: Accelerator) -> np.ndarray:
+    """The parameters that the functions below take as `cfg`."""
+    a = accelerator
+    powers = (a.columns, a.depth, a.vector, a.scratchpad_rows)
+    return np.array([*(value.bit_length() - 1 for value in powers), a.scratchpad_regions], dtype=np.int64)
+
+
+@numba.njit(cache=True)
+def ready(s, cfg):
+    """Whether an instruction is accepted in this cycle."""
+    return s[_BUSY] == 0
+
+
+@numba.njit(cache=True)
+def busy(s):
+    """Whether an instruction is being executed."""
+    return s[_BUSY] == 1
+
+
+@numba.njit(cache=True)
+def _blocked(s, op):
+    """Whether the next step must wait for the write queue, moments or row scales."""
+    if s[_MEASURE] == 0 and s[_PENDING] == _QUEUE_STEPS:
+        return True
+    if s[_NUMBER] != 0:
+        return False
+    if op == _LAYERNORM and (s[_MEASURE] == 1 or s[_TO_WRITE] == 1):
+        return s[_COUNTING] != 0
+    return op == _SOFTMAX and s[_MEASURE] == 0 and s[_COUNTING] > _SOFTMAX_LATENCY
+
+
+@numba.njit(cache=True)
+def _region(row, cfg):
+    return (row & 0xFFFF) >> cfg[_ROWS_LOG2] & (cfg[_REGIONS] - 1)
+
+
+@numba.njit(cache=True)
+def request(s, T, cfg):
+    """(read region or -1, write region or -1)."""
+    read = write = -1
+    now = T[s[_INDEX]]
+    if s[_ISSUING] == 1 and not _blocked(s, now[_OP]):
+        wide = s[_AT_RESIDUAL] == 1 or now[_OP] != _ELEMENTWISE or now[_SRC_WIDE] == 1
+        base = s[_WRITTEN_ROW]
+        if s[_AT_RESIDUAL] == 1:
+            base = s[_RESIDUAL_NOW]
+        elif s[_MEASURE] == 1:
+            base = s[_MEASURED_ROW]
+        read = _region(base + (s[_READ_NUMBER] << wide >> (cfg[_DEPTH_LOG2] - cfg[_VECTOR_LOG2])), cfg)
+    if s[_WAITING] != 0:
+        write = _region(s[_TICKETS + s[_HEAD]], cfg)
+    return read, write
+
+
+@numba.njit(cache=True)
+def stalled(s, T, read_granted, write_granted):
+    """Whether the engine is busy and waits for something."""
+    if s[_BUSY] == 0:
+        return False
+    if s[_WAITING] != 0 and not write_granted:
+        return True
+    return s[_ISSUING] == 1 and not read_granted
+
+
+@numba.njit(cache=True)
+def _start(s, T, cfg):
+    """The cycle after the start."""
+    now = T[s[_INDEX]]
+    columns_log2, depth_log2, vector_log2 = cfg[_COLUMNS_LOG2], cfg[_DEPTH_LOG2], cfg[_VECTOR_LOG2]
+    tiles = (now[_POSITIONS] + (1 << columns_log2) - 1) >> columns_log2
+    chunks = (now[_CHANNELS] + (1 << depth_log2) - 1) >> depth_log2
+    elementwise = now[_OP] == _ELEMENTWISE
+    s[_SETUP] = 0
+    s[_ISSUING] = 1
+    s[_MEASURE] = not elementwise
+    s[_AT_RESIDUAL] = elementwise and now[_RESIDUAL] == 1
+    s[_NUMBER] = s[_READ_NUMBER] = 0
+    s[_VALID_LAST] = (now[_CHANNELS] - 1) >> vector_log2
+    s[_PADDED_LAST] = (chunks << (depth_log2 - vector_log2)) - 1
+    s[_TO_MEASURE] = 0 if elementwise else tiles
+    s[_TO_WRITE] = tiles
+    s[_MEASURED_ROW] = s[_WRITTEN_ROW] = now[_SRC]
+    s[_RESIDUAL_NOW] = now[_RESIDUAL_ROW]
+    s[_DST_NOW] = now[_DST]
+
+
+@numba.njit(cache=True)
+def _issue(s, T, cfg):
+    """The grant of a read."""
+    now = T[s[_INDEX]]
+    op = now[_OP]
+    if s[_AT_RESIDUAL] == 1:
+        s[_AT_RESIDUAL] = 0
+        return
+    s[_AT_RESIDUAL] = op == _ELEMENTWISE and now[_RESIDUAL] == 1
+    number, measure = s[_NUMBER], s[_MEASURE]
+    if measure == 0:
+        wide = op == _ELEMENTWISE and now[_DST_WIDE] == 1
+        slot = number << wide
+        s[_TICKETS + s[_ISSUED]] = s[_DST_NOW] + (slot >> (cfg[_DEPTH_LOG2] - cfg[_VECTOR_LOG2]))
+        s[_ISSUED] = (s[_ISSUED] + 1) % _QUEUE_STEPS
+        s[_PENDING] += 1
+        s[_PIPE] |= 1
+    last = s[_PADDED_LAST] if op == _SOFTMAX and measure == 0 else s[_VALID_LAST]
+    if number != last:
+        s[_NUMBER] = number + 1
+        if number < s[_VALID_LAST]:
+            s[_READ_NUMBER] = number + 1
+        return
+    s[_NUMBER] = s[_READ_NUMBER] = 0
+    if measure == 1:
+        if op == _LAYERNORM:
+            s[_COUNTING] = (1 << cfg[_COLUMNS_LOG2]) + _LAYERNORM_LATENCY
+        s[_MEASURE] = op == _LAYERNORM and s[_TO_MEASURE] == s[_TO_WRITE] and s[_TO_MEASURE] != 1
+        s[_TO_MEASURE] -= 1
+        s[_MEASURED_ROW] += now[_SRC_STRIDE]
+    else:
+        if op == _SOFTMAX:
+            s[_COUNTING] = (1 << cfg[_COLUMNS_LOG2]) + _SOFTMAX_LATENCY
+        s[_MEASURE] = s[_TO_MEASURE] != 0
+        s[_TO_WRITE] -= 1
+        s[_ISSUING] = s[_TO_WRITE] != 0
+        s[_WRITTEN_ROW] += now[_SRC_STRIDE]
+        s[_RESIDUAL_NOW] += now[_RESIDUAL_STRIDE]
+        s[_DST_NOW] += now[_DST_STRIDE]
+
+
+@numba.njit(cache=True)
+def step(s, T, cfg, start, read_granted, write_granted):
+    """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
+    done = -1
+    setup = s[_SETUP] == 1
+    if s[_BUSY] == 1 and not setup and s[_ISSUING] == 0 and s[_PENDING] == 0 and s[_COUNTING] == 0:
+        done = s[_INDEX]
+        s[_BUSY] = 0
+    if s[_COUNTING] != 0:
+        s[_COUNTING] -= 1
+    if read_granted:
+        _issue(s, T, cfg)
+    s[_WAITING] += s[_PIPE] >> _OUTPUT_STAGE & 1
+    s[_PIPE] = s[_PIPE] << 1 & ((2 << _OUTPUT_STAGE) - 1)
+    if write_granted:
+        s[_HEAD] = (s[_HEAD] + 1) % _QUEUE_STEPS
+        s[_WAITING] -= 1
+        s[_PENDING] -= 1
+    if setup:
+        _start(s, T, cfg)
+    if start >= 0:
+        s[_INDEX] = start
+        s[_BUSY] = s[_SETUP] = 1
+    return done
