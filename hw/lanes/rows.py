@@ -90,16 +90,22 @@ class Row(wiring.Component):
         first = self.delayed(m, self.first, "first")
         if KINDS[self.kind].maximum:
             maximum = self.delayed(m, self.maximum, "maximum")
+            clear = first | maximum
+        else:
+            clear = first
         for lane in range(self.lanes):
             for column in range(self.columns):
                 chunk = chunks[lane][column]
                 accumulator = Signal(
                     signed(ACCUMULATOR_BITS), name=f"accumulator_{lane}_{column}", reset_less=True
                 )
-                step = accumulator + chunk
+                enable = valid
                 if KINDS[self.kind].maximum:
-                    step = Mux(maximum, Mux(chunk > accumulator, chunk, accumulator), step)
-                m.d.sync += accumulator.eq(Mux(valid, Mux(first, chunk, step), accumulator))
+                    # While accumulating by maximum it holds a chunk sum.
+                    larger = chunk > accumulator[: len(chunk)].as_signed()
+                    enable = valid & (~maximum | first | larger)
+                step = chunk + Mux(clear, 0, accumulator)
+                m.d.sync += accumulator.eq(Mux(enable, step, accumulator))
                 m.d.comb += self.sums[lane][column].eq(accumulator)
         return m
 
