@@ -1,0 +1,116 @@
+"""Compute issue: one (weights, operand chunk) pair per cycle, in the order of a MATRIX instruction's loops."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from ..arch import isa
+from ..arch.accelerator import Accelerator
+from .decode import instruction_layout
+from .operand import count_bits
+from .ports import ROW_BITS
+
+__all__ = ["BlockLayout", "ChunkLayout", "Compute"]
+
+ChunkLayout = data.StructLayout({"valid": 1, "first": 1, "last": 1, "maximum": 1, "unsigned": 1})
+"""What accompanies an operand chunk: position within its block, and how to accumulate it."""
+
+BlockLayout = data.StructLayout({"valid": 1, "tile_end": 1, "end": 1})
+"""A block's last chunk: whether it is the last block of its tile of positions and of its instruction."""
+
+
+class Compute(wiring.Component):
+    """Walks tiles, groups, blocks and chunks. All outputs of an issue are registered: valid a cycle after it.
+
+    `i` holds the next instruction while one runs; it moves to `o` (the drain) in the cycle before its first
+    possible issue. A chunk is issued once written; a block's last chunk no sooner than as many cycles after the
+    previous block's as that block's drain takes. Without such waits there is an issue in every cycle.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        layout = instruction_layout(isa.Opcode.MATRIX)
+        super().__init__(
+            {
+                "i": In(stream.Signature(layout)),
+                "o": Out(stream.Signature(layout)),
+                "halt": In(1),
+                "written": In(count_bits(accelerator)),
+                "freed": Out(count_bits(accelerator)),
+                "chunk": Out(ChunkLayout),
+                "block": Out(BlockLayout),
+                "address": Out(exact_log2(accelerator.operand_chunks)),
+                "row": Out(ROW_BITS),
+                "issue": Out(1),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        layout = instruction_layout(isa.Opcode.MATRIX)
+        pending, pending_valid = Signal(layout, reset_less=True), Signal()
+        ins, valid = Signal(layout, reset_less=True), Signal()
+        left, group, block, chunk = Signal(18), Signal(11), Signal(11), Signal(12)
+        block_row, row = Signal(ROW_BITS), Signal(ROW_BITS)
+        base, index = Signal.like(self.written), Signal.like(self.written)
+        countdown = Signal(9)
+
+        chunk_last = chunk + 1 == ins.chunks
+        block_last = block + 1 == ins.blocks
+        group_last = group + 1 == ins.groups
+        tile_end = Signal()
+        end, finish, take = Signal(), Signal(), Signal()
+        m.d.comb += [
+            tile_end.eq(block_last & group_last),
+            end.eq(tile_end & (left <= self.accelerator.columns)),
+            self.issue.eq(valid & ~self.halt & (index != self.written) & ~(chunk_last & (countdown != 0))),
+            finish.eq(self.issue & chunk_last & end),
+            self.o.valid.eq(pending_valid & (~valid | finish) & ~self.halt),
+            self.o.payload.eq(pending),
+            take.eq(self.o.valid & self.o.ready),
+            self.i.ready.eq(~pending_valid & ~self.halt),
+            self.busy.eq(valid | pending_valid),
+        ]
+        with m.If(countdown != 0):
+            m.d.sync += countdown.eq(countdown - 1)
+        with m.If(self.issue):
+            m.d.sync += [chunk.eq(chunk + 1), row.eq(row + 1), index.eq(index + 1)]
+            with m.If(block_last):
+                m.d.sync += self.freed.eq(index + 1)
+            with m.If(chunk_last):
+                next_row = Mux(tile_end, ins.weight, (block_row + ins.weight_stride)[:ROW_BITS])
+                m.d.sync += [
+                    chunk.eq(0),
+                    index.eq(Mux(block_last, index + 1, base)),
+                    base.eq(Mux(block_last, index + 1, base)),
+                    block.eq(Mux(block_last, 0, block + 1)),
+                    group.eq(Mux(block_last, Mux(group_last, 0, group + 1), group)),
+                    left.eq(Mux(tile_end, left - self.accelerator.columns, left)),
+                    block_row.eq(next_row),
+                    row.eq(next_row),
+                    countdown.eq(Mux(ins.second, ins.steps << 1, ins.steps) - 1),
+                ]
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += [pending.eq(self.i.payload), pending_valid.eq(1)]
+        with m.If(finish):
+            m.d.sync += valid.eq(0)
+        with m.If(take):
+            m.d.sync += [pending_valid.eq(0), valid.eq(1), ins.eq(pending), left.eq(pending.positions)]
+            m.d.sync += [row.eq(pending.weight), block_row.eq(pending.weight)]
+        m.d.sync += [
+            self.chunk.valid.eq(self.issue),
+            self.chunk.first.eq(chunk == 0),
+            self.chunk.last.eq(chunk_last),
+            self.chunk.maximum.eq(ins.maximum),
+            self.chunk.unsigned.eq(ins.unsigned),
+            self.block.valid.eq(self.issue & chunk_last),
+            self.block.tile_end.eq(tile_end),
+            self.block.end.eq(end),
+            self.address.eq(index),
+            self.row.eq(row),
+        ]
+        return m

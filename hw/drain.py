@@ -1,0 +1,409 @@
+"""Drain: from the array's sums to outputs in the scratchpad or the weight memory.
+
+A step takes `drain` lanes of every column. Its pipeline never stands; signals carry their cycle as a prefix:
+p0 step counters and addresses, p2 parameters and sums, p7 requantized, p11 clamped, p14 write, p15 second write,
+p16 done.
+"""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from ..arch import isa
+from ..arch.accelerator import PARAM_BYTES, TABLE_ROW_BYTES, Accelerator
+from ..arch.numerics import ACCUMULATOR_BITS
+from .compute import BlockLayout
+from .decode import instruction_layout
+from .delay import delayed
+from .ports import ROW_BITS, LoadPort, ReadPort, RowScalePort, WritePort, row_scale_layout
+from .weights import DrainWrite
+
+__all__ = ["SUMS_CYCLE", "Drain"]
+
+SUMS_CYCLE = 2
+"""Cycle of a step in which `sums` is read: the first step of a block has p0 a cycle after `block`."""
+
+RecordLayout = data.StructLayout({"m": 16, "n": 6, "_spare": 2, "entry": 8, "constant": signed(48)})
+assert RecordLayout.size == PARAM_BYTES * 8
+
+
+def saturated(value, bits: int):
+    """`value` clamped to a signed number of `bits` bits."""
+    top = value[bits - 1 :]
+    return Mux(
+        top.all() | ~top.any(), value[:bits], Cat((~value[-1]).replicate(bits - 1), value[-1])
+    ).as_signed()
+
+
+def clamped(value, lo, hi):
+    """min(max(value, lo), hi)."""
+    return Mux(value > hi, hi, Mux(value < lo, lo, value))
+
+
+class Output(wiring.Component):
+    """Arithmetic of one output channel in one column. Inputs and outputs carry their cycle."""
+
+    def __init__(self):
+        super().__init__(
+            {
+                "p2_sum": In(signed(ACCUMULATOR_BITS)),
+                "p2_m": In(16),
+                "p4_constant": In(signed(48)),
+                "p5_n": In(6),
+                "p5_residual": In(signed(16)),
+                "p5_residual_m": In(16),
+                "p6_residual_round": In(48),
+                "p7_residual_n": In(6),
+                "p7_wide": In(1),
+                "p8_add": In(1),
+                "p8_index": Out(10),
+                "p9_row": In(TABLE_ROW_BYTES * 8),
+                "p10_table": In(1),
+                "p10_lo": In(signed(16)),
+                "p10_hi": In(signed(16)),
+                "p11_m": In(16),
+                "p12_constant": In(signed(40)),
+                "p13_n": In(6),
+                "p13_lo": In(signed(8)),
+                "p13_hi": In(signed(8)),
+                "p13": Out(signed(16)),
+                "p14_second": Out(signed(8)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+
+        def register(value):
+            return delayed(m, value, 1)
+
+        p4_product = register(register(self.p2_sum) * register(self.p2_m))
+        p5_total = register(p4_product + self.p4_constant)
+        p7 = register(saturated(register(p5_total >> self.p5_n), 16))
+        index = Mux(self.p7_wide, saturated(p7, 10) ^ 0x200, (saturated(p7, 8) ^ 0x80)[:8])
+        m.d.sync += self.p8_index.eq(index)
+
+        p6_scaled = register(self.p5_residual * self.p5_residual_m)
+        p7_scaled = register(p6_scaled + self.p6_residual_round)
+        p8_scaled = register(saturated(p7_scaled >> self.p7_residual_n, 17))
+        p8 = register(p7)
+        p10 = delayed(m, Mux(self.p8_add, saturated(p8 + p8_scaled, 16), p8), 2)
+        entries = Array(self.p9_row.word_select(i, 8).as_signed() for i in range(TABLE_ROW_BYTES))
+        p10_entry = register(entries[register(self.p8_index[:3])])
+        p11 = register(clamped(Mux(self.p10_table, p10_entry, p10), self.p10_lo, self.p10_hi))
+        m.d.comb += self.p13.eq(delayed(m, p11, 2))
+
+        p12_product = register(p11 * self.p11_m)
+        p13_second = register(p12_product + self.p12_constant) >> self.p13_n
+        m.d.sync += self.p14_second.eq(clamped(p13_second, self.p13_lo, self.p13_hi))
+        return m
+
+
+class Steps(wiring.Component):
+    """Step counters: a step in cycle p0 with `valid`; the first one of a block is in the cycle after `block`."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        super().__init__(
+            {
+                "block": In(BlockLayout),
+                "slots": In(instruction_layout(isa.Opcode.MATRIX)).array(2),
+                "valid": Out(1),
+                "slot": Out(1),
+                "last": Out(1),
+                "step": Out(8),
+                "output": Out(ROW_BITS),
+                "tile": Out(18),
+                "live": Out(accelerator.columns),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        columns = self.accelerator.columns
+        active, second, block = Signal(), Signal(), Signal(BlockLayout)
+        steps = Mux(self.slot, self.slots[1].steps, self.slots[0].steps)
+        twice = Mux(self.slot, self.slots[1].second, self.slots[0].second)
+        positions = Mux(self.slot, self.slots[1].positions, self.slots[0].positions)
+        step_last, advance = Signal(), Signal()
+        m.d.comb += [
+            step_last.eq(self.step + 1 == steps),
+            advance.eq(active & (second | ~twice)),
+            self.valid.eq(active & ~second),
+            self.last.eq(step_last & block.end),
+        ]
+        for column in range(columns):
+            m.d.comb += self.live[column].eq((self.tile << exact_log2(columns)) + column < positions)
+        m.d.sync += second.eq(active & ~second & twice)
+        with m.If(advance):
+            m.d.sync += [self.step.eq(Mux(step_last, 0, self.step + 1)), self.output.eq(self.output + 1)]
+            with m.If(step_last):
+                m.d.sync += active.eq(0)
+                with m.If(block.tile_end):
+                    m.d.sync += [self.output.eq(0), self.tile.eq(Mux(block.end, 0, self.tile + 1))]
+                with m.If(block.end):
+                    m.d.sync += self.slot.eq(~self.slot)
+        with m.If(self.block.valid):
+            m.d.sync += [active.eq(1), block.eq(self.block)]
+        return m
+
+
+class Drain(wiring.Component):
+    """Outputs of every block that `block` announces; `i` brings instructions ahead of their blocks.
+
+    Two instructions may be under way. Blocks must come at least steps (2 * steps with `second`) cycles apart.
+    Writes need no grant; with `halt` there are none.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        sums = data.ArrayLayout(signed(ACCUMULATOR_BITS), accelerator.columns)
+        super().__init__(
+            {
+                "i": In(stream.Signature(instruction_layout(isa.Opcode.MATRIX))),
+                "halt": In(1),
+                "busy": Out(1),
+                "block": In(BlockLayout),
+                "sums": In(sums).array(accelerator.lanes.total),
+                "load": In(LoadPort(accelerator)),
+                "row_scales": In(RowScalePort(accelerator)),
+                "residual": Out(ReadPort(accelerator)),
+                "write": Out(WritePort(accelerator)),
+                "weights": Out(DrainWrite(accelerator)),
+                "done": Out(1),
+                "done_signal": Out(16),
+                "done_tag": Out(10),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.steps = steps = Steps(self.accelerator)
+        self.slots = [
+            Signal(instruction_layout(isa.Opcode.MATRIX), name=f"slot_{i}", reset_less=True) for i in range(2)
+        ]
+        used, writing = Signal(2), Signal()
+        m.d.comb += [
+            steps.block.eq(self.block),
+            *(port.eq(slot) for port, slot in zip(steps.slots, self.slots, strict=True)),
+            self.i.ready.eq(~used.bit_select(writing, 1)),
+            self.busy.eq(used.any()),
+        ]
+        self.slot_of = [steps.slot]
+        for _ in range(16):
+            self.slot_of.append(delayed(m, self.slot_of[-1], 1, reset_less=False))
+        p15_done = delayed(m, steps.valid & steps.last, 15, reset_less=False)
+        m.d.sync += [
+            self.done.eq(p15_done & ~self.halt),
+            self.done_signal.eq(self.field(15, "signal")),
+            self.done_tag.eq(self.field(15, "tag")),
+        ]
+        with m.If(self.done):
+            m.d.sync += used.bit_select(self.slot_of[16], 1).eq(0)
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += [used.bit_select(writing, 1).eq(1), writing.eq(~writing)]
+            for i, slot in enumerate(self.slots):
+                with m.If(writing == i):
+                    m.d.sync += slot.eq(self.i.payload)
+
+        outputs = self.arithmetic(m, steps)
+        self.tables(m, outputs)
+        self.residuals(m, steps, outputs)
+        self.writes(m, steps, outputs)
+        return m
+
+    def field(self, cycle: int, name: str):
+        """Field of the instruction to which the step in pipeline cycle `cycle` belongs."""
+        a, b = (slot[name] for slot in self.slots)
+        value = Mux(self.slot_of[cycle], b, a)
+        return value.as_signed() if a.shape().signed else value
+
+    def loaded(self, ram: memory.Memory, target: isa.LoadTarget, m: Module) -> None:
+        """A write port of `ram` for LOAD."""
+        port = ram.write_port()
+        m.d.comb += [
+            port.en.eq(self.load.valid & (self.load.target == target)),
+            port.addr.eq(self.load.row),
+            port.data.eq(self.load.data),
+        ]
+
+    def arithmetic(self, m: Module, steps: Steps) -> list[list[Output]]:
+        """The outputs of every bank and column, with their parameters and sums."""
+        accelerator, columns, drain = self.accelerator, self.accelerator.columns, self.accelerator.drain
+        params = memory.Memory(shape=RecordLayout.size * drain, depth=accelerator.param_rows, init=[])
+        scales = memory.Memory(
+            shape=row_scale_layout(accelerator).size, depth=accelerator.row_scales, init=[]
+        )
+        m.submodules.params, m.submodules.row_scales = params, scales
+        self.loaded(params, isa.LoadTarget.PARAM, m)
+        read, read_scales, write_scales = params.read_port(), scales.read_port(), scales.write_port()
+        mode = self.field(0, "param_mode")
+        row = Mux(
+            mode == isa.ParamMode.CHANNEL, steps.output, Mux(mode == isa.ParamMode.TOKEN, steps.tile, 0)
+        )
+        p0_row = (self.field(0, "param") + row)[:ROW_BITS]
+        m.d.comb += [
+            read.addr.eq(p0_row),
+            read_scales.addr.eq(p0_row),
+            write_scales.en.eq(self.row_scales.valid),
+            write_scales.addr.eq(self.row_scales.row),
+            write_scales.data.eq(self.row_scales.scales),
+        ]
+        p2_records = data.View(data.ArrayLayout(RecordLayout, drain), delayed(m, read.data, 1))
+        p2_scales = data.View(row_scale_layout(accelerator), delayed(m, read_scales.data, 1))
+        p2_token = self.field(2, "param_mode") == isa.ParamMode.TOKEN
+        p4_token, p5_token = delayed(m, p2_token, 2), delayed(m, p2_token, 3)
+        p4_rounds = [delayed(m, ((1 << scale.n) >> 1)[:48], 2) for scale in p2_scales]
+        p5_scale_n = [delayed(m, scale.n, 3) for scale in p2_scales]
+        p2_step = delayed(m, steps.step, 2)
+        residual_n = self.field(5, "residual_n")
+        shared = {
+            "p5_residual_m": self.field(5, "residual_m"),
+            "p6_residual_round": delayed(m, ((1 << residual_n) >> 1)[:48], 1),
+            "p7_residual_n": self.field(7, "residual_n"),
+            "p7_wide": self.field(7, "table_wide"),
+            "p8_add": self.field(8, "residual"),
+            "p10_table": self.field(10, "table"),
+            "p10_lo": self.field(10, "lo"),
+            "p10_hi": self.field(10, "hi"),
+            "p11_m": self.field(11, "second_m"),
+            "p12_constant": self.field(12, "second_constant"),
+            "p13_n": self.field(13, "second_n"),
+            "p13_lo": self.field(13, "second_lo"),
+            "p13_hi": self.field(13, "second_hi"),
+        }
+        controls = {}
+        for name, value in shared.items():
+            controls[name] = Signal(value.shape(), name=name)
+            m.d.comb += controls[name].eq(value)
+        outputs = []
+        for i in range(drain):
+            record = p2_records[i]
+            group = Signal(8, name=f"group_{i}")
+            sums = Signal.like(self.sums[0], name=f"p2_sums_{i}")
+            m.d.comb += group.eq(Mux(self.field(2, "permute"), record.entry, p2_step))
+            with m.Switch(group):
+                for g in range(accelerator.lanes.total // drain):
+                    with m.Case(g):
+                        m.d.comb += sums.eq(self.sums[g * drain + i])
+            p4_constant, p5_n = delayed(m, record.constant, 2), delayed(m, record.n, 3)
+            outputs.append([])
+            for c in range(columns):
+                output = Output()
+                m.submodules[f"output_{i}_{c}"] = output
+                m.d.comb += [
+                    output.p2_sum.eq(sums[c]),
+                    output.p2_m.eq(Mux(p2_token, p2_scales[c].m, record.m)),
+                    output.p4_constant.eq(Mux(p4_token, p4_rounds[c], p4_constant)),
+                    output.p5_n.eq(Mux(p5_token, p5_scale_n[c], p5_n)),
+                    *(getattr(output, name).eq(value) for name, value in controls.items()),
+                ]
+                outputs[-1].append(output)
+        return outputs
+
+    def tables(self, m: Module, outputs: list[list[Output]]) -> None:
+        """The unary tables: a read port for each output."""
+        rows = 1024 // TABLE_ROW_BYTES
+        ram = memory.Memory(shape=TABLE_ROW_BYTES * 8, depth=self.accelerator.table_pages * rows, init=[])
+        m.submodules.tables = ram
+        self.loaded(ram, isa.LoadTarget.TABLE, m)
+        for bank in outputs:
+            for output in bank:
+                read = ram.read_port()
+                m.d.comb += [
+                    read.addr.eq(Cat(output.p8_index[3:], self.field(8, "table_page"))),
+                    output.p9_row.eq(read.data),
+                ]
+
+    def residuals(self, m: Module, steps: Steps, outputs: list[list[Output]]) -> None:
+        """Residual codes: requested in p2, there in p4."""
+        depth, drain = self.accelerator.depth, self.accelerator.drain
+        parts = depth // (2 * drain)
+        part_bits = exact_log2(parts)
+        p1_tile_row = delayed(m, (steps.tile * self.field(0, "residual_stride"))[:ROW_BITS], 1)
+        p1_output = delayed(m, steps.output, 1)
+        m.d.sync += [
+            self.residual.valid.eq(
+                delayed(m, steps.valid, 1, reset_less=False) & self.field(1, "residual") & ~self.halt
+            ),
+            self.residual.row.eq(self.field(1, "residual_row") + p1_tile_row + (p1_output >> part_bits)),
+        ]
+        p4_part = delayed(m, p1_output[:part_bits], 3)
+        for c in range(self.accelerator.columns):
+            word = self.residual.data.word_select(c, depth * 8)
+            p5 = delayed(m, Array(word.word_select(i, drain * 16) for i in range(parts))[p4_part], 1)
+            for i in range(drain):
+                m.d.comb += outputs[i][c].p5_residual.eq(p5.word_select(i, 16))
+
+    def writes(self, m: Module, steps: Steps, outputs: list[list[Output]]) -> None:
+        """Rows, masks and data of all destinations."""
+        accelerator, columns = self.accelerator, self.accelerator.columns
+        depth, drain, fixed8 = accelerator.depth, accelerator.drain, accelerator.lanes.fixed8
+        block_bits, token_part, token_block = (
+            exact_log2(depth // drain),
+            exact_log2(fixed8 // columns),
+            exact_log2(depth // columns),
+        )
+        channel_part = exact_log2(fixed8 // drain)
+        p11_tile, p11_output = delayed(m, steps.tile, 11), delayed(m, steps.output, 11)
+        p11_destination, p11_wide = self.field(11, "destination"), self.field(11, "wide")
+        keys = p11_destination == isa.Destination.KEYS
+        values = p11_destination == isa.Destination.VALUES
+        p11_major = Mux(keys, p11_tile >> token_part, Mux(values, p11_output >> channel_part, p11_tile))
+        wide_row = (p11_output << 1) >> block_bits
+        narrow_row = p11_output >> block_bits
+        p11_minor = Mux(values, p11_tile >> token_block, Mux(p11_wide, wide_row, narrow_row))
+        p12_base = delayed(m, (p11_major * self.field(11, "dst_stride"))[:ROW_BITS], 1)
+        p12_second = delayed(m, (p11_tile * self.field(11, "second_stride"))[:ROW_BITS], 1)
+        p13_row = delayed(m, (self.field(12, "dst") + p12_base + delayed(m, p11_minor, 1))[:ROW_BITS], 1)
+        second_row = self.field(12, "second_dst") + p12_second + delayed(m, narrow_row, 1)
+        p14_second_row = delayed(m, second_row[:ROW_BITS], 2)
+
+        p13_valid, p13_live = delayed(m, steps.valid, 13, reset_less=False), delayed(m, steps.live, 13)
+        p14_valid, p14_live = (
+            delayed(m, p13_valid & self.field(13, "second"), 1, reset_less=False),
+            delayed(m, p13_live, 1),
+        )
+        p13_output = delayed(m, p11_output, 2)
+        p14_output = delayed(m, p13_output, 1)
+        to_scratchpad = self.field(13, "destination") == isa.Destination.SCRATCHPAD
+        wide = self.field(13, "wide") & ~p14_valid
+        write_valid = Signal()
+        m.d.comb += self.write.valid.eq(write_valid & ~self.halt)
+        m.d.sync += [
+            write_valid.eq((p13_valid & to_scratchpad) | p14_valid),
+            self.write.row.eq(Mux(p14_valid, p14_second_row, p13_row)),
+        ]
+        part = Mux(p14_valid, p14_output, p13_output)[:block_bits]
+        narrow_mask = Cat((part == b).replicate(drain) for b in range(depth // drain))
+        wide_mask = Cat(
+            (part[: block_bits - 1] == b).replicate(2 * drain) for b in range(depth // (2 * drain))
+        )
+        word_mask = Mux(wide, wide_mask, narrow_mask)
+        for c in range(columns):
+            live = Mux(p14_valid, p14_live[c], p13_live[c])
+            codes = [outputs[i][c].p13 for i in range(drain)]
+            narrow = Cat(Mux(p14_valid, outputs[i][c].p14_second, codes[i][:8])[:8] for i in range(drain))
+            word = Mux(wide, Cat(codes).replicate(depth // (2 * drain)), narrow.replicate(depth // drain))
+            m.d.sync += [
+                self.write.data.word_select(c, depth * 8).eq(word),
+                self.write.mask.word_select(c, depth).eq(Mux(live, word_mask, 0)),
+            ]
+
+        p13_keys = self.field(13, "destination") == isa.Destination.KEYS
+        p13_tile = delayed(m, p11_tile, 2)
+        weights_valid = Signal()
+        m.d.comb += self.weights.valid.eq(weights_valid & ~self.halt)
+        m.d.sync += [
+            weights_valid.eq(p13_valid & ~to_scratchpad),
+            self.weights.keys.eq(p13_keys),
+            self.weights.row.eq(p13_row),
+            self.weights.part.eq(Mux(p13_keys, p13_tile[:token_part], p13_output[:channel_part])),
+            self.weights.block.eq(Mux(p13_keys, p13_output[:block_bits], p13_tile[:token_block])),
+        ]
+        for c in range(columns):
+            for i in range(drain):
+                m.d.sync += self.weights.values[c][i].eq(Mux(p13_live[c], outputs[i][c].p13[:8], 0))

@@ -1,0 +1,118 @@
+"""Weight memory: a memory per lane, filled by LOAD and, on Fixed-8 lanes, by the drain."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2, exact_log2
+
+from ..arch.accelerator import Accelerator
+from ..arch.schemes import Scheme, storage_bits
+from .ports import ROW_BITS
+
+__all__ = ["DrainWrite", "Memory"]
+
+
+class DrainWrite(wiring.Signature):
+    """One drain step of KEYS or VALUES, facing the drain; always accepted.
+
+    KEYS: column c goes to lane part * columns + c, its `drain` values to codes block * drain and up.
+    VALUES: bank i goes to lane part * drain + i, its `columns` values to codes block * columns and up.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        small = min(accelerator.columns, accelerator.drain)
+        super().__init__(
+            {
+                "valid": Out(1),
+                "keys": Out(1),
+                "row": Out(ROW_BITS),
+                "part": Out(exact_log2(accelerator.lanes.fixed8 // small)),
+                "block": Out(exact_log2(accelerator.depth // small)),
+                "values": Out(data.ArrayLayout(data.ArrayLayout(8, accelerator.drain), accelerator.columns)),
+            }
+        )
+
+
+class Memory(wiring.Component):
+    """Reads a row per cycle: `weights` belongs to the `row` of the cycle before.
+
+    A write of the drain has priority over one from LOAD; both reach the memory a cycle later.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.rams = [
+            memory.MemoryData(shape=storage_bits(kind) * accelerator.depth, depth=accelerator.weight_rows, init=[])
+            for kind in accelerator.lanes.kinds
+        ]
+        super().__init__(
+            {
+                "row": In(ROW_BITS),
+                "drain": In(DrainWrite(accelerator)),
+                "load": In(1),
+                "load_row": In(ROW_BITS),
+                "load_data": In(accelerator.weight_row_bytes * 8),
+                **{
+                    f"weights_{lane}": Out(storage_bits(kind) * accelerator.depth)
+                    for lane, kind in enumerate(accelerator.lanes.kinds)
+                },
+            }
+        )
+
+    @property
+    def weights(self) -> list[Signal]:
+        """What each lane reads."""
+        return [getattr(self, f"weights_{lane}") for lane in range(self.accelerator.lanes.total)]
+
+    def elaborate(self, platform):
+        m = Module()
+        columns, depth, drain = self.accelerator.columns, self.accelerator.depth, self.accelerator.drain
+        small = min(columns, drain)
+        row = Signal(ceil_log2(self.accelerator.weight_rows), reset_less=True)
+        m.d.sync += row.eq(Mux(self.drain.valid, self.drain.row, self.load_row))
+        words = {  # the values of a column (KEYS) or bank (VALUES), repeated over a lane's row
+            True: [Cat(self.drain.values[c]).replicate(depth // drain) for c in range(columns)],
+            False: [
+                Cat(self.drain.values[c][i] for c in range(columns)).replicate(depth // columns)
+                for i in range(drain)
+            ],
+        }
+        masks = {}
+        for keys, width in ((True, drain), (False, columns)):
+            blocks = depth // width
+            hits = [self.drain.block[: exact_log2(blocks)] == b for b in range(blocks)]
+            masks[keys] = Cat(hit.replicate(width // small) for hit in hits)
+        mask = Signal(depth // small)
+        m.d.comb += mask.eq(Mux(self.drain.keys, masks[True], masks[False]))
+
+        offset = 0
+        for lane, kind in enumerate(self.accelerator.lanes.kinds):
+            width = storage_bits(kind) * depth
+            ram = memory.Memory(self.rams[lane])
+            m.submodules[f"lane_{lane}"] = ram
+            loaded = self.load_data[offset : offset + width]
+            write = ram.write_port(granularity=small * 8 if kind == Scheme.FIXED8 else None)
+            word, enable = Signal(width, reset_less=True), Signal(len(write.en))
+            if kind == Scheme.FIXED8:
+                part_keys = self.drain.part[: exact_log2(self.accelerator.lanes.fixed8 // columns)]
+                part_values = self.drain.part[: exact_log2(self.accelerator.lanes.fixed8 // drain)]
+                mine = Mux(self.drain.keys, part_keys == lane // columns, part_values == lane // drain)
+                drained = Mux(self.drain.keys, words[True][lane % columns], words[False][lane % drain])
+                m.d.sync += [
+                    word.eq(Mux(self.drain.valid, drained, loaded)),
+                    enable.eq(Mux(self.drain.valid, Mux(mine, mask, 0), self.load.replicate(len(enable)))),
+                ]
+            else:
+                m.d.sync += [word.eq(loaded), enable.eq(self.load & ~self.drain.valid)]
+            read = ram.read_port()
+            m.d.comb += [
+                write.addr.eq(row),
+                write.data.eq(word),
+                write.en.eq(enable),
+                read.addr.eq(self.row),
+                self.weights[lane].eq(read.data),
+            ]
+            offset += width
+        return m
