@@ -1,0 +1,243 @@
+"""Attention: keys and values to the weight memory, then QK, softmax and PV of the heads, pipelined."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..arch import graph as g
+from ..arch import numerics
+from ..arch.accelerator import TABLE_ROW_BYTES
+from ..arch.isa import Destination, FetchMode, Opcode, ParamMode, VectorOp
+from .ir import At, Buffer, Item, Memory, Place, Span
+from .matrix import Output
+from .rows import pack_params
+
+if TYPE_CHECKING:
+    from .lower import _Lowering
+
+__all__ = ["lower", "slots"]
+
+
+def slots(channels: int, heads: int, unit: int) -> tuple[int, ...] | None:
+    """Channels of rows in which every head begins at a multiple of `unit`; None where nothing moves."""
+    size = channels // heads
+    padded = -(-size // unit) * unit
+    if padded == size:
+        return None
+    return tuple(head * padded + i for head in range(heads) for i in range(size))
+
+
+def lower(lowering: _Lowering, tag: int, operator: g.Attention) -> None:
+    """Append the items of one attention and of the layers that make its keys and values."""
+    tensors, a = lowering.tensors, lowering.accelerator
+    out = lowering.graph.tensor(operator.output)
+    size = out.channels // operator.heads
+    unit = a.depth if size <= a.lanes.fixed8 else max(a.depth, a.lanes.fixed8)
+    y = tensors.output(out, slots(out.channels, operator.heads, unit))
+    if not _supported(lowering, operator):
+        return
+    heads = _Heads(lowering, tag, operator, y, -(-size // unit) * unit // a.depth)
+    heads.project(operator.keys, Destination.KEYS)
+    ahead = min(2, operator.heads)
+    for head in range(ahead):
+        heads.scores(head)
+    heads.project(operator.values, Destination.VALUES)
+    for head in range(operator.heads):
+        heads.output(head)
+        if head + ahead < operator.heads:
+            heads.scores(head + ahead)
+
+
+def _supported(lowering: _Lowering, operator: g.Attention) -> bool:
+    tensors, a = lowering.tensors, lowering.accelerator
+    before = len(tensors.problems)
+    for role, name in (("keys", operator.keys), ("values", operator.values)):
+        if name not in lowering.projections:
+            tensors.problem(operator.name, f"{role} must come from a Linear layer, not from tensor {name}")
+        else:
+            drain = lowering.projections[name][1].drain
+            if drain.residual or drain.second or drain.table or not drain.lo <= 0 <= drain.hi:
+                tensors.problem(
+                    operator.name,
+                    f"the Linear layer of {role} must have no table, residual or second output and a range around 0",
+                )
+    x, size = tensors.places[operator.input], lowering.graph.tensor(operator.input).channels // operator.heads
+    if x.slots != slots(x.channels, operator.heads, a.depth):
+        tensors.problem(
+            operator.name,
+            f"queries must come from a Linear layer, or heads ({size}) be a multiple of depth ({a.depth})",
+        )
+    tiles = -(-x.positions // a.columns)
+    if tiles > a.row_scales:
+        tensors.problem(
+            operator.name, f"row_scales must be at least {tiles} for {x.positions} tokens, not {a.row_scales}"
+        )
+    chunks = max(-(-size // a.depth), -(-lowering.graph.tensor(operator.keys).positions // a.depth))
+    if chunks > a.operand_chunks:
+        tensors.problem(operator.name, f"operand_chunks must be at least {chunks}, not {a.operand_chunks}")
+    return len(tensors.problems) == before
+
+
+class _Heads:
+    """The parts of one attention."""
+
+    def __init__(self, lowering: _Lowering, tag: int, operator: g.Attention, y: Place, head_rows: int):
+        self.lowering, self.tag, self.operator, self.y = lowering, tag, operator, y
+        self.head_rows = head_rows
+        """Rows of a tile of the output that one head takes."""
+        self.tensors, a = lowering.tensors, lowering.accelerator
+        self.accelerator, self.x = a, lowering.tensors.places[operator.input]
+        keys = lowering.graph.tensor(operator.keys)
+        self.keys_count, heads = keys.positions, operator.heads
+        self.size = keys.channels // heads
+        self.key_chunks = -(-self.size // a.depth)
+        lane_unit = max(a.depth, a.lanes.fixed8)
+        self.value_channels = -(-self.size // lane_unit) * lane_unit
+        self.strides = {
+            Destination.KEYS: heads * self.key_chunks,
+            Destination.VALUES: -(-self.keys_count // a.depth),
+        }
+        blocks = {
+            Destination.KEYS: -(-self.keys_count // a.lanes.fixed8),
+            Destination.VALUES: heads * self.value_channels // a.lanes.fixed8,
+        }
+        self.buffers = {
+            kind: Buffer(
+                name=f"{operator.name}/{kind.name.lower()}",
+                memory=Memory.WEIGHT,
+                rows=blocks[kind] * self.strides[kind],
+            )
+            for kind in blocks
+        }
+        self.softmax: dict[int, tuple[Place, Buffer]] = {}
+
+    def project(self, name: str, kind: Destination) -> None:
+        """The Linear layer that fills the keys or the values."""
+        tag, linear = self.lowering.projections[name]
+        unit = self.accelerator.depth if kind == Destination.KEYS else self.value_channels
+        order = slots(self.lowering.graph.tensor(name).channels, self.operator.heads, unit)
+        output = Output(destination=kind, buffer=self.buffers[kind], stride=self.strides[kind])
+        self.lowering.project(tag, linear, order, output)
+
+    def scores(self, head: int) -> None:
+        """Logits of a head and their softmax."""
+        tensors, a, operator = self.tensors, self.accelerator, self.operator
+        constant = self.lowering.graph.constant
+        keys, chunks, stride = self.buffers[Destination.KEYS], self.key_chunks, self.strides[Destination.KEYS]
+        blocks, steps = self._blocks(self.keys_count)
+        logits = tensors.place(f"{operator.name}/logits{head}", self.x.positions, self.keys_count, True)
+        records = (np.full(a.drain, constant(operator, field)[head], np.int64) for field in ("m", "n", "C"))
+        param = tensors.data(
+            Memory.PARAM,
+            f"{operator.name}/param{head}",
+            self.tag,
+            pack_params(a, *records, np.zeros(a.drain)),
+        )
+        values = {
+            "mode": FetchMode.LINEAR,
+            "positions": self.x.positions,
+            "src": self.x.at(head * chunks),
+            "src_stride": self.x.stride,
+            "groups": 1,
+            "blocks": blocks,
+            "chunks": chunks,
+            "weight": At(keys, head * chunks),
+            "weight_stride": stride,
+            "steps": steps,
+            "param_mode": ParamMode.TENSOR,
+            "param": At(param),
+            "lo": -(1 << (numerics.LOGIT_BITS - 1)),
+            "hi": (1 << (numerics.LOGIT_BITS - 1)) - 1,
+            "wide": 1,
+            "dst": logits.at(),
+            "dst_stride": logits.stride,
+        }
+        written = -(-blocks * steps * a.drain * 2 // a.depth)
+        reads = (
+            self.x.span(a, head * chunks, chunks),
+            Span(keys, head * chunks, (blocks - 1) * stride + chunks),
+            Span(param, 0, 1),
+        )
+        self._append(Opcode.MATRIX, values, reads, (logits.span(a, 0, written),))
+
+        exp = tensors.data(
+            Memory.EXP,
+            f"{operator.name}/exp",
+            self.tag,
+            constant(operator, "exp").reshape(-1, TABLE_ROW_BYTES),
+        )
+        table = numerics.recip_table().astype("<u2").view(np.uint8).reshape(-1, TABLE_ROW_BYTES)
+        recip = tensors.data(Memory.RECIP, "recip", self.tag, table)
+        e = tensors.place(f"{operator.name}/e{head}", self.x.positions, self.keys_count, False)
+        tiles = -(-self.x.positions // a.columns)
+        scales = Buffer(name=f"{operator.name}/scale{head}", memory=Memory.ROW_SCALE, rows=tiles)
+        values = {
+            "op": VectorOp.SOFTMAX,
+            "positions": self.x.positions,
+            "channels": self.keys_count,
+            "src": logits.at(),
+            "src_stride": logits.stride,
+            "src_wide": 1,
+            "dst": e.at(),
+            "dst_stride": e.stride,
+            "m": int(constant(operator, "m2")[head]),
+            "n": int(constant(operator, "n2")[head]),
+            "param": At(scales),
+        }
+        reads = (
+            logits.span(a, 0, -(-self.keys_count * 2 // a.depth)),
+            Span(exp, 0, exp.rows),
+            Span(recip, 0, recip.rows),
+        )
+        writes = (e.span(a, 0, -(-self.keys_count // a.depth)), Span(scales, 0, tiles))
+        self._append(Opcode.VECTOR, values, reads, writes)
+        self.softmax[head] = e, scales
+
+    def output(self, head: int) -> None:
+        """PV of a head: rescaled by the row scales of its softmax."""
+        a, operator, (e, scales) = self.accelerator, self.operator, self.softmax[head]
+        chunks = stride = self.strides[Destination.VALUES]
+        buffer, first = (
+            self.buffers[Destination.VALUES],
+            head * self.value_channels // a.lanes.fixed8 * stride,
+        )
+        blocks, steps = self._blocks(self.size)
+        row = head * self.head_rows
+        values = {
+            "mode": FetchMode.LINEAR,
+            "unsigned": 1,
+            "positions": e.positions,
+            "src": e.at(),
+            "src_stride": e.stride,
+            "groups": 1,
+            "blocks": blocks,
+            "chunks": chunks,
+            "weight": At(buffer, first),
+            "weight_stride": stride,
+            "steps": steps,
+            "param_mode": ParamMode.TOKEN,
+            "param": At(scales),
+            "lo": operator.lo,
+            "hi": operator.hi,
+            "dst": self.y.at(row),
+            "dst_stride": self.y.stride,
+        }
+        reads = (e.span(a, 0, chunks), Span(buffer, first, blocks * stride), Span(scales, 0, scales.rows))
+        written = self.y.span(a, row, -(-blocks * steps * a.drain // a.depth))
+        self._append(Opcode.MATRIX, values, reads, (written,))
+
+    def _blocks(self, channels: int) -> tuple[int, int]:
+        """Blocks and steps of so many outputs on the Fixed-8 lanes."""
+        a = self.accelerator
+        if channels <= a.lanes.fixed8:
+            return 1, -(-channels // a.drain)
+        return -(-channels // a.lanes.fixed8), a.lanes.fixed8 // a.drain
+
+    def _append(
+        self, opcode: Opcode, values: dict, reads: tuple[Span, ...], writes: tuple[Span, ...]
+    ) -> None:
+        self.tensors.items.append(
+            Item(opcode=opcode, tag=self.tag, values=values, reads=reads, writes=writes)
+        )

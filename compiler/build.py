@@ -1,0 +1,176 @@
+"""From an integer graph to a program: lower, place, synchronize, check, encode."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..arch import isa
+from ..arch.accelerator import Accelerator
+from ..arch.graph import Conv, Graph
+from ..arch.isa import Instruction, Opcode, Region
+from ..arch.program import Layer, Program
+from . import check
+from .allocate import Overflow, allocate, lifetimes, peak
+from .ir import PAGE_ROWS, At, CompileError, Item, Memory, Page, Span, capacity
+from .lower import lower
+from .schedule import synchronize
+from .stream import Image, insert_loads, residents, setup_loads
+from .tensors import Tensors
+
+__all__ = ["compile"]
+
+_STREAMS = ((2, True), (3, True), (4, True), (1, False), (2, False))
+"""Ways to stream a memory, best first: the part of the free rows that one instruction may take, and whether the
+next instruction's data is loaded meanwhile."""
+
+_REMEDIES = {
+    Memory.SCRATCHPAD: "Raise scratchpad_rows or scratchpad_regions, or use smaller images",
+    Memory.WEIGHT: "Raise weight_rows",
+    Memory.PARAM: "Raise param_rows",
+    Memory.NORM: "Raise norm_rows",
+    Memory.TABLE: "Raise table_pages",
+    Memory.ROW_SCALE: "Raise row_scales",
+}
+
+
+def compile(graph: Graph, accelerator: Accelerator, name: str | None = None) -> Program:
+    """The program that computes `graph` on `accelerator`. Raises CompileError with every reason why not."""
+    ways: dict[Memory, int] = {}
+    """Memories whose data is streamed, and the way in _STREAMS."""
+    free: dict[Memory, int] = {}
+    while True:
+        limits = {memory: max(1, free[memory] // _STREAMS[way][0]) for memory, way in ways.items()}
+        tensors = Tensors(graph, accelerator, frozenset(ways), limits)
+        lower(tensors)
+        if tensors.problems:
+            if not _next_way(ways, tensors.short):
+                raise CompileError(graph.name, tensors.problems)
+            continue
+        image = Image(accelerator)
+        items = _frame(tensors)
+        items = insert_loads(image, items, {memory: _STREAMS[way][1] for memory, way in ways.items()})
+        try:
+            kept = []
+            for memory in Memory:
+                stay = [] if memory in ways else residents(items, memory)
+                allocate(accelerator, items, memory, stay)
+                kept += stay
+        except Overflow as overflow:
+            memory = overflow.memory
+            streams = memory in ways or (memory != Memory.SCRATCHPAD and residents(items, memory))
+            if memory not in ways and streams:
+                lives = {b: life for b, life in lifetimes(items, memory).items() if b.data is None}
+                free[memory] = capacity(accelerator, memory) - peak(lives)
+                ways[memory] = 0
+            elif not _next_way(ways, {memory} if streams else set()):
+                raise CompileError(graph.name, [_too_small(tensors, accelerator, overflow)]) from None
+            continue
+        return _program(tensors, name or graph.name, setup_loads(image, accelerator, kept), items, image)
+
+
+def _next_way(ways: dict[Memory, int], memories: set[Memory]) -> bool:
+    """Stream the first of `memories` that can be streamed otherwise; False where there is none."""
+    for memory in sorted(memories, key=lambda m: m.name):
+        if memory in ways and ways[memory] + 1 < len(_STREAMS):
+            ways[memory] += 1
+            return True
+    return False
+
+
+def _too_small(tensors: Tensors, accelerator: Accelerator, overflow: Overflow) -> str:
+    rows, memory = capacity(accelerator, overflow.memory), overflow.memory
+    return (
+        f"{memory.name.lower()} memory: must have at least {max(overflow.needed, rows + 1)} rows for what is in use at "
+        f"once (the largest is {overflow.buffer.name} with {overflow.buffer.rows}), not {rows}. "
+        f"{_REMEDIES.get(memory, 'Use a larger accelerator')}."
+    )
+
+
+def _frame(tensors: Tensors) -> list[Item]:
+    """The layers between the LOAD of the input and the STORE of the output."""
+    graph = tensors.graph
+    x, y = tensors.places[graph.input], tensors.places[graph.output]
+    rows = {place: place.layout.rows(tensors.accelerator) for place in (x, y)}
+    first = Item(
+        opcode=Opcode.LOAD,
+        tag=0,
+        values={"target": Memory.SCRATCHPAD.value, "region": Region.INPUT, "row": x.at(), "rows": rows[x]},
+        writes=(Span(x.buffer, x.offset, rows[x]),),
+    )
+    last = Item(
+        opcode=Opcode.STORE,
+        tag=max(0, len(graph.operators) - 1),
+        values={"region": Region.OUTPUT, "row": y.at(), "rows": rows[y]},
+        reads=(Span(y.buffer, y.offset, rows[y]),),
+    )
+    return [first, *tensors.items, last]
+
+
+def _program(tensors: Tensors, name: str, setup: list[Item], frame: list[Item], image: Image) -> Program:
+    """Encode both sections and check what came out."""
+    graph, accelerator = tensors.graph, tensors.accelerator
+    problems: list[str] = []
+    sections = [
+        [*_encode(graph, section, problems), isa.encode(Instruction(Opcode.END))]
+        for section in (setup, frame)
+    ]
+    total = sum(map(len, sections))
+    if total > accelerator.instructions:
+        problems.append(
+            f"program: must have at most {accelerator.instructions} instructions, not {total}. Raise instructions."
+        )
+    if image.size > 1 << 32:
+        problems.append(
+            f"program: weights must take at most 4 GiB, not {image.size} bytes. Use a smaller model."
+        )
+    if problems:
+        raise CompileError(graph.name, problems)
+    for items, words in zip((setup, frame), sections, strict=True):
+        check.section(accelerator, items, np.stack(words))
+    layers = tuple(
+        Layer(
+            tag=tag,
+            name=operator.name,
+            op=operator.op,
+            macs=graph.macs(operator),
+            depthwise=isinstance(operator, Conv) and operator.groups > 1,
+        )
+        for tag, operator in enumerate(graph.operators)
+    )
+    return Program(
+        name=name,
+        accelerator=accelerator,
+        setup_entry=0,
+        frame_entry=len(sections[0]),
+        scratch_bytes=0,
+        input=tensors.places[graph.input].layout,
+        output=tensors.places[graph.output].layout,
+        layers=layers,
+        instructions=np.stack([word for words in sections for word in words]).astype(np.uint32),
+        weights=image.bytes(),
+    )
+
+
+def _encode(graph: Graph, items: list[Item], problems: list[str]) -> list[np.ndarray]:
+    """Instruction words of a section; fields out of range go to `problems`."""
+    words = []
+    for item, (wait, signal) in zip(items, synchronize(items), strict=True):
+        values = {key: _resolve(value) for key, value in item.values.items()}
+        try:
+            words.append(
+                isa.encode(
+                    Instruction(item.opcode, {**values, "tag": item.tag, "wait": wait, "signal": signal})
+                )
+            )
+        except isa.IsaError as error:
+            layer = graph.operators[item.tag].name if graph.operators else graph.name
+            problems.append(f"layer {layer}: {error}. Make the layer smaller.")
+    return words
+
+
+def _resolve(value: int | At | Page) -> int:
+    if isinstance(value, At):
+        return value.buffer.row + value.offset
+    if isinstance(value, Page):
+        return value.buffer.row // PAGE_ROWS
+    return int(value)

@@ -1,0 +1,151 @@
+"""The compiler's intermediate form: work items on buffers whose rows are not chosen yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import numpy as np
+
+from ..arch.errors import UserError
+from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_PAGE_ENTRIES, TABLE_ROW_BYTES, Accelerator
+from ..arch.isa import LoadTarget, Opcode
+from ..arch.layout import Layout
+
+__all__ = ["At", "Buffer", "CompileError", "Item", "Memory", "Page", "Place", "Span", "capacity", "row_bytes"]
+
+PAGE_ROWS = TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
+
+
+class CompileError(UserError):
+    """A graph that this accelerator cannot run; the message lists every reason with its remedy."""
+
+    def __init__(self, graph: str, problems: list[str]):
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__(f"graph {graph!r} does not compile:\n  " + "\n  ".join(self.problems))
+
+
+class Memory(enum.Enum):
+    """On-chip memories; the value is the target of a LOAD that fills it, where there is one."""
+
+    SCRATCHPAD = LoadTarget.SCRATCHPAD
+    WEIGHT = LoadTarget.WEIGHT
+    PARAM = LoadTarget.PARAM
+    NORM = LoadTarget.NORM
+    TABLE = LoadTarget.TABLE
+    EXP = LoadTarget.EXP
+    RECIP = LoadTarget.RECIP
+    RSQRT = LoadTarget.RSQRT
+    ROW_SCALE = None
+
+
+def capacity(accelerator: Accelerator, memory: Memory) -> int:
+    """Rows of a memory."""
+    a = accelerator
+    return {
+        Memory.SCRATCHPAD: a.scratchpad_regions * a.scratchpad_rows,
+        Memory.WEIGHT: a.weight_rows,
+        Memory.PARAM: a.param_rows,
+        Memory.NORM: a.norm_rows,
+        Memory.TABLE: a.table_pages * PAGE_ROWS,
+        Memory.EXP: 32,
+        Memory.RECIP: 64,
+        Memory.RSQRT: 256,
+        Memory.ROW_SCALE: a.row_scales,
+    }[memory]
+
+
+def row_bytes(accelerator: Accelerator, memory: Memory) -> int:
+    """Bytes of one row of a loadable memory."""
+    return {
+        Memory.SCRATCHPAD: accelerator.scratchpad_row_bytes,
+        Memory.WEIGHT: accelerator.weight_row_bytes,
+        Memory.PARAM: PARAM_BYTES * accelerator.drain,
+        Memory.NORM: NORM_BYTES * accelerator.vector,
+    }.get(memory, TABLE_ROW_BYTES)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Buffer:
+    """A range of rows of one memory."""
+
+    name: str
+    memory: Memory
+    rows: int
+    data: np.ndarray | None = None
+    """Content that a LOAD brings from the WEIGHTS region: (at most `rows`, row bytes) uint8."""
+    tag: int = 0
+    """Layer that the LOAD belongs to."""
+    row: int | None = None
+    """First row, chosen by `allocate`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+    """A row number that is known once the buffer is placed."""
+
+    buffer: Buffer
+    offset: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """The number of the table page that the buffer is placed in."""
+
+    buffer: Buffer
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Rows first..first+rows of a buffer."""
+
+    buffer: Buffer
+    first: int
+    rows: int
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Item:
+    """One instruction to be."""
+
+    opcode: Opcode
+    tag: int
+    values: dict[str, int | At | Page]
+    reads: tuple[Span, ...] = ()
+    writes: tuple[Span, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a tensor lies in the scratchpad."""
+
+    buffer: Buffer
+    offset: int = 0
+    stride: int
+    positions: int
+    channels: int
+    """Channels of the tensor."""
+    wide: bool
+    slots: tuple[int, ...] | None = None
+    """Channel of the rows that holds each channel of the tensor; None where they are the same."""
+    joined: bool = False
+    """An image with one position per image row."""
+
+    @property
+    def physical(self) -> int:
+        """Channels of the rows, up to the last one in use."""
+        return self.channels if self.slots is None else self.slots[-1] + 1
+
+    def at(self, rows: int = 0) -> At:
+        """The row `rows` after the tensor's first."""
+        return At(self.buffer, self.offset + rows)
+
+    def span(self, accelerator: Accelerator, first: int, rows: int) -> Span:
+        """Rows first..first+rows of every tile (and what lies between them)."""
+        tiles = -(-self.positions // accelerator.columns)
+        return Span(self.buffer, self.offset + first, (tiles - 1) * self.stride + rows)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of a buffer in DRAM with the same rows."""
+        return Layout(positions=self.positions, channels=self.channels, wide=self.wide, stride=self.stride)

@@ -1,0 +1,232 @@
+"""MATRIX items: a layer's segments cut to what the memories take, with their weight, parameter and table data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ..arch.accelerator import Accelerator
+from ..arch.graph import Residual, Second
+from ..arch.isa import Destination, FetchMode, Opcode, ParamMode
+from .ir import At, Buffer, Item, Memory, Page, Place, Span
+from .rows import Segment, pack_params, pack_weights
+from .tensors import Tensors
+
+__all__ = ["Operand", "Output", "Params", "emit"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Operand:
+    """What a MATRIX instruction fetches."""
+
+    place: Place
+    mode: FetchMode
+    positions: int
+    """Output positions."""
+    chunks: int
+    group_chunks: int
+    """Rows of a tile that one group reads."""
+    window: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Fields of CONV and JOIN."""
+    maximum: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Params:
+    """Requantizers: one entry for each weight row, or `tensor`: one in all."""
+
+    m: np.ndarray
+    n: np.ndarray
+    constant: np.ndarray
+    tensor: bool = False
+    lo: int
+    hi: int
+    table: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where a layer's results go: a tensor in the scratchpad, or keys or values in the weight memory."""
+
+    place: Place | None = None
+    destination: Destination = Destination.SCRATCHPAD
+    buffer: Buffer | None = None
+    stride: int = 0
+    second: tuple[Second, Place] | None = None
+    residual: tuple[Residual, Place] | None = None
+
+    def unit(self, accelerator: Accelerator) -> int:
+        """Channels at a multiple of which an instruction may begin to write."""
+        if self.destination == Destination.VALUES:
+            return max(accelerator.lanes.fixed8, accelerator.depth)
+        return accelerator.depth
+
+
+def emit(
+    tensors: Tensors,
+    tag: int,
+    name: str,
+    *,
+    operand: Operand,
+    weights: np.ndarray,
+    order: np.ndarray,
+    parts: list[Segment],
+    groups: int = 1,
+    params: Params,
+    output: Output,
+) -> None:
+    """Append the instructions of one layer: `weights` (rows, chunks, depth) int8 in the order of the operand,
+    `order` the weight row of each output channel or -1. With groups > 1 there is one segment of `groups` times its
+    blocks per group. Problems go to `tensors.problems`."""
+    a = tensors.accelerator
+    k, per_unit = operand.chunks, output.unit(a)
+    for part in parts:
+        size = part.steps * a.drain
+        step = part.blocks // groups if groups > 1 else 1
+        unit = step * max(1, per_unit // np.gcd(per_unit, step * size))
+        limits = [tensors.limits[Memory.WEIGHT] // k, tensors.limits[Memory.PARAM] // part.steps, 2047 * step]
+        if groups == 1 and k > a.operand_chunks:
+            limits.append(1)
+        count = min(limits)
+        if count < part.blocks:
+            count = count // unit * unit
+        if count < 1:
+            tensors.short |= {m for m in (Memory.WEIGHT, Memory.PARAM) if m in tensors.streamed}
+        if count < 1 or (groups > 1 and step > 1 and k > a.operand_chunks):
+            tensors.problem(
+                name,
+                f"a block of outputs must fit: {unit} x {k} weight rows in {tensors.limits[Memory.WEIGHT]}, "
+                f"{unit} x {part.steps} parameter rows in {tensors.limits[Memory.PARAM]}, {k} operand chunks in "
+                f"{a.operand_chunks}. Raise weight_rows, param_rows or operand_chunks, or make the layer narrower",
+            )
+            continue
+        for first in range(0, part.blocks, count):
+            blocks = min(count, part.blocks - first)
+            _piece(tensors, tag, name, operand, weights, order, part, first, blocks, groups, params, output)
+
+
+def _piece(
+    tensors: Tensors,
+    tag: int,
+    name: str,
+    operand: Operand,
+    weights: np.ndarray,
+    order: np.ndarray,
+    part: Segment,
+    first: int,
+    blocks: int,
+    groups: int,
+    params: Params,
+    output: Output,
+) -> None:
+    """Blocks first..first+blocks of a segment as one instruction."""
+    a = tensors.accelerator
+    size, k = part.steps * a.drain, operand.chunks
+    base, channels = part.base + first * size, blocks * size
+    rows = np.full(channels, -1)
+    present = order[base : base + channels]
+    rows[: len(present)] = present
+    step = part.blocks // groups if groups > 1 else blocks
+    lanes = part.lanes[first : first + blocks]
+
+    codes = np.zeros((blocks, k, a.lanes.total, a.depth), np.int64)
+    used = np.flatnonzero(rows >= 0)
+    codes[used // size, :, lanes.ravel()[used]] = weights[rows[used]]
+    shared = blocks > 1 and bool((codes == codes[0]).all())
+    codes = codes[:1] if shared else codes
+    weight = tensors.data(
+        Memory.WEIGHT, f"{name}/weight", tag, pack_weights(a, codes.reshape(-1, a.lanes.total, a.depth))
+    )
+    fields = ("m", "n", "constant")
+    if params.tensor:
+        values = [np.full(a.drain, getattr(params, field)[0], np.int64) for field in fields]
+        entry = np.zeros(a.drain)
+    else:
+        values = [
+            np.where(rows >= 0, getattr(params, field)[rows], field == "n").astype(np.int64)
+            for field in fields
+        ]
+        entry = lanes.ravel() // a.drain if part.permute else np.zeros(channels)
+    param = tensors.data(Memory.PARAM, f"{name}/param", tag, pack_params(a, *values, entry))
+
+    source = operand.place
+    offset = first // step * operand.group_chunks if groups > 1 else 0
+    width = source.stride if operand.mode == FetchMode.JOIN else (blocks // step) * operand.group_chunks
+    reads = [source.span(a, offset, width), Span(weight, 0, weight.rows), Span(param, 0, param.rows)]
+    item = Item(
+        opcode=Opcode.MATRIX,
+        tag=tag,
+        values={
+            "mode": operand.mode,
+            "maximum": operand.maximum,
+            "positions": operand.positions,
+            "src": source.at(offset),
+            "src_stride": source.stride,
+            "groups": blocks // step,
+            "blocks": step,
+            "chunks": k,
+            **operand.window,
+            "weight": At(weight),
+            "weight_stride": 0 if shared else k,
+            "steps": part.steps,
+            "param_mode": ParamMode.TENSOR if params.tensor else ParamMode.CHANNEL,
+            "param": At(param),
+            "permute": part.permute,
+        },
+    )
+    _finish(tensors, item, name, reads, params, output, base, channels)
+
+
+def _finish(
+    tensors: Tensors,
+    item: Item,
+    name: str,
+    reads: list[Span],
+    params: Params,
+    output: Output,
+    base: int,
+    channels: int,
+) -> None:
+    """Drain fields and output spans of an item that writes channels base..base+channels; append it."""
+    a, values, writes = tensors.accelerator, item.values, []
+    values |= {"lo": params.lo, "hi": params.hi}
+    if params.table is not None:
+        page = tensors.table(name, item.tag, params.table)
+        values |= {"table": 1, "table_wide": len(params.table) > 256, "table_page": Page(page)}
+        reads.append(Span(page, 0, page.rows))
+    if output.residual is not None:
+        residual, place = output.residual
+        offset = base * 2 // a.depth
+        values |= {"residual": 1, "residual_row": place.at(offset), "residual_stride": place.stride}
+        values |= {"residual_m": residual.m, "residual_n": residual.n}
+        reads.append(place.span(a, offset, -(-channels * 2 // a.depth)))
+    values["destination"] = output.destination
+    if output.place is not None:
+        size = 2 if output.place.wide else 1
+        offset = base * size // a.depth
+        values |= {
+            "wide": output.place.wide,
+            "dst": output.place.at(offset),
+            "dst_stride": output.place.stride,
+        }
+        writes.append(output.place.span(a, offset, -(-channels * size // a.depth)))
+    else:
+        keys = output.destination == Destination.KEYS
+        offset = base // a.depth if keys else base // a.lanes.fixed8 * output.stride
+        values |= {"dst": At(output.buffer, offset), "dst_stride": output.stride}
+        if keys:
+            writes.append(
+                Span(output.buffer, offset, output.buffer.rows - output.stride + -(-channels // a.depth))
+            )
+        else:
+            writes.append(Span(output.buffer, offset, -(-channels // a.lanes.fixed8) * output.stride))
+    if output.second is not None:
+        second, place = output.second
+        offset = base // a.depth
+        values |= {"second": 1, "second_dst": place.at(offset), "second_stride": place.stride}
+        values |= {"second_m": second.m, "second_n": second.n, "second_constant": second.constant}
+        values |= {"second_lo": second.lo, "second_hi": second.hi}
+        writes.append(place.span(a, offset, -(-channels // a.depth)))
+    item.reads, item.writes = tuple(reads), tuple(writes)
+    tensors.items.append(item)

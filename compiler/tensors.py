@@ -1,0 +1,68 @@
+"""State of a lowering: places of tensors, data for the memories, items and problems so far."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..arch.accelerator import TABLE_ROW_BYTES, Accelerator
+from ..arch.graph import Graph, Tensor
+from .ir import PAGE_ROWS, Buffer, Item, Memory, Place, capacity
+
+__all__ = ["Tensors"]
+
+
+class Tensors:
+    """Collects what a lowering makes. `streamed` memories get the data of every layer apart, so that it can come
+    and go; `limits` bounds the rows that one instruction takes of a memory."""
+
+    def __init__(
+        self, graph: Graph, accelerator: Accelerator, streamed: frozenset[Memory], limits: dict[Memory, int]
+    ):
+        self.graph, self.accelerator = graph, accelerator
+        self.streamed = streamed
+        self.limits = {memory: capacity(accelerator, memory) for memory in Memory} | limits
+        self.items: list[Item] = []
+        self.places: dict[str, Place] = {}
+        self.problems: list[str] = []
+        self.short: set[Memory] = set()
+        """Memories whose limit is the reason of a problem."""
+        self._shared: dict[tuple, Buffer] = {}
+
+    def problem(self, layer: str, text: str) -> None:
+        """Note a reason why the graph does not compile."""
+        self.problems.append(f"layer {layer}: {text}.")
+
+    def rows_of(self, channels: int, wide: bool) -> int:
+        """Rows per tile of a tensor. Blocks of lanes may write past the last channel, so they are rounded up."""
+        a = self.accelerator
+        unit = a.depth if channels <= a.lanes.fixed8 else max(a.depth, a.lanes.fixed8)
+        return -(-channels // unit) * unit * (2 if wide else 1) // a.depth
+
+    def place(self, name: str, positions: int, channels: int, wide: bool, **more) -> Place:
+        """A new tensor in the scratchpad; `channels` are those of the tensor."""
+        slots = more.get("slots")
+        stride = self.rows_of(channels if slots is None else slots[-1] + 1, wide)
+        tiles = -(-positions // self.accelerator.columns)
+        buffer = Buffer(name=name, memory=Memory.SCRATCHPAD, rows=tiles * stride)
+        return Place(buffer=buffer, stride=stride, positions=positions, channels=channels, wide=wide, **more)
+
+    def output(self, tensor: Tensor, slots: tuple[int, ...] | None = None) -> Place:
+        """A place for a tensor of the graph, which is remembered."""
+        place = self.place(tensor.name, tensor.positions, tensor.channels, tensor.dtype == "s16", slots=slots)
+        self.places[tensor.name] = place
+        return place
+
+    def data(self, memory: Memory, name: str, tag: int, data: np.ndarray, rows: int | None = None) -> Buffer:
+        """A buffer with content; equal contents are one buffer."""
+        key = (memory, data.tobytes(), tag if memory in self.streamed else None)
+        if key not in self._shared:
+            self._shared[key] = Buffer(name=name, memory=memory, rows=rows or len(data), data=data, tag=tag)
+        return self._shared[key]
+
+    def table(self, name: str, tag: int, entries: np.ndarray) -> Buffer:
+        """A page with a unary table."""
+        if len(entries) not in (256, 1024):
+            self.problem(name, f"a table must have 256 or 1024 entries, not {len(entries)}. Quantize again")
+            entries = np.zeros(256, np.int8)
+        data = np.ascontiguousarray(entries.astype(np.int8)).view(np.uint8).reshape(-1, TABLE_ROW_BYTES)
+        return self.data(Memory.TABLE, f"{name}/table", tag, data, PAGE_ROWS)

@@ -1,0 +1,168 @@
+"""Windows over images: convolutions of every kind and pooling as operands and weights of MATRIX instructions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from ..arch import graph as g
+from ..arch.isa import FetchMode
+from .matrix import Operand
+from .rows import Segment, plain
+from .tensors import Tensors
+
+__all__ = ["convolution", "grouped", "joins", "pooling", "unfit"]
+
+Window = g.Conv | g.MaxPool | g.AvgPool
+
+
+def joins(tensors: Tensors, operator: g.Operator) -> bool:
+    """Whether `operator` needs fewer chunks when it reads the pixels of an image row joined."""
+    if not isinstance(operator, g.Conv) or operator.groups > 1:
+        return False
+    tensor, depth = tensors.graph.tensor(operator.input), tensors.accelerator.depth
+    if len(tensor.shape) != 3 or tensor.dtype != "s8" or tensor.shape[1] * tensor.channels > 4095:
+        return False
+    if g.drained(operator).residual is not None and operator.drain.residual.tensor == operator.input:
+        return False
+    _, _, kw, channels = tensors.graph.constant(operator, "weight").shape
+    return -(-kw * channels // depth) < kw * -(-channels // depth)
+
+
+def unfit(tensors: Tensors, operator: Window) -> bool:
+    """Note what keeps a window from being read from where its input is."""
+    x, tensor = tensors.places[operator.input], tensors.graph.tensor(operator.input)
+    before = len(tensors.problems)
+    if x.slots is not None:
+        tensors.problem(operator.name, "a window must not read padded heads; put a Linear layer between")
+    if tensor.dtype != "s8":
+        tensors.problem(
+            operator.name, f"a window must read an s8 tensor, not {tensor.dtype}. Requantize it first"
+        )
+    if not isinstance(operator, g.Conv) and len(tensor.shape) == 3 and _image(tensors, operator)[2][1] > 15:
+        tensors.problem(
+            operator.name,
+            f"a pooling window must be at most 15 columns wide, or 255 pixels if global, not {operator.kernel}. "
+            f"Pool in two steps",
+        )
+    return len(tensors.problems) > before
+
+
+def convolution(tensors: Tensors, operator: g.Conv) -> tuple[Operand, np.ndarray]:
+    """Operand and weights (rows, chunks, depth) of a convolution without groups."""
+    x, depth = tensors.places[operator.input], tensors.accelerator.depth
+    weights = tensors.graph.constant(operator, "weight")
+    count, kh, kw, channels = weights.shape
+    simple = (kh, kw, *operator.stride, *operator.padding, operator.prefix) == (1, 1, 1, 1, 0, 0, 0, 0, 0)
+    if x.joined:
+        weights, taps = weights.reshape(count, kh, 1, kw * channels), kh
+    else:
+        taps = kh * kw
+    chunks = -(-weights.shape[3] // depth)
+    spread = np.zeros((*weights.shape[:3], chunks * depth), np.int8)
+    spread[..., : weights.shape[3]] = weights
+    spread = spread.reshape(count, taps * chunks, depth)
+    if simple and not x.joined:
+        operand = Operand(
+            place=x, mode=FetchMode.LINEAR, positions=x.positions, chunks=chunks, group_chunks=chunks
+        )
+        return operand, spread
+    return _operand(tensors, operator, chunks, taps * chunks), spread
+
+
+def grouped(tensors: Tensors, operator: g.Conv) -> list[tuple[Operand, np.ndarray, Segment, int]]:
+    """Operand, weights, segment and group count of each part of a grouped convolution.
+
+    So many groups are joined, block-diagonally, that they read whole chunks and write whole rows.
+    """
+    a = tensors.accelerator
+    weights, channels = tensors.graph.constant(operator, "weight"), tensors.places[operator.input].channels
+    count, inputs, outputs = operator.groups, channels // operator.groups, len(weights) // operator.groups
+    unit = a.depth if outputs == 1 else max(a.depth, a.lanes.fixed8)
+    joined = math.lcm(a.depth // math.gcd(a.depth, inputs), unit // math.gcd(unit, outputs))
+    joined = min(joined, count)
+    whole, rest = divmod(count, joined)
+    parts = [(0, whole, joined)]
+    if rest and inputs * joined == a.depth and outputs * joined <= a.depth:
+        parts = [(0, whole + 1, joined)]
+    elif rest:
+        parts.append((whole * joined, 1, rest))
+    made = []
+    for first, groups, size in parts:
+        chunks = -(-size * inputs // a.depth)
+        rows = min(groups * size, count - first) * outputs
+        _, kh, kw, _ = weights.shape
+        spread = np.zeros((len(weights), kh, kw, chunks * a.depth), np.int8)
+        for row in range(first * outputs, first * outputs + rows):
+            at = (row // outputs - first) % size * inputs
+            spread[row, :, :, at : at + inputs] = weights[row]
+        spread = spread.reshape(len(weights), kh * kw * chunks, a.depth)
+        total = groups * size * outputs
+        block = math.gcd(a.lanes.fixed8, size * outputs) if groups > 1 else None
+        part = plain(first * outputs, total, a, block)
+        offset = first * inputs // a.depth
+        made.append((_operand(tensors, operator, chunks, kh * kw * chunks, offset), spread, part, groups))
+    return made
+
+
+def pooling(tensors: Tensors, operator: g.MaxPool | g.AvgPool) -> tuple[Operand, np.ndarray, Segment, int]:
+    """A depthwise convolution with weights of one."""
+    a, x = tensors.accelerator, tensors.places[operator.input]
+    _, _, (kh, kw) = _image(tensors, operator)
+    groups = -(-x.channels // a.depth)
+    weights = np.zeros((groups * a.depth, kh * kw, a.depth), np.int8)
+    channel = np.arange(len(weights))
+    weights[channel, :, channel % a.depth] = 1
+    part = plain(0, len(weights), a, min(a.lanes.fixed8, a.depth))
+    return _operand(tensors, operator, 1, kh * kw), weights, part, groups
+
+
+def _image(tensors: Tensors, operator: Window) -> tuple[int, int, tuple[int, int]]:
+    """Height, width and kernel: a window over everything, and tokens, are one column of pixels."""
+    shape = tensors.graph.tensor(operator.input).shape
+    if isinstance(operator, g.Conv):
+        _, kh, kw, _ = tensors.graph.constant(operator, "weight").shape
+        return shape[0], shape[1], (kh, kw)
+    if len(shape) == 2:
+        return shape[0], 1, operator.kernel
+    height, width, _ = shape
+    if operator.kernel == (height, width) and not any(operator.padding) and height * width <= 255:
+        return height * width, 1, (height * width, 1)
+    return height, width, operator.kernel
+
+
+def _operand(tensors: Tensors, operator: Window, tap_chunks: int, chunks: int, offset: int = 0) -> Operand:
+    """The operand of a window; `offset` is its first chunk of channels."""
+    x = tensors.places[operator.input]
+    height, width, (kh, kw) = _image(tensors, operator)
+    tensor, out = tensors.graph.tensor(operator.input), tensors.graph.tensor(operator.output)
+    top, bottom, left, right = operator.padding
+    scale = tensor.channels if x.joined else 1
+    prefix = operator.prefix if isinstance(operator, g.Conv) else 0
+    out_height = (height + top + bottom - kh) // operator.stride[0] + 1
+    out_width = (width + left + right - kw) // operator.stride[1] + 1
+    window = {
+        "taps_y": kh,
+        "taps_x": 1 if x.joined else kw,
+        "tap_chunks": tap_chunks,
+        "stride_y": operator.stride[0] if out_height > 1 else 1,
+        "stride_x": (operator.stride[1] if out_width > 1 else 1) * scale,
+        "pad_top": top,
+        "start_x": -left * scale,
+        "height": height,
+        "width": width * scale,
+        "out_width": out_width,
+        "prefix": prefix,
+        "pad_value": -128 if isinstance(operator, g.MaxPool) else tensor.zero_point,
+    }
+    return Operand(
+        place=dataclasses.replace(x, offset=x.offset + offset),
+        mode=FetchMode.JOIN if x.joined else FetchMode.CONV,
+        positions=out.positions,
+        chunks=chunks,
+        group_chunks=tap_chunks,
+        window=window,
+        maximum=isinstance(operator, g.MaxPool),
+    )

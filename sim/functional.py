@@ -1,0 +1,458 @@
+"""Functional simulator: executes instruction words on the memories of docs/machine.md, one instruction at a time.
+
+Program order, no time. Every address is checked; a semaphore that is not positive where an instruction waits for
+it is an error, because in program order every earlier instruction has completed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ..arch import isa, numerics
+from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_PAGE_ENTRIES, TABLE_ROW_BYTES, Accelerator
+from ..arch.isa import Destination, FetchMode, Instruction, LoadTarget, Opcode, ParamMode, Region, VectorOp
+from ..arch.program import Program
+from ..arch.schemes import Scheme, decode, encode, storage_bits
+
+__all__ = ["Machine", "MachineError", "Write", "run"]
+
+_SEMAPHORE_MAX = 255
+
+
+class MachineError(RuntimeError):
+    """An instruction that the machine cannot execute; the message names its index."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Write:
+    """What one instruction wrote to one memory."""
+
+    instruction: int
+    memory: str
+    """SCRATCHPAD, WEIGHT, PARAM, NORM, TABLE, EXP, RECIP, RSQRT, ROW_SCALE or OUTPUT (DRAM, rows of a transfer)."""
+    rows: np.ndarray
+    """(N,) row numbers."""
+    mask: np.ndarray
+    """(N, row bytes) bool: bytes written. A row scale has 4 bytes per column: m u16, n u16."""
+    data: np.ndarray
+    """(N, row bytes) uint8."""
+
+
+class Machine:
+    """Memories and semaphores of one accelerator."""
+
+    def __init__(self, accelerator: Accelerator, *, log: bool = False):
+        a = self.accelerator = accelerator
+        self.log: list[Write] | None = [] if log else None
+        self.scratchpad = np.zeros((a.scratchpad_regions * a.scratchpad_rows, a.columns, a.depth), np.uint8)
+        self.weights = np.zeros((a.weight_rows, a.lanes.total, a.depth), np.int8)
+        """Codes, already decoded."""
+        self.param_m = np.zeros((a.param_rows, a.drain), np.int64)
+        self.param_n = np.zeros_like(self.param_m)
+        self.param_entry = np.zeros_like(self.param_m)
+        self.param_c = np.zeros_like(self.param_m)
+        self.norm_g = np.zeros((a.norm_rows, a.vector), np.int64)
+        self.norm_b = np.zeros_like(self.norm_g)
+        self.row_m = np.zeros((a.row_scales, a.columns), np.int64)
+        self.row_n = np.ones((a.row_scales, a.columns), np.int64)
+        page_rows = TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
+        self.tables = {
+            LoadTarget.TABLE: np.zeros((a.table_pages * page_rows, TABLE_ROW_BYTES), np.uint8),
+            LoadTarget.EXP: np.zeros((32, TABLE_ROW_BYTES), np.uint8),
+            LoadTarget.RECIP: np.zeros((64, TABLE_ROW_BYTES), np.uint8),
+            LoadTarget.RSQRT: np.zeros((256, TABLE_ROW_BYTES), np.uint8),
+        }
+        self.semaphores = [0] * isa.SEMAPHORES
+        self.dram = {region: np.zeros(0, np.uint8) for region in Region}
+
+    def load(self, program: Program) -> None:
+        """Take a program's instructions and WEIGHTS region. Raises FileError where it is for another accelerator."""
+        program.require(self.accelerator)
+        self.program = program
+        self._decoded: dict[int, Instruction] = {}
+        self.dram[Region.WEIGHTS] = program.weights
+        self.dram[Region.SCRATCH] = np.zeros(program.scratch_bytes, np.uint8)
+
+    def run(self, entry: int, input_bytes: np.ndarray | bytes = b"") -> np.ndarray:
+        """Execute from instruction `entry` to END on an INPUT buffer; the OUTPUT buffer, uint8."""
+        self.dram[Region.INPUT] = np.frombuffer(bytes(input_bytes), np.uint8)
+        rows = self.program.output.rows(self.accelerator)
+        self.dram[Region.OUTPUT] = np.zeros(
+            rows * self._pitch(self.accelerator.scratchpad_row_bytes), np.uint8
+        )
+        self.semaphores = [0] * isa.SEMAPHORES
+        index = entry
+        while True:
+            instruction = self._fetch(index)
+            if instruction.opcode == Opcode.END:
+                break
+            self._index = index
+            self._wait(instruction)
+            getattr(self, f"_{instruction.opcode.name.lower()}")(instruction)
+            self._signal(instruction)
+            index += 1
+        if any(self.semaphores):
+            raise MachineError(f"instruction {index}: semaphores must be 0 at END, not {self.semaphores}")
+        return self.dram[Region.OUTPUT]
+
+    def _fetch(self, index: int) -> Instruction:
+        if index not in self._decoded:
+            if not 0 <= index < len(self.program.instructions):
+                raise MachineError(f"instruction {index}: must be in 0..{len(self.program.instructions) - 1}")
+            try:
+                self._decoded[index] = isa.decode(self.program.instructions[index])
+            except isa.IsaError as error:
+                raise MachineError(f"instruction {index}: {error}") from None
+        return self._decoded[index]
+
+    def _wait(self, i: Instruction) -> None:
+        for s in range(isa.SEMAPHORES):
+            if i.wait >> s & 1:
+                if not self.semaphores[s]:
+                    self._fail(f"semaphore {s} must be positive before the start; nothing before signals it")
+                self.semaphores[s] -= 1
+
+    def _signal(self, i: Instruction) -> None:
+        for s in range(isa.SEMAPHORES):
+            if i.signal >> s & 1:
+                self.semaphores[s] += 1
+                if self.semaphores[s] > _SEMAPHORE_MAX:
+                    self._fail(f"semaphore {s} must be at most {_SEMAPHORE_MAX}")
+
+    def _fail(self, message: str):
+        raise MachineError(f"instruction {self._index}: {message}")
+
+    def _rows(self, memory: str, rows: np.ndarray, size: int) -> np.ndarray:
+        """`rows`, after a check that all are inside a memory of `size` rows."""
+        if rows.size and (rows.min() < 0 or rows.max() >= size):
+            self._fail(f"{memory} rows must be in 0..{size - 1}, not {rows.min()}..{rows.max()}")
+        return rows
+
+    def _note(self, memory: str, rows: np.ndarray, mask: np.ndarray, data: np.ndarray) -> None:
+        if self.log is not None:
+            n = len(rows)
+            data = np.ascontiguousarray(data).reshape(n, -1).copy()
+            mask = np.broadcast_to(mask, data.shape).copy()
+            self.log.append(
+                Write(instruction=self._index, memory=memory, rows=rows.copy(), mask=mask, data=data)
+            )
+
+    # LOAD, STORE
+
+    def _pitch(self, row_bytes: int) -> int:
+        return self.accelerator.beats(row_bytes) * self.accelerator.bus_bytes
+
+    def _transfer(self, i: Instruction, row_bytes: int) -> slice:
+        length, limit = i.rows * self._pitch(row_bytes), len(self.dram[i.region])
+        if i.rows < 1 or i.offset % self.accelerator.bus_bytes or i.offset + length > limit:
+            self._fail(
+                f"transfer of {length} bytes at offset {i.offset} must be aligned to {self.accelerator.bus_bytes} "
+                f"bytes and lie inside the {limit} bytes of region {Region(i.region).name}"
+            )
+        return slice(i.offset, i.offset + length)
+
+    def _load(self, i: Instruction) -> None:
+        a, target = self.accelerator, LoadTarget(i.target)
+        row_bytes = {
+            LoadTarget.SCRATCHPAD: a.scratchpad_row_bytes,
+            LoadTarget.WEIGHT: a.weight_row_bytes,
+            LoadTarget.PARAM: PARAM_BYTES * a.drain,
+            LoadTarget.NORM: NORM_BYTES * a.vector,
+        }.get(target, TABLE_ROW_BYTES)
+        sizes = {
+            LoadTarget.SCRATCHPAD: len(self.scratchpad),
+            LoadTarget.WEIGHT: a.weight_rows,
+            LoadTarget.PARAM: a.param_rows,
+            LoadTarget.NORM: a.norm_rows,
+        }
+        size = sizes[target] if target in sizes else len(self.tables[target])
+        raw = self.dram[i.region][self._transfer(i, row_bytes)].reshape(i.rows, -1)[:, :row_bytes]
+        rows = self._rows(target.name, np.arange(i.row, i.row + i.rows), size)
+        if target == LoadTarget.SCRATCHPAD:
+            self.scratchpad[rows] = raw.reshape(-1, a.columns, a.depth)
+        elif target == LoadTarget.WEIGHT:
+            self.weights[rows] = self._decode_weights(raw)
+        elif target == LoadTarget.PARAM:
+            record = raw.reshape(i.rows, a.drain, PARAM_BYTES).astype(np.int64)
+            self.param_m[rows] = record[..., 0] | record[..., 1] << 8
+            self.param_n[rows] = record[..., 2] & 63
+            self.param_entry[rows] = record[..., 3]
+            self.param_c[rows] = _signed48(record[..., 4:])
+        elif target == LoadTarget.NORM:
+            record = raw.reshape(i.rows, a.vector, NORM_BYTES).astype(np.int64)
+            self.norm_g[rows] = ((record[..., 0] | record[..., 1] << 8) ^ 0x8000) - 0x8000
+            self.norm_b[rows] = _signed48(record[..., 2:])
+        else:
+            self.tables[target][rows] = raw
+        self._note(target.name, rows, np.True_, raw)
+
+    def _decode_weights(self, raw: np.ndarray) -> np.ndarray:
+        """Weight rows as in DRAM to codes (rows, lanes, depth)."""
+        depth, at, lanes = self.accelerator.depth, 0, []
+        for kind, count in self.accelerator.lanes.by_scheme.items():
+            size = count * depth * storage_bits(kind) // 8
+            part = raw[:, at : at + size]
+            if storage_bits(kind) == 4:
+                part = np.stack([part & 15, part >> 4], axis=-1)
+            lanes.append(decode(part.reshape(len(raw), count, depth), kind))
+            at += size
+        return np.concatenate(lanes, axis=1)
+
+    def _store(self, i: Instruction) -> None:
+        row_bytes = self.accelerator.scratchpad_row_bytes
+        rows = self._rows("SCRATCHPAD", np.arange(i.row, i.row + i.rows), len(self.scratchpad))
+        target = self.dram[i.region][self._transfer(i, row_bytes)].reshape(i.rows, -1)
+        target[:, :row_bytes] = self.scratchpad[rows].reshape(i.rows, -1)
+        self._note(Region(i.region).name, np.arange(i.rows), np.True_, target[:, :row_bytes])
+
+    # Tensors in the scratchpad
+
+    def _read(self, row: int, stride: int, positions: int, channels: int, wide: bool) -> np.ndarray:
+        """Codes (positions, channels) of a tensor, int64."""
+        a, size = self.accelerator, 2 if wide else 1
+        tiles, height = -(-positions // a.columns), -(-channels * size // a.depth)
+        rows = row + stride * np.arange(tiles)[:, None] + np.arange(height)
+        raw = self.scratchpad[self._rows("SCRATCHPAD", rows, len(self.scratchpad))].transpose(0, 2, 1, 3)
+        raw = np.ascontiguousarray(raw).reshape(tiles * a.columns, height * a.depth)
+        return raw.view("<i2" if wide else "i1")[:positions, :channels].astype(np.int64)
+
+    def _write(self, row: int, stride: int, codes: np.ndarray, wide: bool) -> None:
+        """Write codes (positions, channels)."""
+        a, size = self.accelerator, 2 if wide else 1
+        positions, channels = codes.shape
+        tiles, height = -(-positions // a.columns), -(-channels * size // a.depth)
+        if tiles > 1 and stride < height:
+            self._fail(f"output stride must be at least the {height} rows that a tile writes, not {stride}")
+        data = np.zeros((tiles * a.columns, height * a.depth // size), "<i2" if wide else "i1")
+        mask = np.zeros((tiles * a.columns, height * a.depth), bool)
+        data[:positions, :channels] = codes
+        mask[:positions, : channels * size] = True
+        raw = data.view(np.uint8)
+        raw, mask = (
+            v.reshape(tiles, a.columns, height, a.depth).transpose(0, 2, 1, 3).reshape(-1, a.columns, a.depth)
+            for v in (raw, mask)
+        )
+        rows = (row + stride * np.arange(tiles)[:, None] + np.arange(height)).ravel()
+        self._rows("SCRATCHPAD", rows, len(self.scratchpad))
+        self.scratchpad[rows] = np.where(mask, raw, self.scratchpad[rows])
+        self._note("SCRATCHPAD", rows, mask.reshape(len(rows), -1), raw)
+
+    def _table(self, i: Instruction) -> np.ndarray:
+        start = i.table_page * TABLE_PAGE_ENTRIES
+        return (
+            self.tables[LoadTarget.TABLE]
+            .view(np.int8)
+            .ravel()[start : start + (1024 if i.table_wide else 256)]
+        )
+
+    def _finish(self, i: Instruction, v: np.ndarray) -> np.ndarray:
+        """Table, residual and clamp of a requantized output (positions, channels)."""
+        if i.table:
+            return numerics.clamp(numerics.lookup(v, self._table(i)), i.lo, i.hi)
+        if i.residual:
+            r = self._read(i.residual_row, i.residual_stride, *v.shape, True)
+            return numerics.residual_add(v, r, i.residual_m, i.residual_n, i.lo, i.hi)
+        return numerics.clamp(v, i.lo, i.hi)
+
+    # MATRIX
+
+    def _matrix(self, i: Instruction) -> None:
+        a = self.accelerator
+        if min(i.positions, i.groups, i.blocks, i.chunks, i.steps) < 1:
+            self._fail("positions, groups, blocks, chunks and steps must be at least 1")
+        tiles, blocks = -(-i.positions // a.columns), i.groups * i.blocks
+        operand = self._operand(i, tiles)  # tiles * columns, groups, chunks, depth
+        lanes = a.lanes.total if i.permute else i.steps * a.drain
+        if lanes > a.lanes.total or (i.maximum and lanes > a.lanes.fixed8):
+            self._fail(f"steps * drain must not exceed the lanes that can run this, not {lanes}")
+        rows = i.weight + i.weight_stride * np.arange(blocks)[:, None] + np.arange(i.chunks)
+        weights = self.weights[self._rows("WEIGHT", rows, a.weight_rows)][:, :, :lanes]
+        acc = self._accumulate(i, operand, weights.reshape(i.groups, i.blocks, i.chunks, lanes, a.depth))
+
+        channels = blocks * i.steps * a.drain
+        if i.param_mode == ParamMode.CHANNEL:
+            records = self._rows("PARAM", i.param + np.arange(blocks * i.steps), a.param_rows)
+        elif i.param_mode == ParamMode.TENSOR or i.permute:
+            records = self._rows("PARAM", np.full(blocks * i.steps, i.param), a.param_rows)
+        if i.permute:
+            group = self.param_entry[records].reshape(blocks, i.steps, a.drain)
+        else:
+            group = np.broadcast_to(np.arange(i.steps)[None, :, None], (blocks, i.steps, a.drain))
+        lane = group * a.drain + np.arange(a.drain)
+        if lane.max() >= lanes:
+            self._fail(
+                f"lane group of a parameter record must be below {lanes // a.drain}, not {group.max()}"
+            )
+        acc = acc[:, np.arange(blocks)[:, None], lane.reshape(blocks, -1)].reshape(-1, channels)[
+            : i.positions
+        ]
+        if i.param_mode == ParamMode.TOKEN:
+            t = self._rows("ROW_SCALE", i.param + np.arange(tiles), a.row_scales)
+            m, n = (v[t].reshape(-1, 1)[: i.positions] for v in (self.row_m, self.row_n))
+            constant = np.where(m == 0, 0, np.int64(1) << np.maximum(n - 1, 0))
+        else:
+            m, n, constant = (v[records].ravel() for v in (self.param_m, self.param_n, self.param_c))
+        v = self._finish(i, (acc * m + constant) >> n)
+        if i.destination == Destination.SCRATCHPAD:
+            self._write(i.dst, i.dst_stride, v, bool(i.wide))
+        else:
+            self._write_weights(i, v, tiles * a.columns)
+        if i.second:
+            v = numerics.requantize(v, i.second_m, i.second_n, i.second_constant, i.second_lo, i.second_hi)
+            self._write(i.second_dst, i.second_stride, v, False)
+
+    def _accumulate(self, i: Instruction, operand: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Accumulators (positions, groups * blocks, lanes), int64."""
+        groups, blocks, chunks, lanes, depth = weights.shape
+        x, w = operand.astype(np.float64), weights.astype(np.float64)  # sums stay below 2**53: exact
+        if i.maximum:
+            products = [
+                np.einsum("pgd,gbld->pgbl", x[:, :, k], w[:, :, k], optimize=True) for k in range(chunks)
+            ]
+            acc = np.maximum.reduce(products)
+        else:
+            x = x.transpose(1, 0, 2, 3).reshape(groups, -1, chunks * depth)
+            w = w.transpose(0, 2, 4, 1, 3).reshape(groups, chunks * depth, blocks * lanes)
+            acc = (x @ w).transpose(1, 0, 2)
+        acc = acc.reshape(len(operand), groups * blocks, lanes).astype(np.int64)
+        half = np.int64(1) << (numerics.ACCUMULATOR_BITS - 1)
+        return ((acc + half) & (2 * half - 1)) - half
+
+    def _operand(self, i: Instruction, tiles: int) -> np.ndarray:
+        """Operand bytes as numbers (tiles * columns, groups, chunks, depth)."""
+        a, source = self.accelerator, self.scratchpad
+        dtype = np.uint8 if i.unsigned else np.int8
+        if i.mode == FetchMode.LINEAR:
+            per_tile = np.arange(i.groups * i.chunks)
+            rows = self._rows(
+                "SCRATCHPAD", i.src + i.src_stride * np.arange(tiles)[:, None] + per_tile, len(source)
+            )
+            x = source[rows].transpose(0, 2, 1, 3).reshape(-1, i.groups, i.chunks, a.depth)
+            return np.ascontiguousarray(x).view(dtype)
+        p = np.arange(tiles * a.columns) - i.prefix
+        oy, ox = p // i.out_width, p % i.out_width
+        taps_x = i.taps_x if i.mode == FetchMode.CONV else 1
+        if i.taps_y * taps_x * i.tap_chunks != i.chunks or not i.out_width:
+            self._fail("chunks must be taps_y * taps_x * tap_chunks and out_width positive")
+        k = np.arange(i.chunks)
+        ky, kx, cc = k // (taps_x * i.tap_chunks), k // i.tap_chunks % taps_x, k % i.tap_chunks
+        iy = oy[:, None] * i.stride_y + ky - i.pad_top
+        visible = (p[:, None] >= 0) & (p[:, None] < i.positions - i.prefix) & (iy >= 0) & (iy < i.height)
+        pad = np.array(i.pad_value, np.int8).view(dtype)
+        if i.mode == FetchMode.CONV:
+            ix = ox[:, None] * i.stride_x + kx + i.start_x
+            visible &= (ix >= 0) & (ix < i.width)
+            q = np.where(visible, iy * i.width + ix, 0)
+            chunk = np.arange(i.groups)[:, None] * i.tap_chunks + cc
+            rows = i.src + (q // a.columns * i.src_stride)[:, None, :] + chunk
+            rows = self._rows("SCRATCHPAD", np.where(visible[:, None], rows, i.src), len(source))
+            x = source[rows, (q % a.columns)[:, None]].view(dtype)
+            return np.where(visible[:, None, :, None], x, pad)
+        if i.groups != 1:
+            self._fail(f"groups must be 1 with JOIN, not {i.groups}")
+        byte = (ox[:, None] * i.stride_x + i.start_x + cc * a.depth)[..., None] + np.arange(a.depth)
+        inside = visible[..., None] & (byte >= 0) & (byte < i.width)
+        byte, y = np.where(inside, byte, 0), np.where(visible, iy, 0)[..., None]
+        rows = self._rows("SCRATCHPAD", i.src + y // a.columns * i.src_stride + byte // a.depth, len(source))
+        x = source[rows, y % a.columns, byte % a.depth].view(dtype)
+        return np.where(inside, x, pad)[:, None]
+
+    def _write_weights(self, i: Instruction, v: np.ndarray, positions: int) -> None:
+        """Outputs (positions, channels) to the Fixed-8 lanes as keys or values; 0 up to the end of the last tile."""
+        a = self.accelerator
+        if i.wide:
+            self._fail("keys and values must not be wide")
+        full = np.zeros((positions, v.shape[1]), np.int8)
+        full[: len(v)] = v
+        p, o = np.arange(positions)[:, None], np.arange(v.shape[1])
+        token, channel = (p, o) if i.destination == Destination.KEYS else (o, p)
+        rows = i.dst + token // a.lanes.fixed8 * i.dst_stride + channel // a.depth
+        self._rows("WEIGHT", rows, a.weight_rows)
+        rows, lane, code = np.broadcast_arrays(rows, token % a.lanes.fixed8, channel % a.depth)
+        self.weights[rows, lane, code] = full
+        if self.log is not None:
+            used, place = np.unique(rows, return_inverse=True)
+            mask = np.zeros((len(used), a.weight_row_bytes), bool)
+            mask[place.reshape(rows.shape), lane * a.depth + code] = True
+            self._note("WEIGHT", used, mask, self._encode_weights(self.weights[used]))
+
+    def _encode_weights(self, codes: np.ndarray) -> np.ndarray:
+        """The inverse of `_decode_weights`."""
+        parts, at = [], 0
+        for kind, count in self.accelerator.lanes.by_scheme.items():
+            part = encode(codes[:, at : at + count], Scheme(kind)).reshape(len(codes), -1)
+            parts.append(part if storage_bits(kind) == 8 else part[:, ::2] | part[:, 1::2] << 4)
+            at += count
+        return np.concatenate(parts, axis=1)
+
+    # VECTOR
+
+    def _vector(self, i: Instruction) -> None:
+        if min(i.positions, i.channels) < 1:
+            self._fail("positions and channels must be at least 1")
+        wide = bool(i.src_wide) or i.op != VectorOp.ELEMENTWISE
+        x = self._read(i.src, i.src_stride, i.positions, i.channels, wide)
+        if i.op == VectorOp.SOFTMAX:
+            return self._softmax(i, x)
+        if i.op == VectorOp.LAYERNORM:
+            a = self.accelerator
+            rows = self._rows("NORM", i.param + np.arange(-(-i.channels // a.vector)), a.norm_rows)
+            g, b = (v[rows].ravel()[: i.channels] for v in (self.norm_g, self.norm_b))
+            rsqrt = self.tables[LoadTarget.RSQRT].view("<u2").ravel()
+            y = numerics.layernorm(x, g, b, i.n, i.constant, rsqrt, i.lo, i.hi)
+        else:
+            y = self._finish(i, (x * i.m + i.constant) >> i.n)
+        self._write_vector(i, y, self.accelerator.vector, bool(i.dst_wide) and i.op == VectorOp.ELEMENTWISE)
+
+    def _write_vector(self, i: Instruction, y: np.ndarray, unit: int, wide: bool) -> None:
+        padded = np.zeros((len(y), -(-y.shape[1] // unit) * unit), np.int64)
+        padded[:, : y.shape[1]] = y
+        self._write(
+            i.dst,
+            i.dst_stride,
+            padded.astype(np.int16 if wide else np.uint8).view("<i2" if wide else "i1"),
+            wide,
+        )
+
+    def _softmax(self, i: Instruction, logits: np.ndarray) -> None:
+        a = self.accelerator
+        e = numerics.softmax_exp(logits, self.tables[LoadTarget.EXP].ravel())
+        recip = self.tables[LoadTarget.RECIP].view("<u2").ravel()
+        scale = numerics.softmax_row_scale(e.sum(axis=1), i.m, i.n, recip)
+        tiles = -(-i.positions // a.columns)
+        rows = self._rows("ROW_SCALE", i.param + np.arange(tiles), a.row_scales)
+        m, n = (np.zeros(tiles * a.columns, np.int64) for _ in range(2))
+        m[: i.positions], n[: i.positions] = scale.m, scale.n
+        present = (np.arange(tiles * a.columns) < i.positions).reshape(tiles, -1)
+        self.row_m[rows] = np.where(present, m.reshape(tiles, -1), self.row_m[rows])
+        self.row_n[rows] = np.where(present, n.reshape(tiles, -1), self.row_n[rows])
+        record = np.stack([self.row_m[rows], self.row_n[rows]], axis=-1).astype("<u2")
+        self._note("ROW_SCALE", rows, np.repeat(present, 4, axis=1), record.reshape(tiles, -1).view(np.uint8))
+        self._write_vector(i, e, a.depth, False)
+
+
+def _signed48(raw: np.ndarray) -> np.ndarray:
+    """Six little-endian bytes on the last axis to int64."""
+    value = sum(raw[..., i] << (8 * i) for i in range(6))
+    return (value ^ (1 << 47)) - (1 << 47)
+
+
+def pack_rows(accelerator: Accelerator, rows: np.ndarray) -> np.ndarray:
+    """Scratchpad rows (N, row bytes) to a DRAM buffer: every row starts a bus beat."""
+    pitch = accelerator.beats(rows.shape[1]) * accelerator.bus_bytes
+    return np.pad(rows, ((0, 0), (0, pitch - rows.shape[1]))).ravel()
+
+
+def run(program: Program, codes: np.ndarray) -> np.ndarray:
+    """Setup once, then one frame per image: input codes (N, ...) to outputs (N, positions, channels), int64."""
+    machine, a = Machine(program.accelerator), program.accelerator
+    machine.load(program)
+    machine.run(program.setup_entry)
+    outputs = []
+    for image in codes:
+        raw = machine.run(program.frame_entry, pack_rows(a, program.input.pack(a, image)))
+        rows = raw.reshape(program.output.rows(a), -1)[:, : a.scratchpad_row_bytes]
+        outputs.append(program.output.unpack(a, rows))
+    return np.stack(outputs)
