@@ -15,6 +15,8 @@ _DAMPING = 0.01
 def nearest(values: np.ndarray, scheme: Scheme) -> np.ndarray:
     """The code of `scheme` nearest to each real value, int64."""
     codes = codebook(scheme)
+    if scheme in (Scheme.FIXED8, Scheme.FIXED4):
+        return np.clip(np.rint(values), codes[0], codes[-1]).astype(np.int64)
     return codes[np.searchsorted((codes[1:] + codes[:-1]) / 2, values)]
 
 
