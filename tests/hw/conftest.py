@@ -8,7 +8,7 @@ from collections import deque
 
 import numpy as np
 import pytest
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
@@ -96,11 +96,9 @@ class Bench:
         self._random = random.Random(self.model.seed)
         self._host_random = None if host_seed is None else random.Random(host_seed)
 
-    def simulate(self, host, deadline: int = 20000) -> None:
+    def simulate(self, host, deadline: int = 5000) -> None:
         """Run the testbench `host(ctx)`; AssertionError if it takes longer than `deadline` cycles."""
         m = Module()
-        from amaranth.hdl import ResetInserter
-
         m.submodules.top = ResetInserter(self.reset)(self.top)
         simulator = Simulator(m)
         simulator.add_clock(1e-6)
@@ -108,13 +106,19 @@ class Bench:
         simulator.add_process(self._trace)
         finished = []
 
-        async def bench(ctx):
+        async def testbench(ctx):
             await host(ctx)
             finished.append(True)
 
-        simulator.add_testbench(bench)
-        simulator.run_until(deadline * 1e-6)
-        assert finished, "the host must come to its end"
+        async def watchdog(ctx):
+            for _ in range(deadline):
+                await ctx.tick()
+            raise AssertionError("the host must come to its end")
+
+        simulator.add_testbench(testbench)
+        simulator.add_testbench(watchdog, background=True)
+        while not finished:
+            simulator.advance()
 
     async def write(self, ctx, name: str, value: int, mask: int = 15) -> None:
         """Write a register; address and data come in random order when the host has a seed."""

@@ -1,0 +1,211 @@
+"""The cycle model: when every instruction starts and ends, without computing any value.
+
+Equal to the RTL to the cycle: the same states, one clock at a time (docs/machine.md, "Timing models").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numba
+import numpy as np
+
+from ..arch.isa import Engine, LoadTarget, Opcode
+from ..arch.memory import MemoryModel
+from ..arch.program import Program
+from .timing import matrix, memory, vector
+from .timing.table import COLUMN, program_table
+
+__all__ = ["CycleError", "Span", "Timing", "predict"]
+
+_OPCODE, _WAIT, _SIGNAL = COLUMN["opcode"], COLUMN["wait"], COLUMN["signal"]
+_END, _FIRST = int(Opcode.END), int(Opcode.LOAD)
+_LOAD, _MATRIX, _VECTOR, _STORE = map(int, Engine)
+_ENGINES = len(Engine)
+_QUEUE = 4
+_SCRATCHPAD, _WEIGHT = int(LoadTarget.SCRATCHPAD), int(LoadTarget.WEIGHT)
+_DEADLOCK, _NO_END = -1, -2
+
+
+class CycleError(ValueError):
+    """A program that does not come to its end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Span:
+    """First start and last end of a layer's instructions, in cycles of its run."""
+
+    start: int
+    done: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """A run. Cycle 0 is the one of `trace_run_start`."""
+
+    cycles: int
+    """Cycle of `trace_run_end`; the register CYCLES."""
+    start: np.ndarray
+    """Of each instruction of the program (int64): the cycle in which it goes into its engine; -1 if it does not run."""
+    done: np.ndarray
+    """The same for its completion."""
+    layers: dict[int, Span]
+    """By tag."""
+    busy: dict[Engine, int]
+    """Cycles in which an engine has an instruction."""
+    stalled: dict[Engine, int]
+    """Those of them in which it is held up."""
+
+
+def predict(program: Program, memory_model: MemoryModel, entry: int | None = None) -> Timing:
+    """Time of a run from `entry` (the frame's if None), on a machine and memory that are idle before.
+
+    Regions must start at a multiple of 4096. Random stalls cannot be predicted: ValueError. Raises CycleError for a
+    program that waits for ever or has no END.
+    """
+    if memory_model.stall:
+        raise ValueError(f"memory stall must be 0 to be predicted, not {memory_model.stall}.")
+    accelerator, table = program.accelerator, program_table(program.instructions)
+    entry = program.frame_entry if entry is None else entry
+    start = np.full(len(table), -1, dtype=np.int64)
+    done = np.full(len(table), -1, dtype=np.int64)
+    busy, stalled = (np.zeros(_ENGINES, dtype=np.int64) for _ in range(2))
+    cycles = _run(
+        table,
+        entry,
+        memory.config(accelerator, memory_model),
+        matrix.config(accelerator),
+        vector.config(accelerator),
+        memory.load_state(),
+        np.zeros(matrix.STATE, dtype=np.int64),
+        np.zeros(vector.STATE, dtype=np.int64),
+        memory.store_state(),
+        start,
+        done,
+        busy,
+        stalled,
+    )
+    if cycles == _NO_END:
+        raise CycleError(f"program {program.name!r} must have an END after entry {entry}. Compile again.")
+    if cycles == _DEADLOCK:
+        waiting = np.flatnonzero((start < 0) & (table[:, _OPCODE] != _END))
+        first = waiting[waiting >= entry][0]
+        raise CycleError(
+            f"program {program.name!r} must signal every semaphore that it waits for; instruction {first} "
+            f"({Opcode(int(table[first, _OPCODE])).name}) waits for ever. Compile again."
+        )
+    ran = start >= 0
+    tags = table[:, COLUMN["tag"]]
+    layers = {
+        int(tag): Span(start=int(start[ran & (tags == tag)].min()), done=int(done[ran & (tags == tag)].max()))
+        for tag in np.unique(tags[ran])
+    }
+    return Timing(
+        cycles=int(cycles),
+        start=start,
+        done=done,
+        layers=layers,
+        busy={engine: int(busy[engine]) for engine in Engine},
+        stalled={engine: int(stalled[engine]) for engine in Engine},
+    )
+
+
+@numba.njit(cache=True)
+def _satisfied(semaphores, wait):
+    for bit in range(16):
+        if wait >> bit & 1 and semaphores[bit] == 0:
+            return False
+    return True
+
+
+@numba.njit(cache=True)
+def _add(semaphores, mask, amount):
+    for bit in range(16):
+        semaphores[bit] += amount * (mask >> bit & 1)
+
+
+@numba.njit(cache=True)
+def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy, stalled):
+    """Steps all blocks from the cycle after run_start on; fills the last four arrays, returns the cycle of run_end."""
+    semaphores = np.zeros(16, dtype=np.int64)
+    queue = np.zeros((_ENGINES, _QUEUE), dtype=np.int64)
+    head, level = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
+    in_flight, executing = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
+    starting, ending = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
+    pc, cycle = entry, 0
+    while True:
+        cycle += 1
+        # Dispatch.
+        if pc >= len(T):
+            return _NO_END
+        opcode, pushed = T[pc, _OPCODE], -1
+        if opcode == _END:
+            if in_flight.sum() == 0:
+                return cycle
+        elif level[opcode - _FIRST] < _QUEUE:
+            pushed = opcode - _FIRST
+
+        # Starts.
+        starting[:] = -1
+        for engine in range(_ENGINES):
+            if level[engine] > 0:
+                index = queue[engine, head[engine]]
+                if _satisfied(semaphores, T[index, _WAIT]):
+                    starting[engine] = index
+        if starting[_LOAD] >= 0 and not memory.load_ready(load, m_cfg):
+            starting[_LOAD] = -1
+        if starting[_MATRIX] >= 0 and not matrix.ready(mat, x_cfg):
+            starting[_MATRIX] = -1
+        if starting[_VECTOR] >= 0 and not vector.ready(vec, v_cfg):
+            starting[_VECTOR] = -1
+        if starting[_STORE] >= 0 and not memory.store_ready(store, m_cfg):
+            starting[_STORE] = -1
+        if pushed < 0 and starting.max() < 0 and executing.sum() == 0:
+            return _DEADLOCK
+
+        # Grants.
+        residual, fetch, drain, weights = matrix.request(mat, T, x_cfg)
+        v_read, v_write = vector.request(vec, T, v_cfg)
+        target, l_write = memory.load_request(load, T, m_cfg)
+        s_read = memory.store_request(store, T, m_cfg)
+        fetch_granted = fetch >= 0 and fetch != residual
+        v_read_granted = v_read >= 0 and v_read != residual and v_read != fetch
+        s_read_granted = s_read >= 0 and s_read != residual and s_read != fetch and s_read != v_read
+        v_write_granted = v_write >= 0 and v_write != drain
+        if target == _SCRATCHPAD:
+            l_granted = l_write != drain and l_write != v_write
+        else:
+            l_granted = target >= 0 and not (target == _WEIGHT and weights)
+
+        # Counters.
+        for engine in range(_ENGINES):
+            busy[engine] += executing[engine] > 0
+        stalled[_LOAD] += executing[_LOAD] > 0 and memory.load_stalled(load, l_granted)
+        stalled[_MATRIX] += executing[_MATRIX] > 0 and matrix.stalled(mat, T, x_cfg)
+        stalled[_VECTOR] += vector.stalled(vec, T, v_read_granted, v_write_granted)
+        stalled[_STORE] += executing[_STORE] > 0 and memory.store_stalled(store, m_cfg)
+
+        # Clock edge.
+        ending[_LOAD] = memory.load_step(load, T, m_cfg, starting[_LOAD], l_granted)
+        ending[_MATRIX] = matrix.step(mat, T, x_cfg, starting[_MATRIX], fetch_granted)
+        ending[_VECTOR] = vector.step(vec, T, v_cfg, starting[_VECTOR], v_read_granted, v_write_granted)
+        ending[_STORE] = memory.store_step(store, T, m_cfg, starting[_STORE], s_read_granted)
+        for engine in range(_ENGINES):
+            index = starting[engine]
+            if index >= 0:
+                start[index] = cycle
+                executing[engine] += 1
+                head[engine] = (head[engine] + 1) % _QUEUE
+                level[engine] -= 1
+                _add(semaphores, T[index, _WAIT], -1)
+            index = ending[engine]
+            if index >= 0:
+                done[index] = cycle
+                executing[engine] -= 1
+                in_flight[engine] -= 1
+                _add(semaphores, T[index, _SIGNAL], 1)
+        if pushed >= 0:
+            queue[pushed, (head[pushed] + level[pushed]) % _QUEUE] = pc
+            level[pushed] += 1
+            in_flight[pushed] += 1
+            pc += 1

@@ -1,0 +1,323 @@
+"""Timing of the load and store engines with the memory of `arch.memory`: the states of hw/load.py and hw/store.py.
+
+State of each is an int64 array, made by `load_state` and `store_state`; `config` makes the parameters. docs/machine.md,
+"Timing models", states the functions. Region bases must be multiples of a whole burst, and transfers legal.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from ...arch import isa
+from ...arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_ROW_BYTES, Accelerator
+from ...arch.memory import MemoryModel
+from .table import COLUMN
+
+__all__ = [
+    "config",
+    "load_ready",
+    "load_request",
+    "load_stalled",
+    "load_state",
+    "load_step",
+    "store_ready",
+    "store_request",
+    "store_stalled",
+    "store_state",
+    "store_step",
+]
+
+_OFFSET, _ROW, _ROWS, _TARGET = (COLUMN[name] for name in ("offset", "row", "rows", "target"))
+_NEVER = -(1 << 40)
+
+# Parameters; from _TARGET_BEATS on: beats of a row of each load target.
+_BURST, _BUS, _LATENCY, _INTERVAL, _REGION_ROWS, _REGIONS, _STORE_BEATS, _TARGET_BEATS = range(8)
+
+# Constants of the hardware: beats in the load buffer, transfers described, responses awaited.
+_BUFFER, _TRANSFERS, _PENDING_MOST = 512, 4, 255
+
+# States of hw/bursts.py, and the first words of both engines' state: cycle, then the transfer being cut.
+_IDLE, _SUM, _CHECK, _ISSUE = range(4)
+_CYCLE, _STATE, _INDEX, _ADDRESS, _REMAINING = range(5)
+
+# Load: registers by their names there; `_DONE` and `_ROW_DONE` hold an instruction's index or -1.
+(
+    _ROOM,
+    _AR,
+    _AR_LENGTH,
+    _R,
+    _LEVEL,
+    _BEAT,
+    _ROW_VALID,
+    _ROW_TARGET,
+    _ROW_ADDRESS,
+    _ROW_DONE,
+    _DONE,
+    _POSITION,
+    _ROWS_DONE,
+    _QUEUED,
+    _QUEUE_HEAD,
+    _PRESENTED,
+    _BURSTS,
+    _BURST_HEAD,
+) = range(5, 23)
+_QUEUE = 23
+_ELIGIBLE = _QUEUE + _TRANSFERS
+_LENGTHS = _ELIGIBLE + _BUFFER
+_LOAD_WORDS = _LENGTHS + _BUFFER
+
+# Store: registers by their names there, then the memory's.
+(
+    _ACTIVE,
+    _ROW_NEXT,
+    _ROWS_LEFT,
+    _CLAIMED,
+    _ARRIVING,
+    _AHEAD,
+    _CURRENT,
+    _BEATS_LEFT,
+    _W,
+    _W_LAST,
+    _PENDING,
+    _LAST_W,
+    _B,
+    _LAST_B,
+    _RESPONSES,
+    _RESPONSE_HEAD,
+) = range(5, 21)
+_DUE = 21
+_STORE_WORDS = _DUE + _PENDING_MOST + 1
+
+
+def config(accelerator: Accelerator, memory: MemoryModel) -> np.ndarray:
+    """The parameters that the functions below take as `cfg`."""
+    a = accelerator
+    row_bytes = {
+        isa.LoadTarget.SCRATCHPAD: a.scratchpad_row_bytes,
+        isa.LoadTarget.WEIGHT: a.weight_row_bytes,
+        isa.LoadTarget.PARAM: PARAM_BYTES * a.drain,
+        isa.LoadTarget.NORM: NORM_BYTES * a.vector,
+    }
+    beats = [a.beats(row_bytes.get(target, TABLE_ROW_BYTES)) for target in isa.LoadTarget]
+    outside = (a.burst_beats, a.bus_bytes, memory.latency, memory.interval)
+    inside = (a.scratchpad_rows, a.scratchpad_regions, a.beats(a.scratchpad_row_bytes))
+    return np.array([*outside, *inside, *beats], dtype=np.int64)
+
+
+def load_state() -> np.ndarray:
+    """The load engine after a reset."""
+    s = np.zeros(_LOAD_WORDS, dtype=np.int64)
+    s[_ROOM] = _BUFFER
+    s[_ROW_DONE] = s[_DONE] = -1
+    s[_PRESENTED] = _NEVER
+    return s
+
+
+def store_state() -> np.ndarray:
+    """The store engine after a reset."""
+    s = np.zeros(_STORE_WORDS, dtype=np.int64)
+    s[_LAST_W] = s[_LAST_B] = _NEVER
+    return s
+
+
+@numba.njit(cache=True)
+def _region(row, cfg):
+    return (row & 0xFFFF) // cfg[_REGION_ROWS] % cfg[_REGIONS]
+
+
+@numba.njit(cache=True)
+def _length(s, cfg):
+    """Beats of the next burst."""
+    return min(s[_REMAINING], cfg[_BURST] - s[_ADDRESS] % cfg[_BURST])
+
+
+@numba.njit(cache=True)
+def _cut(s, T, cfg, start, row_beats, enable, taken):
+    """One clock edge of hw/bursts.py."""
+    state = s[_STATE]
+    if state == _IDLE and start >= 0:
+        s[_INDEX] = start
+        s[_STATE] = _SUM
+    elif state == _SUM:
+        s[_ADDRESS] = T[s[_INDEX], _OFFSET] // cfg[_BUS]
+        s[_REMAINING] = T[s[_INDEX], _ROWS] * row_beats
+        s[_STATE] = _CHECK
+    elif state == _CHECK and enable:
+        s[_STATE] = _ISSUE
+    elif taken:
+        length = _length(s, cfg)
+        s[_ADDRESS] += length
+        s[_REMAINING] -= length
+        if s[_REMAINING] == 0:
+            s[_STATE] = _IDLE
+
+
+@numba.njit(cache=True)
+def load_ready(s, cfg):
+    """Whether an instruction is accepted in this cycle."""
+    return s[_STATE] == _IDLE
+
+
+@numba.njit(cache=True)
+def load_request(s, T, cfg):
+    """(target memory of the row that waits to be written or -1, its scratchpad region)."""
+    if s[_ROW_VALID] == 0:
+        return -1, -1
+    return s[_ROW_TARGET], _region(s[_ROW_ADDRESS], cfg)
+
+
+@numba.njit(cache=True)
+def load_stalled(s, granted):
+    """Whether no beat leaves the buffer in this cycle."""
+    return s[_BEAT] == 0 or (s[_ROW_VALID] == 1 and not granted)
+
+
+@numba.njit(cache=True)
+def load_step(s, T, cfg, start, granted):
+    """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
+    done = s[_DONE]
+    advance = s[_BEAT] == 1 and (s[_ROW_VALID] == 0 or granted)
+    read = s[_LEVEL] > 0 and (s[_BEAT] == 0 or advance)
+    issue = s[_STATE] == _ISSUE and s[_ROOM] >= cfg[_BURST]
+    begin = s[_STATE] == _CHECK and s[_QUEUED] < _TRANSFERS
+    arrived = s[_R]
+
+    # The memory takes the address, and decides about the next cycle.
+    if s[_AR] == 1:
+        slot = (s[_BURST_HEAD] + s[_BURSTS]) % _BUFFER
+        s[_ELIGIBLE + slot], s[_LENGTHS + slot] = s[_CYCLE] + cfg[_LATENCY], s[_AR_LENGTH]
+        s[_BURSTS] += 1
+    s[_CYCLE] += 1
+    head = s[_BURST_HEAD]
+    s[_R] = s[_BURSTS] > 0 and s[_CYCLE] >= max(s[_ELIGIBLE + head], s[_PRESENTED] + cfg[_INTERVAL])
+    if s[_R] == 1:
+        s[_PRESENTED] = s[_CYCLE]
+        s[_LENGTHS + head] -= 1
+        if s[_LENGTHS + head] == 0:
+            s[_BURST_HEAD] = (head + 1) % _BUFFER
+            s[_BURSTS] -= 1
+
+    length = _length(s, cfg) if issue else 0
+    s[_AR], s[_AR_LENGTH] = issue, length
+    s[_ROOM] += read - length
+    s[_LEVEL] += arrived - read
+
+    # Rows.
+    s[_DONE] = s[_ROW_DONE] if s[_ROW_VALID] == 1 and granted else -1
+    if granted:
+        s[_ROW_VALID] = 0
+    if advance:
+        index = s[_QUEUE + s[_QUEUE_HEAD]]
+        target = T[index, _TARGET]
+        last_beat = s[_POSITION] == cfg[_TARGET_BEATS + target] - 1
+        last_row = s[_ROWS_DONE] == T[index, _ROWS] - 1
+        s[_ROW_VALID] = last_beat
+        s[_ROW_TARGET], s[_ROW_ADDRESS] = target, T[index, _ROW] + s[_ROWS_DONE]
+        s[_ROW_DONE] = index if last_row else -1
+        s[_POSITION] = 0 if last_beat else s[_POSITION] + 1
+        if last_beat:
+            s[_ROWS_DONE] = 0 if last_row else s[_ROWS_DONE] + 1
+            if last_row:
+                s[_QUEUE_HEAD] = (s[_QUEUE_HEAD] + 1) % _TRANSFERS
+                s[_QUEUED] -= 1
+    s[_BEAT] = read or (s[_BEAT] == 1 and not advance)
+    if begin:
+        s[_QUEUE + (s[_QUEUE_HEAD] + s[_QUEUED]) % _TRANSFERS] = s[_INDEX]
+        s[_QUEUED] += 1
+    _cut(s, T, cfg, start, cfg[_TARGET_BEATS + T[s[_INDEX], _TARGET]], begin, issue)
+    return done
+
+
+@numba.njit(cache=True)
+def _sends(s, cfg):
+    """Whether a beat is put on the bus in this cycle."""
+    accepted = s[_CYCLE] >= s[_LAST_W] + cfg[_INTERVAL]
+    return s[_BEATS_LEFT] != 0 and s[_CURRENT] != 0 and (s[_W] == 0 or accepted)
+
+
+@numba.njit(cache=True)
+def _moves(s, cfg):
+    """Whether the row ahead becomes the current one in this cycle."""
+    return s[_AHEAD] == 1 and (s[_CURRENT] == 0 or (s[_CURRENT] == 1 and _sends(s, cfg)))
+
+
+@numba.njit(cache=True)
+def store_ready(s, cfg):
+    """Whether an instruction is accepted in this cycle."""
+    return s[_ACTIVE] == 0
+
+
+@numba.njit(cache=True)
+def store_request(s, T, cfg):
+    """Region that is read, or -1."""
+    if s[_ROWS_LEFT] == 0 or (s[_CLAIMED] == 1 and not _moves(s, cfg)):
+        return -1
+    return _region(s[_ROW_NEXT], cfg)
+
+
+@numba.njit(cache=True)
+def store_stalled(s, cfg):
+    """Whether no beat is put on the bus in this cycle."""
+    return not _sends(s, cfg)
+
+
+@numba.njit(cache=True)
+def store_step(s, T, cfg, start, granted):
+    """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
+    done = -1
+    send, move = _sends(s, cfg), _moves(s, cfg)
+    if s[_ACTIVE] == 1 and s[_STATE] == _IDLE and s[_BEATS_LEFT] == 0 and s[_PENDING] == 0:
+        done = s[_INDEX]
+        s[_ACTIVE] = 0
+    opened = (
+        s[_STATE] == _ISSUE
+        and (s[_BEATS_LEFT] == 0 or (s[_BEATS_LEFT] == 1 and send))
+        and s[_PENDING] != _PENDING_MOST
+    )
+    responded = s[_B]
+
+    # The memory takes the beat, and decides about the next cycle.
+    accepted = s[_W] == 1 and s[_CYCLE] >= s[_LAST_W] + cfg[_INTERVAL]
+    if accepted:
+        s[_LAST_W] = s[_CYCLE]
+        if s[_W_LAST] == 1:
+            s[_DUE + (s[_RESPONSE_HEAD] + s[_RESPONSES]) % (_PENDING_MOST + 1)] = s[_CYCLE] + cfg[_LATENCY]
+            s[_RESPONSES] += 1
+    if s[_B] == 1:
+        s[_LAST_B] = s[_CYCLE]
+    s[_CYCLE] += 1
+    s[_B] = s[_RESPONSES] > 0 and s[_CYCLE] >= max(s[_DUE + s[_RESPONSE_HEAD]], s[_LAST_B] + 1)
+    if s[_B] == 1:
+        s[_RESPONSE_HEAD] = (s[_RESPONSE_HEAD] + 1) % (_PENDING_MOST + 1)
+        s[_RESPONSES] -= 1
+
+    # Beats and bursts.
+    if send:
+        s[_W], s[_W_LAST] = 1, s[_BEATS_LEFT] == 1
+    elif accepted:
+        s[_W] = 0
+    if opened:
+        s[_BEATS_LEFT] = _length(s, cfg)
+    elif send:
+        s[_BEATS_LEFT] -= 1
+    s[_PENDING] += opened - responded
+
+    # Rows.
+    if move:
+        s[_CURRENT] = cfg[_STORE_BEATS]
+    elif send:
+        s[_CURRENT] -= 1
+    s[_AHEAD] = s[_ARRIVING] >> 1 & 1 or (s[_AHEAD] == 1 and not move)
+    s[_ARRIVING] = (s[_ARRIVING] << 1 | granted) & 3
+    s[_CLAIMED] = granted or (s[_CLAIMED] == 1 and not move)
+    if s[_STATE] == _CHECK:
+        s[_ROWS_LEFT] = T[s[_INDEX], _ROWS]
+    elif granted:
+        s[_ROWS_LEFT] -= 1
+        s[_ROW_NEXT] += 1
+    _cut(s, T, cfg, start, cfg[_STORE_BEATS], True, opened)
+    if start >= 0:
+        s[_ACTIVE] = 1
+        s[_ROW_NEXT] = T[start, _ROW]
+    return done
