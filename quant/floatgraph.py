@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+from ..arch.graph import Preprocessing
 
 __all__ = ["ACTIVATIONS", "FloatGraph", "Node"]
 
@@ -132,3 +135,14 @@ class FloatGraph:
         for node in self.nodes:
             values[node.name] = evaluate(node, [values[name] for name in node.inputs])
         return values if keep else values[self.nodes[-1].name]
+
+    def classify(self, images: np.ndarray, preprocessing: Preprocessing, batch: int = 64) -> np.ndarray:
+        """Top-1 classes (N,) of raw images (N, H, W, C)."""
+        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (preprocessing.mean, preprocessing.std))
+        classes = []
+        for start in range(0, len(images), batch):
+            raw = torch.from_numpy(np.asarray(images[start : start + batch], dtype=np.float32))
+            classes.append(
+                self.run((raw * preprocessing.scale - mean) / std).flatten(1).argmax(dim=1).numpy()
+            )
+        return np.concatenate(classes)

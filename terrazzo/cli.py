@@ -75,7 +75,7 @@ def _emit(as_json: bool, value: dict, tables: dict[str, list[dict]], facts: list
 def _memory(latency: int, interval: int, stall: float, seed: int):
     from .arch.memory import MemoryModel
 
-    return MemoryModel(latency=latency, interval=interval, stall_probability=stall, seed=seed)
+    return MemoryModel(latency=latency, interval=interval, stall=stall, seed=seed)
 
 
 @app.command()
@@ -114,7 +114,7 @@ def quantize(
         result = api.quantize(
             source,
             api.calibration_images(source, images),
-            api.accelerator(board, accelerator),
+            api.make_accelerator(board, accelerator),
             rows=rows,
             activation_bits=activation_bits,
             progress=progress,
@@ -142,7 +142,7 @@ def compile(
     """Compile an integer graph for an accelerator."""
     from . import api
 
-    program = api.compile(api.Graph.load(graph), api.accelerator(board, accelerator))
+    program = api.compile(api.Graph.load(graph), api.make_accelerator(board, accelerator))
     program.save(output)
     if listing is not None:
         api.write_listing(program, listing)

@@ -1,0 +1,377 @@
+"""One Python call for every verb of the command line.
+
+Calls take and return objects of the folders (graphs, programs, accelerators); files are named by the caller and
+written whole. Long calls take `progress(text)`. A user's mistake raises `terrazzo.arch.errors.UserError`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from .arch.accelerator import Accelerator
+from .arch.errors import UserError
+from .arch.files import FileError, write_text
+from .arch.graph import Graph, Preprocessing
+from .arch.memory import MemoryModel
+from .arch.program import Program
+from .arch.schemes import Scheme
+from .boards import BOARDS, Board, demo_accelerator, fit
+from .boards.synthesis import Resources
+from .boards.synthesis import count as count_resources
+from .compiler import compile, listing
+from .examples.digits import models as digits_models
+from .hw import bundle, top
+from .quant import data, frontend, onnx_export, quantizer
+from .quant import source as sources
+from .sim import compare as comparison
+from .sim import cycle, functional, reference
+from .sim.rtl import RtlSimulator
+
+__all__ = [
+    "Graph",
+    "MemoryModel",
+    "Program",
+    "boards",
+    "calibration_images",
+    "check",
+    "compare",
+    "compile",
+    "export_onnx",
+    "make_accelerator",
+    "quantize",
+    "rtl",
+    "sim",
+    "source",
+    "write_listing",
+]
+
+Progress = Callable[[str], None]
+DIGITS = {"digits-vit": "vit", "digits-cnn": "cnn"}
+
+
+def silent(text: str) -> None:
+    """The progress callback that shows nothing."""
+
+
+def make_accelerator(
+    board: str | None = None, path: str | Path | None = None, requests: Iterable[str] = ()
+) -> Accelerator:
+    """An accelerator: of a JSON file, fitted to a board with requests like "columns=8", or the demo's small one."""
+    requested = _requests(requests)
+    if path is not None:
+        try:
+            values = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise FileError(f"{path}: accelerator file must be readable JSON: {error}") from None
+        return Accelerator.from_dict(values)
+    if board is not None:
+        return fit(_board(board), requested)
+    values = demo_accelerator().to_dict()
+    lanes = {**values["lanes"], **requested.pop("lanes", {})}
+    return Accelerator.from_dict({**values, **requested, "lanes": lanes})
+
+
+def _requests(requests: Iterable[str]) -> dict:
+    requested: dict = {}
+    for request in requests:
+        name, _, value = request.partition("=")
+        if not value.isdecimal():
+            raise UserError(f"request must be parameter=number, not {request!r}")
+        target = requested
+        if name.startswith("lanes."):
+            target, name = requested.setdefault("lanes", {}), name.removeprefix("lanes.")
+        target[name] = int(value)
+    return requested
+
+
+def _board(name: str):
+    if name not in BOARDS:
+        raise UserError(f"board must be one of {', '.join(BOARDS)}, not {name!r}")
+    return BOARDS[name]
+
+
+def source(model: str, input: str | None = None, weights: str | Path | None = None) -> sources.Source:
+    """A model by name (digits-vit, digits-cnn) or by file.py:function with its input as "C,H,W"."""
+    if model in DIGITS:
+        kind = DIGITS[model]
+        return sources.load(
+            lambda: digits_models.build(kind),
+            name=model,
+            shape=digits_models.SHAPE,
+            preprocessing=Preprocessing(
+                scale=digits_models.SCALE,
+                mean=(digits_models.MEAN,),
+                std=(digits_models.STD,),
+                raw_max=digits_models.RAW_MAX,
+            ),
+            weights=weights or Path(digits_models.__file__).with_name(f"{kind}.safetensors"),
+        )
+    try:
+        channels, height, width = (int(part) for part in (input or "").split(","))
+    except ValueError:
+        raise UserError(f'input must be "C,H,W" for model {model}, not {input!r}') from None
+    grey = channels == 1
+    preprocessing = Preprocessing(
+        scale=1 / 255,
+        mean=(0.5,) if grey else (0.485, 0.456, 0.406),
+        std=(0.5,) if grey else (0.229, 0.224, 0.225),
+    )
+    name = model.partition(":")[0].removesuffix(".py").replace("/", ".").strip(".")
+    return sources.load(
+        sources.factory(model),
+        name=name,
+        shape=(height, width, channels),
+        preprocessing=preprocessing,
+        weights=weights,
+    )
+
+
+def check(model: sources.Source) -> list[frontend.Finding]:
+    """Every operator of a model that is not supported; empty where all are."""
+    return frontend.check(model.module, model.sample)
+
+
+def calibration_images(
+    model: sources.Source, directory: str | Path | None = None, count: int = 256
+) -> np.ndarray:
+    """Raw calibration images (N, H, W, C): of a folder, or training digits for the digit models."""
+    if directory is not None:
+        return data.load_images(directory, model.shape, model.preprocessing.raw_max)[0][:count]
+    if model.shape != digits_models.SHAPE:
+        raise UserError(f"model {model.name}: needs calibration images; name a folder with --images")
+    return data.digits("train")[0][:count]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """What `quantize` made."""
+
+    graph: Graph
+    report: quantizer.Report
+
+
+def quantize(
+    model: sources.Source,
+    images: np.ndarray,
+    target: Accelerator,
+    *,
+    rows: str = "mixed",
+    activation_bits: int = 8,
+    progress: Progress = silent,
+) -> Quantized:
+    """Import, calibrate and quantize a model: rows "mixed" follow the lane mixture of `target`, "fixed8" do not."""
+    if rows not in ("mixed", "fixed8"):
+        raise UserError(f"rows must be mixed or fixed8, not {rows!r}")
+    progress(f"{model.name}: importing")
+    float_graph = frontend.import_module(model.module, model.sample, model.name)
+    mixture = target.lanes.by_scheme if rows == "mixed" else {Scheme.FIXED8: target.lanes.fixed8}
+    progress(f"{model.name}: quantizing, {rows} rows")
+    graph, report = quantizer.quantize(
+        float_graph,
+        images,
+        model.preprocessing,
+        mixture=mixture,
+        drain=target.drain,
+        activation_bits=activation_bits,
+        name=f"{model.name}-{rows}",
+    )
+    return Quantized(graph, report)
+
+
+def export_onnx(graph: Graph, path: str | Path) -> Path:
+    """Write a graph as ONNX of integer operators."""
+    return onnx_export.export(graph, path)
+
+
+def write_listing(program: Program, path: str | Path) -> Path:
+    """Write the disassembly of a program."""
+    return write_text(path, listing.listing(program))
+
+
+def _images(
+    graph: Graph, directory: str | Path | None, count: int
+) -> tuple[np.ndarray, list[str], np.ndarray | None]:
+    """Raw images, their names, and labels where they are known."""
+    shape = graph.tensor(graph.input).shape
+    if directory is not None:
+        images, names = data.load_images(directory, shape, graph.preprocessing.raw_max)
+        return images[:count], names[:count], None
+    if shape != digits_models.SHAPE:
+        raise UserError(f"graph {graph.name}: needs images of shape {shape}; name a folder with --images")
+    images, labels = data.digits("test")
+    return images[:count], [f"digit {i}" for i in range(min(count, len(images)))], labels[:count]
+
+
+def rtl(
+    output: str | Path,
+    *,
+    board: str | None = None,
+    accelerator: str | Path | None = None,
+    requests: Iterable[str] = (),
+    program: str | Path | None = None,
+    graph: str | Path | None = None,
+    images: str | Path | None = None,
+    synthesis: bool = True,
+    progress: Progress = silent,
+) -> dict:
+    """Write a bundle to the folder `output` (Verilog and its surroundings) and count resources against the board.
+
+    With a program and its graph the bundle has a self-checking testbench on an image; the accelerator is then the
+    program's. Without them the bundle is the Verilog, its file list and the register map.
+    """
+    output = Path(output)
+    if (program is None) != (graph is None):
+        raise UserError("program and graph must be given together: the graph tells the expected output")
+    loaded = None if program is None else Program.load(program)
+    machine = loaded.accelerator if loaded else make_accelerator(board, accelerator, requests)
+    if loaded and (board or accelerator or requests):
+        loaded.require(make_accelerator(board, accelerator, requests))
+    progress("generating Verilog")
+    text = top.verilog(machine)
+    if loaded is None:
+        bundle.write_verilog(output, machine, text)
+    else:
+        integer = Graph.load(graph)
+        raw, _, _ = _images(integer, images, 1)
+        codes = reference.quantize_batch(integer, raw)
+        expected = reference.run(integer, codes)
+        bundle.write_bundle(output, machine, loaded, codes, _flat(loaded, expected), text)
+    rows = []
+    if synthesis:
+        target = _board(board or "zcu102")
+        progress(f"synthesis for {target.name}: each distinct module once, cached")
+        rows = resource_rows(count_resources(text, top.NAME, target, progress), target)
+    return {
+        "verilog": str(output / f"{top.NAME}.v"),
+        "accelerator": machine.to_dict(),
+        "hash": f"{machine.hash:016x}",
+        "multipliers": machine.multipliers,
+        "resources": rows,
+    }
+
+
+def resource_rows(resources: Resources, board: Board) -> list[dict]:
+    """Counts beside the board's budget."""
+    rows = []
+    for field in dataclasses.fields(board.budget):
+        used, budget = getattr(resources, field.name), getattr(board.budget, field.name)
+        rows.append({"resource": field.name, "used": used, "budget": budget, "share": f"{used / budget:.1%}"})
+    return rows
+
+
+def _flat(program: Program, outputs: np.ndarray) -> np.ndarray:
+    """(N, ...) output codes as (N, positions, channels)."""
+    return outputs.reshape(len(outputs), program.output.positions, program.output.channels)
+
+
+def sim(
+    graph: Graph,
+    program: Program,
+    images: str | Path | None = None,
+    *,
+    level: str = "rtl",
+    count: int = 16,
+    board: str = "zcu102",
+    memory: MemoryModel | None = None,
+    progress: Progress = silent,
+) -> dict:
+    """Classify images: predictions, cycles and FPS of a frame at the board's clock, and a row per layer.
+
+    `level` is reference, functional (no cycles), cycle (predicted cycles) or rtl (cycles of the Verilog).
+    """
+    levels = ("reference", "functional", "cycle", "rtl")
+    if level not in levels:
+        raise UserError(f"level must be one of {', '.join(levels)}, not {level!r}")
+    memory = memory or MemoryModel()
+    clock_mhz = _board(board).clock_mhz
+    raw, names, labels = _images(graph, images, count)
+    codes = reference.quantize_batch(graph, raw)
+    progress(f"{level}: {len(codes)} images")
+    if level == "reference":
+        outputs = reference.run(graph, codes)
+    elif level == "rtl":
+        simulator = RtlSimulator(program.accelerator)
+        result = simulator.run(
+            program, codes, memory, progress=lambda n: progress(f"rtl: {n} of {len(codes)} images")
+        )
+        outputs, spans, cycles = result.outputs, result.spans[0], int(result.cycles[0])
+    else:
+        outputs = functional.run(program, codes)
+    if level == "cycle":
+        timing = cycle.predict(program, memory)
+        cycles, spans = timing.cycles, {tag: (s.start, s.done) for tag, s in timing.layers.items()}
+    classes = outputs.reshape(len(codes), -1).argmax(axis=1)
+    predictions = [
+        {"image": name, "class": graph.labels[c] if graph.labels else int(c)}
+        | ({} if labels is None else {"label": int(labels[i])})
+        for i, (name, c) in enumerate(zip(names, classes, strict=True))
+    ]
+    result = {"level": level, "predictions": predictions, "layers": [], "frame": []}
+    if level in ("cycle", "rtl"):
+        result["layers"] = layer_rows(program, spans)
+        result["frame"] = [
+            {
+                "cycles": cycles,
+                "clock MHz": clock_mhz,
+                "latency ms": cycles / clock_mhz / 1e3,
+                "FPS": clock_mhz * 1e6 / cycles,
+                "utilization": f"{utilization(program, cycles):.1%}",
+            }
+        ]
+    return result
+
+
+def utilization(program: Program, cycles: int) -> float:
+    """Useful multiply-accumulates of a frame / (products per cycle x cycles)."""
+    return sum(layer.macs for layer in program.layers) / (program.accelerator.multipliers * cycles)
+
+
+def layer_rows(program: Program, spans: dict[int, tuple[int, int]]) -> list[dict]:
+    """A row per layer: first start, last end, useful MACs and their share of the peak in that span.
+
+    Spans of neighbouring layers overlap, so their utilizations do not add up to the frame's.
+    """
+    rows = []
+    for layer in program.layers:
+        if layer.tag in spans:
+            start, done = spans[layer.tag]
+            share = layer.macs / (program.accelerator.multipliers * (done - start + 1))
+            kind = f"{layer.op} (depthwise)" if layer.depthwise else layer.op
+            row = {"layer": layer.name, "op": kind, "start": start, "end": done, "cycles": done - start + 1}
+            rows.append(row | {"MACs": layer.macs, "utilization": f"{share:.1%}"})
+    return rows
+
+
+def compare(
+    graph: Graph,
+    program: Program,
+    images: str | Path | None = None,
+    *,
+    count: int = 4,
+    memory: MemoryModel | None = None,
+    wave: str | Path | None = None,
+    progress: Progress = silent,
+) -> comparison.Comparison:
+    """Run reference, functional, cycle model and Verilog side by side."""
+    raw, _, _ = _images(graph, images, count)
+    codes = reference.quantize_batch(graph, raw)
+    return comparison.compare(graph, program, codes, memory or MemoryModel(), wave=wave, progress=progress)
+
+
+def boards() -> list[dict]:
+    """A row per board: budget, clock, memory, and the size of its default accelerator."""
+    return [
+        {
+            "board": board.name,
+            "part": board.part,
+            **dataclasses.asdict(board.budget),
+            "clock MHz": board.clock_mhz,
+            "multipliers": board.default.multipliers,
+        }
+        for board in BOARDS.values()
+    ]
