@@ -126,7 +126,7 @@ def _program(tensors: Tensors, name: str, setup: list[Item], frame: list[Item], 
     if problems:
         raise CompileError(graph.name, problems)
     for items, words in zip((setup, frame), sections, strict=True):
-        check.section(accelerator, items, np.stack(words))
+        check.section(accelerator, np.stack(words), items)
     layers = tuple(
         Layer(
             tag=tag,

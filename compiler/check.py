@@ -1,14 +1,192 @@
-"""The check after lowering: what encoded instructions access, found from their fields alone."""
+"""The check after encoding: order and ranges of what a section's instruction words access.
+
+Everything is derived again from the fields of the words, row by row, and from the semaphores alone; nothing is taken
+from the scheduler. A violation is a bug of the compiler: AssertionError with the instruction's index.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..arch.accelerator import Accelerator
-from .ir import Item
+from ..arch import isa
+from ..arch.accelerator import TABLE_PAGE_ENTRIES, TABLE_ROW_BYTES, Accelerator
+from ..arch.isa import Destination, Engine, FetchMode, Instruction, LoadTarget, Opcode, ParamMode, VectorOp
+from .ir import Item, Memory, capacity
 
-__all__ = ["section"]
+__all__ = ["PENDING_MAX", "accesses", "section"]
+
+PENDING_MAX = 255
+"""Largest count of a semaphore."""
 
 
-def section(accelerator: Accelerator, items: list[Item], words: np.ndarray) -> None:
-    pass
+def section(accelerator: Accelerator, words: np.ndarray, items: list[Item] | None = None) -> None:
+    """Check instruction words up to and with END.
+
+    Every pair of accesses to the same row, at least one of them a write, must be ordered by semaphores or by one
+    engine's own order; each semaphore must end at 0 and never exceed PENDING_MAX. With `items`, an instruction
+    must stay inside the spans of its item.
+    """
+    instructions = [isa.decode(word) for word in words]
+    assert instructions[-1].opcode == Opcode.END, "a section must end with END"
+    del instructions[-1]
+    known = _known(instructions)
+    size = {memory: capacity(accelerator, memory) for memory in Memory}
+    writer = {memory: np.full(size[memory], -1) for memory in Memory}
+    reader = {(memory, engine): np.full(size[memory], -1) for memory in Memory for engine in Engine}
+    engines = np.array([instruction.engine for instruction in instructions], dtype=np.int64)
+    for index, instruction in enumerate(instructions):
+        touched = accesses(accelerator, instruction)
+        for memory, rows, writes in touched:
+            assert rows.min() >= 0 and rows.max() < size[memory], (
+                f"instruction {index}: outside {memory.name}"
+            )
+            if items is not None:
+                _inside(index, items[index], memory, rows, writes)
+            before = np.unique(writer[memory][rows])
+            _ordered(index, before[before >= 0], engines, known, memory, own=not writes)
+            if writes:
+                for engine in Engine:
+                    before = np.unique(reader[memory, engine][rows])
+                    _ordered(index, before[before >= 0], engines, known, memory, own=False)
+        for memory, rows, writes in touched:
+            if writes:
+                writer[memory][rows] = index
+            else:
+                reader[memory, instruction.engine][rows] = index
+
+
+def _ordered(
+    index: int, before: np.ndarray, engines: np.ndarray, known: np.ndarray, memory: Memory, own: bool
+) -> None:
+    """Items `before` must be complete when `index` starts; those of its own engine only if `own`."""
+    for earlier in before:
+        if own or engines[earlier] != engines[index]:
+            assert known[index, engines[earlier]] >= earlier, (
+                f"instruction {index} must wait for instruction {earlier} ({memory.name})"
+            )
+
+
+def _inside(index: int, item: Item, memory: Memory, rows: np.ndarray, writes: bool) -> None:
+    spans = [s for s in (item.writes if writes else item.reads) if s.buffer.memory == memory]
+    allowed = np.zeros(len(rows), bool)
+    for span in spans:
+        first = span.buffer.row + span.first
+        allowed |= (rows >= first) & (rows < first + span.rows)
+        inside = span.first >= 0 and span.first + span.rows <= span.buffer.rows
+        assert inside, f"instruction {index}: leaves {span.buffer.name}"
+    assert allowed.all(), f"instruction {index}: {memory.name} row {rows[~allowed][0]} is not its own"
+
+
+def _known(instructions: list[Instruction]) -> np.ndarray:
+    """known[i, e]: the last instruction of engine e that is complete when i starts, by semaphores alone."""
+    known = np.full((len(instructions), len(Engine)), -1)
+    tokens: list[list[int]] = [[] for _ in range(isa.SEMAPHORES)]
+    waits: list[list[int]] = [[] for _ in range(isa.SEMAPHORES)]
+    signals = [0] * isa.SEMAPHORES
+    last: dict[Engine, int] = {}
+    for index, instruction in enumerate(instructions):
+        engine = instruction.engine
+        if engine in last:
+            known[index] = known[last[engine]]
+        last[engine] = index
+        for s in range(isa.SEMAPHORES):
+            if instruction.wait >> s & 1:
+                assert tokens[s], f"instruction {index}: nothing before signals semaphore {s}"
+                assert s % 4 == engine, f"instruction {index}: semaphore {s} belongs to another consumer"
+                producer = tokens[s].pop(0)
+                known[index] = np.maximum(known[index], known[producer])
+                known[index, s // 4] = max(known[index, s // 4], producer)
+                waits[s].append(index)
+        for s in range(isa.SEMAPHORES):
+            if instruction.signal >> s & 1:
+                assert s // 4 == engine, f"instruction {index}: semaphore {s} belongs to another producer"
+                tokens[s].append(index)
+                signals[s] += 1
+                started = index if s % 4 == engine else known[index, s % 4]
+                pending = signals[s] - sum(w <= started for w in waits[s])
+                assert pending <= PENDING_MAX, (
+                    f"instruction {index}: semaphore {s} could exceed {PENDING_MAX}"
+                )
+    assert not any(tokens), "semaphores must be 0 at END"
+    return known
+
+
+def accesses(accelerator: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bool]]:
+    """Rows that an instruction reads (False) and writes (True) in each memory."""
+    if i.opcode == Opcode.LOAD:
+        return [(Memory(LoadTarget(i.target)), np.arange(i.row, i.row + i.rows), True)]
+    if i.opcode == Opcode.STORE:
+        return [(Memory.SCRATCHPAD, np.arange(i.row, i.row + i.rows), False)]
+    return _matrix(accelerator, i) if i.opcode == Opcode.MATRIX else _vector(accelerator, i)
+
+
+def _tiles(first: int, stride: int, tiles: int, rows: int) -> np.ndarray:
+    return np.unique(first + stride * np.arange(tiles)[:, None] + np.arange(rows))
+
+
+def _table(i: Instruction) -> np.ndarray:
+    first = i.table_page * TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
+    return np.arange(first, first + (1024 if i.table_wide else 256) // TABLE_ROW_BYTES)
+
+
+def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bool]]:
+    tiles, blocks = -(-i.positions // a.columns), i.groups * i.blocks
+    channels = blocks * i.steps * a.drain
+    if i.mode == FetchMode.LINEAR:
+        source = _tiles(i.src, i.src_stride, tiles, i.groups * i.chunks)
+    elif i.mode == FetchMode.CONV:
+        source = _tiles(i.src, i.src_stride, -(-i.height * i.width // a.columns), i.groups * i.tap_chunks)
+    else:
+        source = _tiles(i.src, i.src_stride, -(-i.height // a.columns), -(-i.width // a.depth))
+    found = [
+        (Memory.SCRATCHPAD, source, False),
+        (Memory.WEIGHT, _tiles(i.weight, i.weight_stride, blocks, i.chunks), False),
+    ]
+    if i.param_mode == ParamMode.TOKEN:
+        found.append((Memory.ROW_SCALE, np.arange(i.param, i.param + tiles), False))
+    else:
+        rows = blocks * i.steps if i.param_mode == ParamMode.CHANNEL else 1
+        found.append((Memory.PARAM, np.arange(i.param, i.param + rows), False))
+    if i.table:
+        found.append((Memory.TABLE, _table(i), False))
+    if i.residual:
+        rows = _tiles(i.residual_row, i.residual_stride, tiles, -(-channels * 2 // a.depth))
+        found.append((Memory.SCRATCHPAD, rows, False))
+    size = 2 if i.wide else 1
+    if i.destination == Destination.SCRATCHPAD:
+        found.append(
+            (Memory.SCRATCHPAD, _tiles(i.dst, i.dst_stride, tiles, -(-channels * size // a.depth)), True)
+        )
+    else:
+        positions = tiles * a.columns
+        tokens, words = (positions, channels) if i.destination == Destination.KEYS else (channels, positions)
+        rows = _tiles(i.dst, i.dst_stride, -(-tokens // a.lanes.fixed8), -(-words // a.depth))
+        found.append((Memory.WEIGHT, rows, True))
+    if i.second:
+        rows = _tiles(i.second_dst, i.second_stride, tiles, -(-channels // a.depth))
+        found.append((Memory.SCRATCHPAD, rows, True))
+    return found
+
+
+def _vector(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bool]]:
+    tiles = -(-i.positions // a.columns)
+    size = 2 if i.src_wide or i.op != VectorOp.ELEMENTWISE else 1
+    found = [(Memory.SCRATCHPAD, _tiles(i.src, i.src_stride, tiles, -(-i.channels * size // a.depth)), False)]
+    written = (
+        -(-i.channels // a.vector) * a.vector * (2 if i.dst_wide and i.op == VectorOp.ELEMENTWISE else 1)
+    )
+    found.append((Memory.SCRATCHPAD, _tiles(i.dst, i.dst_stride, tiles, -(-written // a.depth)), True))
+    if i.op == VectorOp.LAYERNORM:
+        found.append((Memory.NORM, np.arange(i.param, i.param + -(-i.channels // a.vector)), False))
+        found.append((Memory.RSQRT, np.arange(256), False))
+    elif i.op == VectorOp.SOFTMAX:
+        found.append((Memory.EXP, np.arange(32), False))
+        found.append((Memory.RECIP, np.arange(64), False))
+        found.append((Memory.ROW_SCALE, np.arange(i.param, i.param + tiles), True))
+    else:
+        if i.table:
+            found.append((Memory.TABLE, _table(i), False))
+        if i.residual:
+            rows = _tiles(i.residual_row, i.residual_stride, tiles, -(-i.channels * 2 // a.depth))
+            found.append((Memory.SCRATCHPAD, rows, False))
+    return found

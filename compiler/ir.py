@@ -7,8 +7,8 @@ import enum
 
 import numpy as np
 
-from ..arch.errors import UserError
 from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_PAGE_ENTRIES, TABLE_ROW_BYTES, Accelerator
+from ..arch.errors import UserError
 from ..arch.isa import LoadTarget, Opcode
 from ..arch.layout import Layout
 

@@ -7,10 +7,7 @@ import dataclasses
 from ..arch.isa import Engine, semaphore
 from .ir import Item, Memory
 
-__all__ = ["PENDING_MAX", "synchronize"]
-
-PENDING_MAX = 255
-"""Largest count of a semaphore."""
+__all__ = ["synchronize"]
 
 
 @dataclasses.dataclass

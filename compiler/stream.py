@@ -37,10 +37,12 @@ class Image:
         return np.concatenate([np.zeros(0, np.uint8), *self._parts])
 
 
-def load(image: Image, memory: Memory, data: np.ndarray, row: int | At, tag: int, writes: Span) -> Item:
+def load(
+    image: Image, memory: Memory, data: np.ndarray, row: int | At, tag: int, writes: tuple[Span, ...]
+) -> Item:
     """A LOAD of data from the WEIGHTS region."""
     values = {"target": memory.value, "region": Region.WEIGHTS, "offset": image.address(data), "row": row}
-    return Item(opcode=Opcode.LOAD, tag=tag, values=values | {"rows": len(data)}, writes=(writes,))
+    return Item(opcode=Opcode.LOAD, tag=tag, values=values | {"rows": len(data)}, writes=writes)
 
 
 def residents(items: list[Item], memory: Memory) -> list[Buffer]:
@@ -69,7 +71,8 @@ def setup_loads(image: Image, accelerator: Accelerator, buffers: list[Buffer]) -
             run[0],
             np.concatenate([b.data.reshape(-1, row_bytes(accelerator, b.memory)) for b in run]),
         )
-        items.append(load(image, first.memory, data, first.row, first.tag, Span(first, 0, len(data))))
+        spans = tuple(Span(b, 0, len(b.data)) for b in run)
+        items.append(load(image, first.memory, data, first.row, first.tag, spans))
     return items
 
 
@@ -88,7 +91,7 @@ def insert_loads(image: Image, items: list[Item], streamed: dict[Memory, bool]) 
                     at = previous if ahead and previous is not None else index
                     span = Span(buffer, 0, len(buffer.data))
                     before.setdefault(at, []).append(
-                        load(image, memory, buffer.data, At(buffer), buffer.tag, span)
+                        load(image, memory, buffer.data, At(buffer), buffer.tag, (span,))
                     )
             if used:
                 previous = index

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from terrazzo.arch import numerics
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.graph import (
@@ -70,9 +69,18 @@ OTHER = Accelerator(
 class Builder:
     """Appends operators with random weights; every method returns the name of the tensor that it writes."""
 
-    def __init__(self, seed: int, shape: tuple[int, ...], lanes: Lanes | None = None, drain: int = 1):
+    def __init__(
+        self,
+        seed: int,
+        shape: tuple[int, ...],
+        lanes: Lanes | None = None,
+        drain: int = 1,
+        mixed: float = 0.75,
+    ):
         self.random = np.random.default_rng(seed)
         self.lanes, self.drain_count = lanes, drain
+        self.mixed = mixed
+        """Part of the layers whose rows follow the mixture of `lanes`."""
         self.tensors: dict[str, Tensor] = {}
         self.operators: list = []
         self.constants: dict[str, np.ndarray] = {}
@@ -252,7 +260,7 @@ class Builder:
     def _weights(self, name: str, count: int, shape: tuple[int, ...]) -> np.ndarray:
         """Rows of random schemes: by the mixture of the lanes in most layers, arbitrary in the others."""
         schemes = self.random.integers(0, 4, count)
-        if self.lanes is not None and self.random.random() < 0.75:
+        if self.lanes is not None and self.random.random() < self.mixed:
             kinds = np.array(self.lanes.kinds).reshape(-1, self.drain_count)
             for block in range(0, count, self.lanes.total):
                 mixed = self.random.permuted(kinds, axis=0).ravel()
