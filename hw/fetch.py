@@ -178,7 +178,7 @@ class Align(wiring.Component):
         m.d.comb += joined.eq(Cat(previous, s1_word) >> (s1.shift << 3))
         word = Mux(mode == isa.FetchMode.JOIN, joined, s1_word)
         padded = Cat(
-            Mux((s1.low <= i) & (s1.high > i), word[i * 8 : i * 8 + 8], self.ins.pad_value)
+            Mux((s1.low <= i) & (s1.high > i), word[i * 8 : i * 8 + 8], self.ins.pad_value)[:8]
             for i in range(depth)
         )
         linear = mode == isa.FetchMode.LINEAR

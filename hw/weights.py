@@ -44,7 +44,9 @@ class Memory(wiring.Component):
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.rams = [
-            memory.MemoryData(shape=storage_bits(kind) * accelerator.depth, depth=accelerator.weight_rows, init=[])
+            memory.MemoryData(
+                shape=storage_bits(kind) * accelerator.depth, depth=accelerator.weight_rows, init=[]
+            )
             for kind in accelerator.lanes.kinds
         ]
         super().__init__(

@@ -1,0 +1,162 @@
+"""MATRIX instructions by the loops of docs/machine.md, one number at a time."""
+
+import numpy as np
+from terrazzo.arch import schemes
+from terrazzo.arch.isa import Destination, FetchMode, ParamMode
+
+__all__ = ["Memories", "execute"]
+
+
+class Memories:
+    """What a MATRIX instruction reads and writes."""
+
+    def __init__(self, accelerator, random):
+        a = self.accelerator = accelerator
+        self.scratchpad = random.integers(
+            0, 256, (a.scratchpad_regions * a.scratchpad_rows, a.columns, a.depth), dtype=np.uint8
+        )
+        self.patterns = np.zeros((a.weight_rows, a.lanes.total, a.depth), dtype=np.int64)
+        for lane, kind in enumerate(a.lanes.kinds):
+            codes = random.choice(schemes.codebook(kind), (a.weight_rows, a.depth))
+            self.patterns[:, lane] = schemes.encode(codes, kind)
+        shape = (a.param_rows, a.drain)
+        self.m = random.integers(1 << 15, 1 << 16, shape)
+        self.n = random.integers(17, 27, shape)
+        self.entry = random.integers(0, a.lanes.total // a.drain, shape)
+        self.constant = random.integers(-(1 << 30), 1 << 30, shape) + random.integers(-5000, 5000, shape)
+        self.scale_m = random.integers(1 << 15, 1 << 16, (a.row_scales, a.columns))
+        self.scale_n = random.integers(17, 27, (a.row_scales, a.columns))
+        dead = random.random((a.row_scales, a.columns)) < 0.1
+        self.scale_m[dead], self.scale_n[dead] = 0, 1
+        self.tables = random.integers(-128, 128, (a.table_pages, 1024))
+
+    def weight(self, row, lane, i):
+        """A weight's value."""
+        return int(schemes.decode(self.patterns[row, lane, i], self.accelerator.lanes.kinds[lane]))
+
+
+def clamp(value, lo, hi):
+    return min(max(value, lo), hi)
+
+
+def sat16(value):
+    return clamp(value, -32768, 32767)
+
+
+def signed_byte(value):
+    return (int(value) & 255 ^ 128) - 128
+
+
+def code16(word, index):
+    """Little-endian s16 number `index` of a word's bytes."""
+    value = int(word[2 * index]) | int(word[2 * index + 1]) << 8
+    return value - 65536 if value >= 32768 else value
+
+
+def operand(memory, ins, t, g, k, c):
+    """x[k][c] of tile t and group g: `depth` numbers."""
+    a, pad = memory.accelerator, memory.scratchpad
+    if ins.mode == FetchMode.LINEAR:
+        raw = list(pad[ins.src + t * ins.src_stride + g * ins.chunks + k, c])
+    else:
+        columns_of_taps = ins.taps_x if ins.mode == FetchMode.CONV else 1
+        cc = k % ins.tap_chunks
+        kx = k // ins.tap_chunks % columns_of_taps
+        ky = k // ins.tap_chunks // columns_of_taps
+        p = t * a.columns + c - ins.prefix
+        oy, ox = p // ins.out_width, p % ins.out_width
+        iy = oy * ins.stride_y + ky - ins.pad_top
+        outside = p < 0 or not 0 <= iy < ins.height
+        if ins.mode == FetchMode.CONV:
+            ix = ox * ins.stride_x + kx + ins.start_x
+            if outside or not 0 <= ix < ins.width:
+                raw = [ins.pad_value] * a.depth
+            else:
+                q = iy * ins.width + ix
+                row = ins.src + q // a.columns * ins.src_stride + g * ins.tap_chunks + cc
+                raw = list(pad[row, q % a.columns])
+        else:
+            raw = []
+            for i in range(a.depth):
+                byte = ox * ins.stride_x + ins.start_x + cc * a.depth + i
+                if outside or not 0 <= byte < ins.width:
+                    raw.append(ins.pad_value)
+                else:
+                    row = ins.src + iy // a.columns * ins.src_stride + byte // a.depth
+                    raw.append(pad[row, iy % a.columns, byte % a.depth])
+    return [int(v) & 255 if ins.unsigned else signed_byte(v) for v in raw]
+
+
+def accumulate(memory, ins, x, j, lane):
+    """The accumulator of one lane and column; x[k] are its operands."""
+    partial = []
+    for k in range(ins.chunks):
+        row = ins.weight + j * ins.weight_stride + k
+        partial.append(sum(memory.weight(row, lane, i) * x[k][i] for i in range(memory.accelerator.depth)))
+    return max(partial) if ins.maximum else sum(partial)
+
+
+def execute(memory, ins):
+    """Executes one instruction on `memory`."""
+    a = memory.accelerator
+    writes = []
+    for t in range(-(-ins.positions // a.columns)):
+        for g in range(ins.groups):
+            x = [[operand(memory, ins, t, g, k, c) for k in range(ins.chunks)] for c in range(a.columns)]
+            for b in range(ins.blocks):
+                j = g * ins.blocks + b
+                for s in range(ins.steps):
+                    for i in range(a.drain):
+                        for c in range(a.columns):
+                            writes += drain(memory, ins, t, x[c], j, s, i, c)
+    for target, place, value in writes:
+        target[place] = value
+
+
+def drain(memory, ins, t, x, j, s, i, c):
+    """One output: the places and values that it writes."""
+    a = memory.accelerator
+    param = ins.param + (j * ins.steps + s if ins.param_mode == ParamMode.CHANNEL else 0)
+    o = (j * ins.steps + s) * a.drain + i
+    p = t * a.columns + c
+    if ins.param_mode == ParamMode.TOKEN:
+        m, n = int(memory.scale_m[ins.param + t, c]), int(memory.scale_n[ins.param + t, c])
+        constant = 1 << (n - 1)
+        group = s
+    else:
+        m, n = int(memory.m[param, i]), int(memory.n[param, i])
+        constant = int(memory.constant[param, i])
+        group = int(memory.entry[param, i]) if ins.permute else s
+    acc = accumulate(memory, ins, x, j, group * a.drain + i)
+    v = (acc * m + constant) >> n
+    if ins.table:
+        half = 512 if ins.table_wide else 128
+        v = int(memory.tables[ins.table_page, clamp(v, -half, half - 1) + half])
+    if ins.residual:
+        row = ins.residual_row + t * ins.residual_stride + o * 2 // a.depth
+        r = code16(memory.scratchpad[row, c], o * 2 % a.depth // 2)
+        v = sat16(sat16(v) + ((r * ins.residual_m + (1 << (ins.residual_n - 1))) >> ins.residual_n))
+    v = clamp(v, ins.lo, ins.hi)
+
+    live = p < ins.positions
+    writes = []
+    if ins.destination == Destination.KEYS:
+        fixed8 = a.lanes.fixed8
+        place = (ins.dst + p // fixed8 * ins.dst_stride + o // a.depth, p % fixed8, o % a.depth)
+        writes.append((memory.patterns, place, v & 255 if live else 0))
+    elif ins.destination == Destination.VALUES:
+        fixed8 = a.lanes.fixed8
+        place = (ins.dst + o // fixed8 * ins.dst_stride + p // a.depth, o % fixed8, p % a.depth)
+        writes.append((memory.patterns, place, v & 255 if live else 0))
+    elif live:
+        size = 2 if ins.wide else 1
+        for byte in range(size):
+            at = o * size + byte
+            row = ins.dst + t * ins.dst_stride + at // a.depth
+            writes.append((memory.scratchpad, (row, c, at % a.depth), v >> 8 * byte & 255))
+    if ins.second and live:
+        q = (v * ins.second_m + ins.second_constant) >> ins.second_n
+        q = clamp(q, ins.second_lo, ins.second_hi)
+        row = ins.second_dst + t * ins.second_stride + o // a.depth
+        writes.append((memory.scratchpad, (row, c, o % a.depth), q & 255))
+    return writes
