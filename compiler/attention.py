@@ -40,10 +40,11 @@ def lower(lowering: _Lowering, tag: int, operator: g.Attention) -> None:
         return
     heads = _Heads(lowering, tag, operator, y, -(-size // unit) * unit // a.depth)
     heads.project(operator.keys, Destination.KEYS)
-    ahead = min(2, operator.heads)
+    heads.project(operator.values, Destination.VALUES)
+    tiles = -(-tensors.places[operator.input].positions // a.columns)
+    ahead = min(tensors.heads_ahead, operator.heads, a.row_scales // tiles)
     for head in range(ahead):
         heads.scores(head)
-    heads.project(operator.values, Destination.VALUES)
     for head in range(operator.heads):
         heads.output(head)
         if head + ahead < operator.heads:
@@ -72,11 +73,11 @@ def _supported(lowering: _Lowering, operator: g.Attention) -> bool:
     tiles = -(-x.positions // a.columns)
     if tiles > a.row_scales:
         tensors.problem(
-            operator.name, f"row_scales must be at least {tiles} for {x.positions} tokens, not {a.row_scales}"
+            operator.name, f"row_scales must be at least {tiles} for {x.positions} tokens, not {a.row_scales}. Raise row_scales"
         )
     chunks = max(-(-size // a.depth), -(-lowering.graph.tensor(operator.keys).positions // a.depth))
     if chunks > a.operand_chunks:
-        tensors.problem(operator.name, f"operand_chunks must be at least {chunks}, not {a.operand_chunks}")
+        tensors.problem(operator.name, f"operand_chunks must be at least {chunks}, not {a.operand_chunks}. Raise operand_chunks")
     return len(tensors.problems) == before
 
 

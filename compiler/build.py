@@ -38,9 +38,10 @@ def compile(graph: Graph, accelerator: Accelerator, name: str | None = None) -> 
     ways: dict[Memory, int] = {}
     """Memories whose data is streamed, and the way in _STREAMS."""
     free: dict[Memory, int] = {}
+    ahead = 3
     while True:
         limits = {memory: max(1, free[memory] // _STREAMS[way][0]) for memory, way in ways.items()}
-        tensors = Tensors(graph, accelerator, frozenset(ways), limits)
+        tensors = Tensors(graph, accelerator, frozenset(ways), limits, ahead)
         lower(tensors)
         if tensors.problems:
             if not _next_way(ways, tensors.short):
@@ -57,6 +58,9 @@ def compile(graph: Graph, accelerator: Accelerator, name: str | None = None) -> 
                 kept += stay
         except Overflow as overflow:
             memory = overflow.memory
+            if memory == Memory.SCRATCHPAD and ahead > 1:
+                ahead = 1
+                continue
             streams = memory in ways or (memory != Memory.SCRATCHPAD and residents(items, memory))
             if memory not in ways and streams:
                 lives = {b: life for b, life in lifetimes(items, memory).items() if b.data is None}

@@ -16,11 +16,18 @@ class Tensors:
     and go; `limits` bounds the rows that one instruction takes of a memory."""
 
     def __init__(
-        self, graph: Graph, accelerator: Accelerator, streamed: frozenset[Memory], limits: dict[Memory, int]
+        self,
+        graph: Graph,
+        accelerator: Accelerator,
+        streamed: frozenset[Memory] = frozenset(),
+        limits: dict[Memory, int] | None = None,
+        heads_ahead: int = 3,
     ):
         self.graph, self.accelerator = graph, accelerator
+        self.heads_ahead = heads_ahead
+        """Heads of an attention whose softmax may be under way at once."""
         self.streamed = streamed
-        self.limits = {memory: capacity(accelerator, memory) for memory in Memory} | limits
+        self.limits = {memory: capacity(accelerator, memory) for memory in Memory} | (limits or {})
         self.items: list[Item] = []
         self.places: dict[str, Place] = {}
         self.problems: list[str] = []
