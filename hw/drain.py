@@ -19,6 +19,7 @@ from .compute import BlockLayout
 from .decode import instruction_layout
 from .delay import delayed
 from .ports import ROW_BITS, LoadPort, ReadPort, RowScalePort, WritePort, row_scale_layout
+from .requantize import saturate
 from .weights import DrainWrite
 
 __all__ = ["SUMS_CYCLE", "Drain"]
@@ -28,14 +29,6 @@ SUMS_CYCLE = 2
 
 RecordLayout = data.StructLayout({"m": 16, "n": 6, "_spare": 2, "entry": 8, "constant": signed(48)})
 assert RecordLayout.size == PARAM_BYTES * 8
-
-
-def saturated(value, bits: int):
-    """`value` clamped to a signed number of `bits` bits."""
-    top = value[bits - 1 :]
-    return Mux(
-        top.all() | ~top.any(), value[:bits], Cat((~value[-1]).replicate(bits - 1), value[-1])
-    ).as_signed()
 
 
 def clamped(value, lo, hi):
@@ -82,15 +75,15 @@ class Output(wiring.Component):
 
         p4_product = register(register(self.p2_sum) * register(self.p2_m))
         p5_total = register(p4_product + self.p4_constant)
-        p7 = register(saturated(register(p5_total >> self.p5_n), 16))
-        index = Mux(self.p7_wide, saturated(p7, 10) ^ 0x200, (saturated(p7, 8) ^ 0x80)[:8])
+        p7 = register(saturate(register(p5_total >> self.p5_n), 16))
+        index = Mux(self.p7_wide, saturate(p7, 10) ^ 0x200, (saturate(p7, 8) ^ 0x80)[:8])
         m.d.sync += self.p8_index.eq(index)
 
         p6_scaled = register(self.p5_residual * self.p5_residual_m)
         p7_scaled = register(p6_scaled + self.p6_residual_round)
-        p8_scaled = register(saturated(p7_scaled >> self.p7_residual_n, 17))
+        p8_scaled = register(saturate(p7_scaled >> self.p7_residual_n, 17))
         p8 = register(p7)
-        p10 = delayed(m, Mux(self.p8_add, saturated(p8 + p8_scaled, 16), p8), 2)
+        p10 = delayed(m, Mux(self.p8_add, saturate(p8 + p8_scaled, 16), p8), 2)
         entries = Array(self.p9_row.word_select(i, 8).as_signed() for i in range(TABLE_ROW_BYTES))
         p10_entry = register(entries[register(self.p8_index[:3])])
         p11 = register(clamped(Mux(self.p10_table, p10_entry, p10), self.p10_lo, self.p10_hi))

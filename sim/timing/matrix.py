@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from ...arch.accelerator import Accelerator
-from ...arch.isa import Destination, FetchMode, ParamMode
+from ...arch.isa import Destination, FetchMode
 from .table import COLUMN
 
 __all__ = ["STATE", "busy", "config", "ready", "request", "stalled", "step"]
@@ -171,37 +171,39 @@ def request(s, T, cfg):
 
 
 @numba.njit(cache=True)
-def _element(s, now, cfg):
+def _element(s, T, cfg):
     """The walk's element as it enters S1."""
     columns_log2, depth_log2 = cfg[_COLUMNS_LOG2], cfg[_DEPTH_LOG2]
-    mode, inner = now[_MODE], s[_W_INNER]
+    ins, inner = s[_F_INS], s[_W_INNER]
+    mode = T[ins, _MODE]
     row = np.int64(-1)
     if mode == _LINEAR:
-        row = now[_SRC] + s[_W_TILE] * now[_SRC_STRIDE] + s[_W_GROUP_ROW] + inner
+        row = T[ins, _SRC] + s[_W_TILE] * T[ins, _SRC_STRIDE] + s[_W_GROUP_ROW] + inner
         return 3 | ((row & 0xFFFF) + 1) << 2
     y = s[_Y] + s[_W_TAP_Y]
-    if s[_SKIP] == 0 and 0 <= y < now[_HEIGHT]:
+    if s[_SKIP] == 0 and 0 <= y < T[ins, _HEIGHT]:
         if mode == _CONV:
             x = s[_X] + s[_W_TAP_X]
-            if 0 <= x < now[_WIDTH]:
-                tile = (y * now[_WIDTH] + x) >> columns_log2
-                row = now[_SRC] + tile * now[_SRC_STRIDE] + s[_W_GROUP_ROW] + inner
+            if 0 <= x < T[ins, _WIDTH]:
+                tile = (y * T[ins, _WIDTH] + x) >> columns_log2
+                row = T[ins, _SRC] + tile * T[ins, _SRC_STRIDE] + s[_W_GROUP_ROW] + inner
         else:
             first = (s[_X] >> depth_log2) + inner
-            if 0 <= first << depth_log2 < now[_WIDTH] and s[_X] + (inner << depth_log2) >= 0:
-                row = now[_SRC] + (y >> columns_log2) * now[_SRC_STRIDE] + first
+            if 0 <= first << depth_log2 < T[ins, _WIDTH] and s[_X] + (inner << depth_log2) >= 0:
+                row = T[ins, _SRC] + (y >> columns_log2) * T[ins, _SRC_STRIDE] + first
     counts = s[_W_COLUMN] + 1 == 1 << columns_log2 and (mode == _CONV or inner != 0)
     return 1 | np.int64(counts) << 1 | ((row & 0xFFFF) + 1 if row >= 0 else 0) << 2
 
 
 @numba.njit(cache=True)
-def _walk(s, now, cfg):
+def _walk(s, T, cfg):
     """Advances the walk by an element."""
     columns = 1 << cfg[_COLUMNS_LOG2]
-    mode = now[_MODE]
-    inner_count = now[_CHUNKS]
+    ins = s[_F_INS]
+    mode = T[ins, _MODE]
+    inner_count = T[ins, _CHUNKS]
     if mode != _LINEAR:
-        inner_count = now[_TAP_CHUNKS] + (mode == _JOIN)
+        inner_count = T[ins, _TAP_CHUNKS] + (mode == _JOIN)
     if mode != _JOIN or s[_W_INNER] != 0:
         s[_W_INDEX] += 1
     s[_W_INNER] += 1
@@ -210,32 +212,32 @@ def _walk(s, now, cfg):
     s[_W_INNER] = 0
     if mode == _CONV:
         s[_W_TAP_X] += 1
-        if s[_W_TAP_X] != now[_TAPS_X]:
+        if s[_W_TAP_X] != T[ins, _TAPS_X]:
             return
         s[_W_TAP_X] = 0
     if mode != _LINEAR:
         s[_W_TAP_Y] += 1
-        if s[_W_TAP_Y] != now[_TAPS_Y]:
+        if s[_W_TAP_Y] != T[ins, _TAPS_Y]:
             return
         s[_W_TAP_Y] = 0
         if s[_SKIP] != 0:
             s[_SKIP] -= 1
-        elif s[_OUT_X] + 1 == now[_OUT_WIDTH]:
+        elif s[_OUT_X] + 1 == T[ins, _OUT_WIDTH]:
             s[_OUT_X] = 0
-            s[_X] = now[_START_X]
-            s[_Y] += now[_STRIDE_Y]
+            s[_X] = T[ins, _START_X]
+            s[_Y] += T[ins, _STRIDE_Y]
         else:
             s[_OUT_X] += 1
-            s[_X] += now[_STRIDE_X]
+            s[_X] += T[ins, _STRIDE_X]
         s[_W_COLUMN] += 1
         if s[_W_COLUMN] != columns:
             s[_W_INDEX] = s[_W_BASE]
             return
         s[_W_COLUMN] = 0
     s[_W_BASE] = s[_W_INDEX]
-    s[_W_GROUP_ROW] += now[_CHUNKS] if mode == _LINEAR else now[_TAP_CHUNKS]
+    s[_W_GROUP_ROW] += T[ins, _CHUNKS] if mode == _LINEAR else T[ins, _TAP_CHUNKS]
     s[_W_GROUP] += 1
-    if s[_W_GROUP] != now[_GROUPS]:
+    if s[_W_GROUP] != T[ins, _GROUPS]:
         s[_SKIP : _Y + 1] = s[_FIRST_SKIP : _FIRST_Y + 1]
         return
     s[_W_GROUP] = s[_W_GROUP_ROW] = 0
@@ -257,18 +259,17 @@ def _fetch(s, T, cfg, freed, granted):
         s[_S4], s[_S3], s[_S2] = s[_S3], s[_S2], s[_S1]
         s[_S1] = 0
         if s[_W_VALID] == 1 and s[_W_INDEX] - freed < cfg[_OPERAND_CHUNKS]:
-            now = T[s[_F_INS]]
-            s[_S1] = _element(s, now, cfg)
-            _walk(s, now, cfg)
+            s[_S1] = _element(s, T, cfg)
+            _walk(s, T, cfg)
     if s[_F_START] == 1:
-        now = T[s[_F_INS]]
+        ins = s[_F_INS]
         s[_F_START] = s[_W_TILE] = 0
         s[_W_VALID] = 1
-        s[_W_LEFT] = now[_POSITIONS]
-        s[_SKIP] = s[_FIRST_SKIP] = now[_PREFIX]
+        s[_W_LEFT] = T[ins, _POSITIONS]
+        s[_SKIP] = s[_FIRST_SKIP] = T[ins, _PREFIX]
         s[_OUT_X] = s[_FIRST_OUT_X] = 0
-        s[_X] = s[_FIRST_X] = now[_START_X]
-        s[_Y] = s[_FIRST_Y] = -now[_PAD_TOP]
+        s[_X] = s[_FIRST_X] = T[ins, _START_X]
+        s[_Y] = s[_FIRST_Y] = -T[ins, _PAD_TOP]
 
 
 @numba.njit(cache=True)
@@ -277,16 +278,16 @@ def _compute(s, T, cfg, slot_free):
     finish = False
     countdown = max(s[_COUNTDOWN] - 1, 0)
     if _issues(s, T):
-        now = T[s[_C_INS]]
-        block_last = s[_C_BLOCK] + 1 == now[_BLOCKS]
+        ins = s[_C_INS]
+        block_last = s[_C_BLOCK] + 1 == T[ins, _BLOCKS]
         s[_C_INDEX] += 1
         s[_C_CHUNK] += 1
         if block_last:
             s[_FREED] = s[_C_INDEX]
-        if s[_C_CHUNK] == now[_CHUNKS]:
+        if s[_C_CHUNK] == T[ins, _CHUNKS]:
             s[_C_CHUNK] = 0
-            countdown = (now[_STEPS] << now[_SECOND]) - 1
-            tile_end = block_last and s[_C_GROUP] + 1 == now[_GROUPS]
+            countdown = (T[ins, _STEPS] << T[ins, _SECOND]) - 1
+            tile_end = block_last and s[_C_GROUP] + 1 == T[ins, _GROUPS]
             finish = tile_end and s[_C_LEFT] <= 1 << cfg[_COLUMNS_LOG2]
             at = (s[_CYCLE] + _BLOCK) & (_WHEEL - 1)
             s[_BLOCKS_AT + at] = 1 | np.int64(tile_end) << 1 | np.int64(finish) << 2
@@ -317,25 +318,25 @@ def _drain(s, T, cfg):
     """One clock edge of the drain's step counters."""
     cycle, mask = s[_CYCLE], _WHEEL - 1
     if s[_ACTIVE] == 1:
-        now = T[s[_SLOT_0 + s[_SLOT]]]
+        ins = s[_SLOT_0 + s[_SLOT]]
         block_log2 = cfg[_DEPTH_LOG2] - cfg[_DRAIN_LOG2]
         output, tile = s[_OUTPUT], s[_TILE]
-        step_last = s[_STEP] + 1 == now[_STEPS]
+        step_last = s[_STEP] + 1 == T[ins, _STEPS]
         if s[_PHASE] == 0:
-            if now[_RESIDUAL] == 1:
-                row = now[_RESIDUAL_ROW] + tile * now[_RESIDUAL_STRIDE] + (output << 1 >> block_log2)
+            if T[ins, _RESIDUAL] == 1:
+                row = T[ins, _RESIDUAL_ROW] + tile * T[ins, _RESIDUAL_STRIDE] + (output << 1 >> block_log2)
                 s[_RESIDUALS_AT + (cycle + _RESIDUAL_READ & mask)] = (row & 0xFFFF) + 1
-            if now[_DESTINATION] == _SCRATCHPAD:
-                row = now[_DST] + tile * now[_DST_STRIDE] + (output << now[_WIDE] >> block_log2)
+            if T[ins, _DESTINATION] == _SCRATCHPAD:
+                row = T[ins, _DST] + tile * T[ins, _DST_STRIDE] + (output << T[ins, _WIDE] >> block_log2)
                 s[_WRITES_AT + (cycle + _WRITE & mask)] = (row & 0xFFFF) + 1
             else:
                 s[_WEIGHTS_AT + (cycle + _WRITE & mask)] = 1
-            if now[_SECOND] == 1:
-                row = now[_SECOND_DST] + tile * now[_SECOND_STRIDE] + (output >> block_log2)
+            if T[ins, _SECOND] == 1:
+                row = T[ins, _SECOND_DST] + tile * T[ins, _SECOND_STRIDE] + (output >> block_log2)
                 s[_WRITES_AT + (cycle + _SECOND_WRITE & mask)] = (row & 0xFFFF) + 1
             if step_last and s[_END] == 1:
                 s[_DONE_AT + (cycle + _DONE & mask)] = 1 + s[_SLOT]
-        if s[_PHASE] == 0 and now[_SECOND] == 1:
+        if s[_PHASE] == 0 and T[ins, _SECOND] == 1:
             s[_PHASE] = 1
         else:
             s[_PHASE] = 0

@@ -1,7 +1,5 @@
 """The timing model of the matrix engine against its RTL, cycle by cycle."""
 
-import time
-
 import numpy as np
 import pytest
 from terrazzo.arch import isa
