@@ -1,0 +1,128 @@
+"""Float graphs become integer graphs that compute nearly the same values, under the counts that lanes dictate."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+from terrazzo.arch.graph import Conv, Elementwise, Linear
+from terrazzo.arch.schemes import Scheme
+from terrazzo.quant.calibrate import preprocess
+from terrazzo.quant.quantizer import QuantizeError, quantize
+from terrazzo.quant.rows import MixtureError
+from terrazzo.sim import reference
+
+FIXED8 = {Scheme.FIXED8: 8}
+MIXED = {Scheme.FIXED8: 4, Scheme.FIXED4: 2, Scheme.POT4: 2}
+execute = functools.partial(reference.run, keep=True)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_layer_is_close_to_float(gallery, plain_preprocessing, raw_images, seed):
+    model = gallery(seed)
+    preprocessing = plain_preprocessing(model.input_shape[-1])
+    _, report = quantize(
+        model, raw_images(48, model.input_shape, seed), preprocessing, mixture=FIXED8, execute=execute
+    )
+    figures = {layer.name: layer.sqnr_db for layer in report.layers if layer.sqnr_db is not None}
+    assert len(figures) >= len([layer for layer in report.layers if layer.op != "constant"]) - 1
+    assert {name: db for name, db in figures.items() if db < 25} == {}
+
+
+def test_images_that_calibration_never_saw(gallery, plain_preprocessing, raw_images):
+    model = gallery(5)
+    preprocessing = plain_preprocessing(model.input_shape[-1])
+    graph, _ = quantize(model, raw_images(64, model.input_shape, 1), preprocessing, mixture=FIXED8)
+    images = raw_images(32, model.input_shape, 2)
+    tensor = graph.tensor(graph.output)
+    codes = reference.run(graph, reference.quantize_batch(graph, images)).astype(float)
+    real = model.run(preprocess(images, preprocessing)).numpy().reshape(codes.shape)
+    noise = (codes - tensor.zero_point) * tensor.scale - real
+    assert 10 * np.log10((real**2).sum() / (noise**2).sum()) > 22
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+def test_fewer_activation_bits_bound_the_codes(gallery_cnn, plain_preprocessing, raw_images, bits):
+    model = gallery_cnn(0)
+    images = raw_images(32, model.input_shape)
+    graph, _ = quantize(model, images, plain_preprocessing(2), mixture=FIXED8, activation_bits=bits)
+    values = reference.run(graph, reference.quantize_batch(graph, images), keep=True)
+    narrow = [t for t in graph.tensors if t.dtype == "s8" and t.name != graph.input]
+    assert {t.bits for t in narrow} == {bits}
+    assert max(np.abs(values[t.name].astype(int)).max() for t in narrow) <= 1 << (bits - 1)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "drain"), [(MIXED, 1), (MIXED, 2), ({Scheme.FIXED8: 2, Scheme.SP2_4: 2}, 2)]
+)
+def test_rows_split_exactly(gallery, plain_preprocessing, raw_images, mixture, drain):
+    model = gallery(1)
+    graph, _ = quantize(
+        model,
+        raw_images(16, model.input_shape),
+        plain_preprocessing(model.input_shape[-1]),
+        mixture=mixture,
+        drain=drain,
+    )
+    lanes, blocks = sum(mixture.values()), 0
+    for operator in graph.operators:
+        if not isinstance(operator, Linear | Conv):
+            continue
+        scheme = graph.constant(operator, "scheme")
+        whole = 0 if isinstance(operator, Conv) and operator.groups > 1 else len(scheme) // lanes * lanes
+        assert (scheme[whole:] == Scheme.FIXED8).all()
+        for start in range(0, whole, lanes):
+            blocks += 1
+            for residue in range(drain):
+                cell = scheme[start + residue : start + lanes : drain]
+                assert {s: int((cell == s).sum()) for s in mixture} == {
+                    s: c // drain for s, c in mixture.items()
+                }
+    assert blocks
+
+
+def test_residuals_are_sixteen_bit_and_fused(gallery_vit, plain_preprocessing, raw_images):
+    model = gallery_vit(0)
+    graph, _ = quantize(model, raw_images(8, model.input_shape), plain_preprocessing(3), mixture=FIXED8)
+    assert not [o for o in graph.operators if isinstance(o, Elementwise)]
+    residuals = [
+        o.drain.residual for o in graph.operators if isinstance(o, Linear | Conv) and o.drain.residual
+    ]
+    assert len(residuals) == 3  # position embedding, attention, MLP
+    assert {graph.tensor(r.tensor).dtype for r in residuals} == {"s16"}
+    assert sum(o.drain.table for o in graph.operators if isinstance(o, Linear)) == 1
+
+
+def test_report_is_json_and_rows(gallery_vit, plain_preprocessing, raw_images):
+    model = gallery_vit(0)
+    graph, report = quantize(
+        model,
+        raw_images(8, model.input_shape),
+        plain_preprocessing(3),
+        mixture=MIXED,
+        drain=2,
+        execute=execute,
+    )
+    assert json.loads(report.to_json())["schemes"] == report.schemes
+    rows = sum(len(graph.constants[k]) for k in graph.constants if k.endswith("/scheme"))
+    assert sum(report.schemes.values()) == rows
+    assert {row["layer"] for row in report.rows()} == {o.name for o in graph.operators if o.op != "constant"}
+    attention = next(layer for layer in report.layers if layer.op == "attention")
+    assert len(attention.tail_mass) == 3 and all(0 <= mass < 0.05 for mass in attention.tail_mass)
+
+
+def test_errors_name_what_is_wrong(gallery_cnn, plain_preprocessing, raw_images):
+    model = gallery_cnn(0)
+    images, preprocessing = raw_images(4, model.input_shape), plain_preprocessing(2)
+    with pytest.raises(MixtureError, match=r"multiple of drain \(2\), not FIXED4 1"):
+        quantize(model, images, preprocessing, mixture={Scheme.FIXED8: 4, Scheme.FIXED4: 1}, drain=2)
+    with pytest.raises(MixtureError, match="must have FIXED8 lanes"):
+        quantize(model, images, preprocessing, mixture={Scheme.POT4: 4})
+    with pytest.raises(QuantizeError, match=r"activation_bits must be 4\.\.8, not 9"):
+        quantize(model, images, preprocessing, mixture=FIXED8, activation_bits=9)
+    with pytest.raises(QuantizeError, match=r"must have shape \(N, 9, 7, 2\)"):
+        quantize(model, images[..., :1], preprocessing, mixture=FIXED8)
+    broken = images.astype(np.float32)
+    broken[0, 0, 0, 0] = np.nan
+    with pytest.raises(QuantizeError, match="must be finite"):
+        quantize(model, broken, preprocessing, mixture=FIXED8)
