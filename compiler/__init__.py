@@ -2,5 +2,6 @@
 
 from .build import compile
 from .ir import CompileError
+from .listing import listing
 
-__all__ = ["CompileError", "compile"]
+__all__ = ["CompileError", "compile", "listing"]

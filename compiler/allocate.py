@@ -9,6 +9,9 @@ from .ir import Buffer, Item, Memory, capacity
 
 __all__ = ["Overflow", "allocate", "lifetimes", "peak"]
 
+_RESTS = (8, 4, 2, 1, 0)
+"""For how many items rows rest before they are used again, best first: who reuses rows waits for their last user."""
+
 
 class Overflow(Exception):
     """A memory that is too small; `buffer` found no place."""
@@ -66,10 +69,13 @@ def allocate(accelerator: Accelerator, items: list[Item], memory: Memory, reside
         raise Overflow(memory, largest, base + peak(lives))
     region = accelerator.scratchpad_rows if memory == Memory.SCRATCHPAD else size
     rivals = _rivals(items, memory) if region < size else {}
-    try:
-        _pack(lives, base, size, region, rivals)
-    except Overflow:
-        _pack(lives, base, size, size, {})
+    for rest, near in ((rest, near) for rest in _RESTS for near in ((region, rivals), (size, {}))):
+        try:
+            longer = {buffer: Life(life.first, life.last + rest) for buffer, life in lives.items()}
+            return _pack(longer, base, size, *near)
+        except Overflow as overflow:
+            last = overflow
+    raise last
 
 
 def _pack(
