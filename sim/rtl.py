@@ -19,11 +19,12 @@ from ..arch.accelerator import Accelerator
 from ..arch.errors import UserError
 from ..arch.isa import Engine
 from ..arch.memory import MemoryModel
-from ..arch.program import Program, image
+from ..arch.program import Program
 from ..arch.registers import REGISTERS, Cause, Control, Status, address
 from ..hw import verilator
+from ..hw.dram import AddressMap, image, read_output
 
-__all__ = ["EVENT", "AddressMap", "RtlError", "RtlResult", "RtlSimulator", "Wave", "build", "cache_directory"]
+__all__ = ["EVENT", "RtlError", "RtlResult", "RtlSimulator", "Wave", "build", "cache_directory"]
 
 EVENT = np.dtype([("cycle", "<i8"), ("code", "<i4"), ("tag", "<i4")])
 """A trace event: code = Engine * 2 + (1 if done), or RUN_START, RUN_END."""
@@ -44,10 +45,6 @@ _FLAGS = [
     "-Wno-style",
 ]
 _VARIABLES = {"OPT_FAST": "-O3", "OPT_GLOBAL": "-O1", "LDLIBS": "-pthread"}
-_FILL = 0xA5
-"""DRAM that nobody wrote."""
-_ALIGNMENT = 4096
-"""Of buffers in DRAM, and the least gap between two."""
 
 
 class RtlError(UserError):
@@ -68,75 +65,6 @@ class Wave:
     first: int = 0
     """First cycle since power-up."""
     last: int = 1 << 40
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AddressMap:
-    """Where a program's buffers lie in DRAM: byte addresses, 4 KiB aligned, with gaps to catch stray writes."""
-
-    program: int
-    weights: int
-    scratch: int
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    input_bytes: int
-    output_bytes: int
-    size: int
-    """Bytes of DRAM."""
-
-    @classmethod
-    def of(cls, program: Program, frames: int) -> AddressMap:
-        """Buffers for `frames` images."""
-        position = 0
-
-        def place(size: int) -> int:
-            nonlocal position
-            start = position
-            position = -(-(start + size + 1) // _ALIGNMENT) * _ALIGNMENT
-            return start
-
-        row_bytes = _dram_row_bytes(program.accelerator)
-        input_bytes = program.input.rows(program.accelerator) * row_bytes
-        output_bytes = program.output.rows(program.accelerator) * row_bytes
-        return cls(
-            program=place(image(program).nbytes),
-            weights=place(len(program.weights)),
-            scratch=place(program.scratch_bytes),
-            inputs=tuple(place(input_bytes) for _ in range(frames)),
-            outputs=tuple(place(output_bytes) for _ in range(frames)),
-            input_bytes=input_bytes,
-            output_bytes=output_bytes,
-            size=position + (1 << 16),
-        )
-
-
-def dram_image(program: Program, codes: np.ndarray, places: AddressMap) -> np.ndarray:
-    """DRAM before the first run, uint8: program, weights and the packed input of each frame."""
-    dram = np.full(places.size, _FILL, dtype=np.uint8)
-
-    def put(start: int, data: np.ndarray) -> None:
-        raw = np.ascontiguousarray(data).view(np.uint8).ravel()
-        dram[start : start + len(raw)] = raw
-
-    put(places.program, image(program))
-    put(places.weights, program.weights)
-    for start, frame in zip(places.inputs, codes, strict=True):
-        put(start, _to_dram(program.accelerator, program.input.pack(program.accelerator, frame)))
-    return dram
-
-
-def read_output(program: Program, dram: np.ndarray, start: int, places: AddressMap) -> np.ndarray:
-    """Codes (positions, channels) of the output buffer at `start`."""
-    rows = dram[start : start + places.output_bytes].reshape(-1, _dram_row_bytes(program.accelerator))
-    return program.output.unpack(program.accelerator, rows[:, : program.accelerator.scratchpad_row_bytes])
-
-
-def _dram_row_bytes(accelerator: Accelerator) -> int:
-    return accelerator.beats(accelerator.scratchpad_row_bytes) * accelerator.bus_bytes
-
-
-def _to_dram(accelerator: Accelerator, rows: np.ndarray) -> np.ndarray:
-    return np.pad(rows, ((0, 0), (0, _dram_row_bytes(accelerator) - rows.shape[1])))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,7 +134,7 @@ class RtlSimulator:
         places = AddressMap.of(program, len(codes))
         with tempfile.TemporaryDirectory(prefix="terrazzo-rtl-") as name:
             job = Path(name)
-            dram_image(program, codes, places).tofile(job / "dram.bin")
+            image(program, codes, places).tofile(job / "dram.bin")
             script = _script(program, places, memory, max_cycles, wave)
             (job / "script").write_text("\n".join(script) + "\n")
             lines = self._execute(job, progress)

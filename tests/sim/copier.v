@@ -3,10 +3,10 @@
 // ENTRY 0 ends at once, 1 copies, 2 never ends, 3 copies to 64 KiB behind OUTPUT, 4 fails with cause 3.
 module terrazzo_top(
   input clk, input rst,
-  input [7:0] s_axil_awaddr, input s_axil_awvalid, output s_axil_awready,
+  input [7:0] s_axil_awaddr, input [2:0] s_axil_awprot, input s_axil_awvalid, output s_axil_awready,
   input [31:0] s_axil_wdata, input [3:0] s_axil_wstrb, input s_axil_wvalid, output s_axil_wready,
   output [1:0] s_axil_bresp, output reg s_axil_bvalid, input s_axil_bready,
-  input [7:0] s_axil_araddr, input s_axil_arvalid, output s_axil_arready,
+  input [7:0] s_axil_araddr, input [2:0] s_axil_arprot, input s_axil_arvalid, output s_axil_arready,
   output reg [31:0] s_axil_rdata, output [1:0] s_axil_rresp, output reg s_axil_rvalid, input s_axil_rready,
   output m_axi_awid, output [31:0] m_axi_awaddr, output [7:0] m_axi_awlen, output [2:0] m_axi_awsize,
   output [1:0] m_axi_awburst, output reg m_axi_awvalid, input m_axi_awready,
@@ -72,7 +72,7 @@ module terrazzo_top(
     if (s_axil_rready) s_axil_rvalid <= 0;
     if (s_axil_arvalid && s_axil_arready) begin
       s_axil_rvalid <= 1;
-      s_axil_rdata <= s_axil_araddr == 8'h14 ? status : s_axil_araddr == 8'h18 ? (fault ? 3 : 0)
+      s_axil_rdata <= s_axil_araddr == 8'h00 ? 32'h5452_5A4F : s_axil_araddr == 8'h14 ? status : s_axil_araddr == 8'h18 ? (fault ? 3 : 0)
                                                                                : regs[s_axil_araddr[7:2]];
     end
     if (s_axil_awready) begin

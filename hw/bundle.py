@@ -1,0 +1,209 @@
+"""What a hardware engineer takes along: Verilog, memory image, a test without Python, and the documents for it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from ..arch import registers
+from ..arch.accelerator import Accelerator
+from ..arch.program import Program
+from ..arch.registers import IDENTITY, address
+from .dram import AddressMap, image, pack
+
+__all__ = ["ports", "write_bundle"]
+
+_TESTBENCH = Path(__file__).with_name("testbench.v")
+_LATENCY = 20
+_MAX_CYCLES = 10_000_000
+_PORT = re.compile(r"\b(input|output)\b(?:\s+(?:reg|wire))?\s*(?:\[(\d+):0\])?\s*(\w+)")
+_PORT_DOCS = (
+    (r"clk", "clock; every register takes its rising edge"),
+    (r"rst", "synchronous reset, active high; hold for at least one cycle"),
+    (r"irq", "interrupt, high until ACKNOWLEDGE; enabled by IRQ_ENABLE"),
+    (r"s_axil_.*", "AXI4-Lite slave, synchronous to clk: the registers"),
+    (r"m_axi_.*", "AXI4 master, synchronous to clk: program, weights, inputs, outputs"),
+    (r"trace_.*", "for simulation and logic analysers; may be left open"),
+)
+_README = """# {name} for terrazzo_top
+
+| file | content |
+|---|---|
+| `terrazzo_top.v` | the accelerator; no vendor primitives |
+| `filelist.f` | the files to synthesize |
+| `testbench.v` | self-checking test with a behavioural AXI4 memory |
+| `memory.hex` | DRAM of the test: program, weights, {frames} input image(s); words of {bus_bytes} bytes |
+| `expected.hex` | the output that the integer graph gives, and which bytes of it count |
+| `registers.h`, `registers.md` | the register map |
+| `ports.md` | ports, clocks and resets |
+
+## Test
+In this directory:
+
+    iverilog -g2012 -o test testbench.v -f filelist.f && vvp -n test
+
+    verilator --binary --timing -CFLAGS -std=c++20 -Wno-fatal --top-module testbench testbench.v -f filelist.f && obj_dir/Vtestbench
+
+Either ends with `PASS`, or with `FAIL` and an exit status that is not 0.
+
+## Use
+Write the buffers of the table to DRAM, set the registers, write LOAD to CONTROL, wait for LOADED in STATUS, run the setup entry
+once and the frame entry once per image (START in CONTROL; INTERRUPT in STATUS tells the end). `testbench.v` does just that.
+
+| buffer | address in the test | bytes | registers |
+|---|---|---|---|
+| program | {program:#010x} | {program_bytes} | PROGRAM |
+| weights | {weights:#010x} | {weight_bytes} | WEIGHTS_BASE, WEIGHTS_LIMIT |
+| scratch | {scratch:#010x} | {scratch_bytes} | SCRATCH_BASE, SCRATCH_LIMIT |
+| input | {input:#010x} | {input_bytes} | INPUT_BASE, INPUT_LIMIT |
+| output | {output:#010x} | {output_bytes} | OUTPUT_BASE, OUTPUT_LIMIT |
+
+Setup entry {setup_entry}, frame entry {frame_entry}. Accelerator hash {hash:016x}.
+"""
+
+
+def write_bundle(
+    directory: str | Path,
+    accelerator: Accelerator,
+    program: Program,
+    codes: np.ndarray,
+    expected: np.ndarray,
+    verilog: str | None = None,
+) -> Path:
+    """Write the bundle to `directory`, which must not exist: whole or not at all.
+
+    `codes` (N, ...) are input codes, `expected` (N, positions, channels) the output codes of the reference.
+    `verilog` is generated unless it is given. Raises FileExistsError, and FileError for another accelerator's program.
+    """
+    directory = Path(directory)
+    program.require(accelerator)
+    if len(codes) < 1 or len(codes) != len(expected):
+        raise ValueError(f"codes and expected must hold the same number of images, not {len(codes)}, {len(expected)}")
+    if directory.exists():
+        raise FileExistsError(f"{directory}: must not exist yet. Remove it or choose another name.")
+    if verilog is None:
+        from .top import verilog as generate
+
+        verilog = generate(accelerator)
+    files = _files(accelerator, program, np.asarray(codes), np.asarray(expected), verilog)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        temporary.chmod(0o755)
+        for name, text in files.items():
+            (temporary / name).write_text(text)
+        temporary.rename(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return directory
+
+
+def ports(verilog: str) -> list[tuple[str, str, int, str]]:
+    """(name, direction, bits, meaning) of every port of terrazzo_top."""
+    body = verilog[verilog.index("module terrazzo_top(") :]
+    body = body[: body.index("endmodule")]
+    return [
+        (name, direction, int(high or 0) + 1, next(doc for rule, doc in _PORT_DOCS if re.fullmatch(rule, name)))
+        for direction, high, name in _PORT.findall(body)
+    ]
+
+
+def _files(
+    accelerator: Accelerator, program: Program, codes: np.ndarray, expected: np.ndarray, verilog: str
+) -> dict[str, str]:
+    places = AddressMap.of(program, len(codes))
+    dram = image(program, codes, places)
+    facts = {
+        "name": program.name,
+        "frames": len(codes),
+        "bus_bytes": accelerator.bus_bytes,
+        "program": places.program,
+        "program_bytes": 64 + program.instructions.nbytes,
+        "weights": places.weights,
+        "weight_bytes": len(program.weights),
+        "scratch": places.scratch,
+        "scratch_bytes": program.scratch_bytes,
+        "input": places.inputs[0],
+        "input_bytes": places.input_bytes,
+        "output": places.outputs[0],
+        "output_bytes": places.output_bytes,
+        "setup_entry": program.setup_entry,
+        "frame_entry": program.frame_entry,
+        "hash": accelerator.hash,
+    }
+    return {
+        "terrazzo_top.v": verilog,
+        "filelist.f": "terrazzo_top.v\n",
+        "testbench.v": _TESTBENCH.read_text().replace("//PARAMETERS", _parameters(accelerator, program, places)),
+        "memory.hex": _hex(dram, accelerator.bus_bytes),
+        "expected.hex": _expected_hex(accelerator, program, expected),
+        "registers.h": registers.c_header(),
+        "registers.md": registers.markdown(),
+        "ports.md": _ports_markdown(verilog),
+        "README.md": _README.format(**facts),
+    }
+
+
+def _parameters(accelerator: Accelerator, program: Program, places: AddressMap) -> str:
+    """The test's local parameters, and the register offsets that it uses."""
+    frames = len(places.inputs)
+    values = {
+        "BUS_BYTES": accelerator.bus_bytes,
+        "LATENCY": _LATENCY,
+        "MAX_CYCLES": _MAX_CYCLES,
+        "MEMORY_WORDS": -(-places.size // accelerator.bus_bytes),
+        "FRAMES": frames,
+        "SETUP_ENTRY": program.setup_entry,
+        "FRAME_ENTRY": program.frame_entry,
+        "PROGRAM_ADDRESS": places.program,
+        "WEIGHTS_ADDRESS": places.weights,
+        "WEIGHTS_BYTES": len(program.weights),
+        "SCRATCH_ADDRESS": places.scratch,
+        "SCRATCH_BYTES": program.scratch_bytes,
+        "INPUT_ADDRESS": places.inputs[0],
+        "INPUT_BYTES": places.input_bytes,
+        "INPUT_STEP": places.inputs[1] - places.inputs[0] if frames > 1 else 0,
+        "OUTPUT_ADDRESS": places.outputs[0],
+        "OUTPUT_BYTES": places.output_bytes,
+        "OUTPUT_STEP": places.outputs[1] - places.outputs[0] if frames > 1 else 0,
+        "OUTPUT_WORDS": places.output_bytes // accelerator.bus_bytes,
+        "IDENTITY_VALUE": IDENTITY,
+    }
+    used = ["IDENTITY", "CONTROL", "STATUS", "CAUSE", "IRQ_ENABLE", "PROGRAM", "ENTRY", "CYCLES"]
+    used += [f"{region}_{part}" for region in ("WEIGHTS", "INPUT", "OUTPUT", "SCRATCH") for part in ("BASE", "LIMIT")]
+    lines = [f"localparam {name} = {value};" for name, value in values.items()]
+    lines += [f"localparam [7:0] {name} = 8'h{address(name):02X};" for name in used]
+    return "\n  ".join(lines)
+
+
+def _hex(data: np.ndarray, word_bytes: int) -> str:
+    """For $readmemh: a word per line, the first byte lowest."""
+    words = np.pad(data, (0, -len(data) % word_bytes)).reshape(-1, word_bytes)[:, ::-1]
+    return "".join(f"{word.tobytes().hex()}\n" for word in words)
+
+
+def _expected_hex(accelerator: Accelerator, program: Program, expected: np.ndarray) -> str:
+    """A word per line: a bit per byte that carries a code, then the bytes."""
+    layout, bus = program.output, accelerator.bus_bytes
+    shape = (layout.positions, layout.channels)
+    counts = pack(accelerator, layout.pack(accelerator, np.full(shape, -1))).reshape(-1, bus) != 0
+    lines = []
+    for codes in expected:
+        rows = pack(accelerator, layout.pack(accelerator, codes.reshape(shape))).reshape(-1, bus)
+        for mask, word in zip(counts, rows, strict=True):
+            bits = sum(int(bit) << i for i, bit in enumerate(mask))
+            number = bits << (8 * bus) | int.from_bytes(word.tobytes(), "little")
+            lines.append(f"{number:0{-(-9 * bus // 4)}x}\n")
+    return "".join(lines)
+
+
+def _ports_markdown(verilog: str) -> str:
+    lines = ["# Ports of terrazzo_top", "", "One clock domain. No asynchronous inputs; no clock is generated inside.", ""]
+    lines += ["| port | direction | bits | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{name}` | {direction} | {bits} | {doc} |" for name, direction, bits, doc in ports(verilog)]
+    return "\n".join([*lines, ""])
