@@ -112,10 +112,10 @@ def predict(program: Program, memory_model: MemoryModel, entry: int | None = Non
 
 @numba.njit(cache=True)
 def _satisfied(semaphores, wait):
+    missing = 0
     for bit in range(16):
-        if wait >> bit & 1 and semaphores[bit] == 0:
-            return False
-    return True
+        missing += (wait >> bit & 1) & (semaphores[bit] == 0)
+    return missing == 0
 
 
 @numba.njit(cache=True)
@@ -177,11 +177,13 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
         else:
             l_granted = target >= 0 and not (target == _WEIGHT and weights)
 
-        # Counters.
-        for engine in range(_ENGINES):
-            busy[engine] += executing[engine] > 0
+        # Counters, of what the engines say of themselves.
+        busy[_LOAD] += executing[_LOAD] > 0
+        busy[_MATRIX] += matrix.busy(mat)
+        busy[_VECTOR] += vector.busy(vec)
+        busy[_STORE] += executing[_STORE] > 0
         stalled[_LOAD] += executing[_LOAD] > 0 and memory.load_stalled(load, l_granted)
-        stalled[_MATRIX] += executing[_MATRIX] > 0 and matrix.stalled(mat, T, x_cfg)
+        stalled[_MATRIX] += matrix.stalled(mat, T)
         stalled[_VECTOR] += vector.stalled(vec, T, v_read_granted, v_write_granted)
         stalled[_STORE] += executing[_STORE] > 0 and memory.store_stalled(store, m_cfg)
 

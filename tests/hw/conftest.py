@@ -12,7 +12,6 @@ from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
-
 from terrazzo.arch import isa, program, registers
 from terrazzo.arch.accelerator import VERSION, Accelerator, Lanes
 from terrazzo.arch.memory import MemoryModel
@@ -55,7 +54,11 @@ class _Stranger(wiring.Component):
             m.d.sync += left.eq(left - 1)
         with m.Elif(control.i.valid):
             i = control.i.payload
-            m.d.sync += [left.eq(STRANGER_CYCLES), control.done_signal.eq(i.signal), control.done_tag.eq(i.tag)]
+            m.d.sync += [
+                left.eq(STRANGER_CYCLES),
+                control.done_signal.eq(i.signal),
+                control.done_tag.eq(i.tag),
+            ]
         return m
 
 
@@ -81,7 +84,9 @@ class Run:
 class Bench:
     """A top in simulation. `memory` is the DRAM; bursts at `read_errors` and `write_errors` answer SLVERR."""
 
-    def __init__(self, accelerator: Accelerator, model: MemoryModel | None = None, *, host_seed: int | None = None):
+    def __init__(
+        self, accelerator: Accelerator, model: MemoryModel | None = None, *, host_seed: int | None = None
+    ):
         self.accelerator, self.model = accelerator, model or MemoryModel(latency=5)
         self.top = top.Top(accelerator)
         self.memory = np.zeros(1 << 16, np.uint8)
@@ -175,16 +180,28 @@ class Bench:
     async def setup(self, ctx, instructions: list[isa.Instruction], *, address: int = PROGRAM) -> None:
         """Regions, and the program loaded from `address`."""
         self.put_program(instructions, address=address)
+        await self.set_regions(ctx)
+        await self.load(ctx, address)
+
+    async def set_regions(self, ctx) -> None:
+        """Bases and limits."""
         for region, base in BASES.items():
             await self.write(ctx, f"{region}_BASE", base)
             await self.write(ctx, f"{region}_LIMIT", LIMIT)
+
+    async def load(self, ctx, address: int = PROGRAM) -> None:
+        """Let the machine load what is at `address`."""
         await self.write(ctx, "PROGRAM", address)
         await self.command(ctx, registers.Control.LOAD)
         await self.settle(ctx)
 
-    def put_program(self, instructions: list[isa.Instruction], *, address: int = PROGRAM, **changes: int) -> None:
+    def put_program(
+        self, instructions: list[isa.Instruction], *, address: int = PROGRAM, **changes: int
+    ) -> None:
         """Header and instructions to memory; `changes` replace header words."""
-        words = np.array([isa.encode(i) for i in instructions], dtype="<u4").reshape(-1, isa.INSTRUCTION_WORDS)
+        words = np.array([isa.encode(i) for i in instructions], dtype="<u4").reshape(
+            -1, isa.INSTRUCTION_WORDS
+        )
         header = {
             "magic": program.MAGIC, "version": VERSION, "low": self.accelerator.hash & 0xFFFF_FFFF,
             "high": self.accelerator.hash >> 32, "count": len(words), "checksum": program.checksum(words),

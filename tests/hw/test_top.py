@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
-
 from terrazzo.arch import isa
 from terrazzo.arch.isa import Engine, Instruction, LoadTarget, Opcode, Region
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.arch.registers import IDENTITY, Cause, Control, Status
 
-WEIGHTS, INPUT, OUTPUT, SCRATCH = 0x1000, 0x3000, 0x5000, 0x7000
+WEIGHTS, INPUT, OUTPUT, PROGRAM = 0x1000, 0x3000, 0x5000, 0x9000
+STRANGER_CYCLES = 3  # as in conftest.py
 END = Instruction(Opcode.END)
 
 
@@ -29,7 +31,7 @@ def pair(producer, consumer):
 
 
 LOADED = pair(Engine.LOAD, Engine.STORE)
-COPY = [load(0, 3, 9, signal=LOADED), store(0x40, 3, 9, wait=LOADED), END]
+COPY = [load(0, 3, 9, signal=LOADED), store(0x80, 3, 9, wait=LOADED), END]
 
 
 def fill(bench, seed=0):
@@ -50,7 +52,342 @@ def test_copy(bench):
         assert await b.read(ctx, "CYCLES") == b.runs[0].cycles
 
     expected = b.memory.copy()
-    expected[OUTPUT + 0x40 : OUTPUT + 0x40 + 288] = expected[INPUT : INPUT + 288]
+    expected[OUTPUT + 0x80 : OUTPUT + 0x80 + 288] = expected[INPUT : INPUT + 288]
     b.simulate(host)
     assert (b.memory[:0x9000] == expected[:0x9000]).all()
     assert len(b.written) == 288
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_stalls(bench, seed):
+    """Transfers through every bus width with all channels held back at random, after a reset in mid-run."""
+    rng = random.Random(seed)
+    b = bench(
+        MemoryModel(
+            latency=rng.choice((1, 9, 40)),
+            interval=rng.choice((1, 3)),
+            stall=rng.choice((0.1, 0.5)),
+            seed=seed,
+        ),
+        host_seed=seed,
+        bus_bytes=(4, 8, 16, 32, 64, 128)[seed],
+        burst_beats=rng.choice((1, 4, 16)),
+    )
+    fill(b, seed)
+    row_stride = max(32, b.accelerator.bus_bytes)
+    free = pair(Engine.STORE, Engine.LOAD)
+    instructions, expected = [], b.memory.copy()
+    for i in range(5):
+        rows, row = rng.randrange(1, 12), rng.randrange(50)
+        source, target = (rng.randrange(16) * row_stride + i * 0x600 for _ in range(2))
+        source, target = source % 0x1800, target % 0x1E00 // 128 * 128
+        instructions.append(
+            load(source, row, rows, signal=LOADED, wait=free if i else 0, region=Region.WEIGHTS)
+        )
+        instructions.append(store(target, row, rows, wait=LOADED, signal=free))
+        for r in range(rows):
+            begin = OUTPUT + target + r * row_stride
+            expected[begin : begin + 32] = expected[WEIGHTS + source + r * row_stride :][:32]
+
+    async def host(ctx):
+        await b.setup(ctx, [*instructions, END])
+        await b.command(ctx, Control.START)
+        for _ in range(rng.randrange(20, 200)):
+            await ctx.tick()
+        ctx.set(b.reset, 1)
+        await ctx.tick()
+        ctx.set(b.reset, 0)
+        assert await b.read(ctx, "STATUS") == 0
+        assert await b.read(ctx, "WEIGHTS_LIMIT") == 0
+        await b.setup(ctx, [*instructions, END])
+        await b.command(ctx, Control.START)
+        assert await b.settle(ctx) == Status.LOADED | Status.INTERRUPT
+
+    b.simulate(host, deadline=20000)
+    assert (b.memory[:0x9000] == expected[:0x9000]).all()
+
+
+def test_bandwidth(bench):
+    """Load and store move a beat per cycle, apart from a start that does not depend on the length."""
+    cycles = {}
+    for rows in (16, 32):
+        b = bench(MemoryModel(latency=50), bus_bytes=4)
+
+        async def host(ctx, b=b, rows=rows):
+            await b.setup(ctx, [load(0, 0, rows, signal=LOADED), store(0, 0, rows, wait=LOADED), END])
+            await b.command(ctx, Control.START)
+            await b.settle(ctx)
+
+        b.simulate(host)
+        (run,) = b.runs
+        cycles[rows] = [run.dones[e][0] - run.starts[e][0] for e in ("load", "store")]
+    assert cycles[32] == [c + 16 * 8 for c in cycles[16]]
+
+
+def test_starts(bench):
+    """Two starts wait behind a running one, each with the bases of its time; a third is an error."""
+    b = bench()
+    fill(b)
+
+    async def host(ctx):
+        await b.setup(ctx, COPY)
+        await b.write(ctx, "IRQ_ENABLE", 1)
+        for i in range(3):
+            await b.write(ctx, "INPUT_BASE", INPUT + i * 0x100)
+            await b.write(ctx, "OUTPUT_BASE", OUTPUT + i * 0x400)
+            await b.command(ctx, Control.START)
+        assert await b.read(ctx, "STATUS") & Status.QUEUED
+        assert await b.settle(ctx) == Status.LOADED | Status.INTERRUPT
+        assert ctx.get(b.top.irq)
+        assert await b.read(ctx, "RUNS") == 3
+        await b.command(ctx, Control.ACKNOWLEDGE)
+        assert not ctx.get(b.top.irq)
+        assert await b.read(ctx, "STATUS") == Status.LOADED
+
+        for _ in range(4):
+            await b.command(ctx, Control.START)
+        assert await b.error(ctx) == (Cause.QUEUE_FULL, 0)
+        assert await b.read(ctx, "RUNS") == 3
+
+    expected = b.memory.copy()
+    for i in range(3):
+        expected[OUTPUT + i * 0x400 + 0x80 :][:288] = expected[INPUT + i * 0x100 :][:288]
+    b.simulate(host)
+    assert (b.memory[OUTPUT : OUTPUT + 0x1000] == expected[OUTPUT : OUTPUT + 0x1000]).all()
+    assert b.runs[0].cycles == b.runs[1].cycles == b.runs[2].cycles
+
+
+ILLEGAL = {
+    "opcode 0": np.zeros(16, np.uint32),
+    "opcode 6": np.array([6] + 15 * [0], np.uint32),
+    "fetch mode 3": isa.encode(Instruction(Opcode.MATRIX, {"mode": 3})),
+    "parameter mode 3": isa.encode(Instruction(Opcode.MATRIX, {"param_mode": 3})),
+    "destination 3": isa.encode(Instruction(Opcode.MATRIX, {"destination": 3})),
+    "vector op 3": isa.encode(Instruction(Opcode.VECTOR, {"op": 3})),
+    "no rows": isa.encode(load(0, 0, 0)),
+    "foreign semaphore": isa.encode(load(0, 0, 1, wait=LOADED)),
+}
+
+
+@pytest.mark.parametrize("name", ILLEGAL)
+def test_illegal_instruction(bench, name):
+    b = bench()
+
+    async def host(ctx):
+        b.put_program([store(0, 0, 1), store(0, 0, 1), END])
+        words = b.memory[PROGRAM : PROGRAM + 256].view("<u4").reshape(4, 16)
+        words[2] = ILLEGAL[name]
+        words[0, 5] = np.bitwise_xor.reduce(words[1:], axis=None)
+        await b.set_regions(ctx)
+        await b.load(ctx)
+        await b.command(ctx, Control.START)
+        assert await b.error(ctx) == (Cause.ILLEGAL_INSTRUCTION, 1)
+
+    b.simulate(host)
+    assert b.runs == []
+
+
+BEYOND = {
+    "end": (store(0x1FE0, 0, 2), 0x1FE0),
+    "offset": (load(0xFFFF_FFE0, 0, 1), 0xFFFF_FFE0),
+    "unaligned": (load(4, 0, 1), 4),
+    "unaligned store": (store(0x44, 0, 1), 0x44),
+    "long": (load(0, 0, 0xFFFF), 0),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_out_of_bounds(bench, name):
+    b, (instruction, offset) = bench(), BEYOND[name]
+
+    async def host(ctx):
+        await b.setup(ctx, [store(0x1FE0, 0, 1), load(0x1FE0, 0, 1), instruction, END])
+        await b.command(ctx, Control.START)
+        assert await b.error(ctx) == (Cause.OUT_OF_BOUNDS, offset)
+
+    b.simulate(host)
+    assert b.written <= set(range(OUTPUT + 0x1FE0, OUTPUT + 0x2000))
+
+
+@pytest.mark.parametrize("stall", (0.0, 0.4))
+@pytest.mark.parametrize("channel", ("read", "write"))
+def test_bus_error(bench, channel, stall):
+    """The cause names the failing burst, outstanding bursts are completed, and CLEAR makes all well again."""
+    b = bench(MemoryModel(latency=30, stall=stall, seed=3), burst_beats=4)
+    fill(b)
+    address = INPUT + 5 * 32 if channel == "read" else OUTPUT + 0x80 + 5 * 32
+    (b.read_errors if channel == "read" else b.write_errors).add(address)
+    expected = b.memory.copy()
+    expected[OUTPUT + 0x80 :][:288] = expected[INPUT:][:288]
+
+    async def host(ctx):
+        await b.setup(ctx, COPY)
+        await b.command(ctx, Control.START)
+        cause = Cause.READ_ERROR if channel == "read" else Cause.WRITE_ERROR
+        assert await b.error(ctx) == (cause, address)
+        await b.command(ctx, Control.START)
+        assert await b.read(ctx, "STATUS") == Status.ERROR | Status.INTERRUPT | Status.LOADED
+        assert await b.read(ctx, "RUNS") == 0
+        b.read_errors.clear()
+        b.write_errors.clear()
+        await b.command(ctx, Control.CLEAR | Control.ACKNOWLEDGE)
+        assert await b.settle(ctx) == Status.LOADED
+        assert await b.read(ctx, "CAUSE") == await b.read(ctx, "CAUSE_INFO") == 0
+        await b.command(ctx, Control.START)
+        assert await b.settle(ctx) == Status.LOADED | Status.INTERRUPT
+
+    b.simulate(host, deadline=10000)
+    assert (b.memory[:0x9000] == expected[:0x9000]).all()
+    assert len(b.runs) == 1
+
+
+def test_halted_store(bench):
+    """A burst that was begun is finished with all strobes low after an error elsewhere, and nothing follows it."""
+    b = bench(MemoryModel(latency=10, interval=12), bus_bytes=4, burst_beats=16)
+    b.memory[OUTPUT : OUTPUT + 0x2000] = 7
+
+    async def host(ctx):
+        token = pair(Engine.MATRIX, Engine.LOAD)
+        wait = [Instruction(Opcode.MATRIX)] * 7 + [Instruction(Opcode.MATRIX, dict(signal=token))]
+        await b.setup(ctx, [store(0, 0, 8), *wait, load(0x2000, 0, 1, wait=token), END])
+        await b.command(ctx, Control.START)
+        assert await b.error(ctx) == (Cause.OUT_OF_BOUNDS, 0x2000)
+
+    b.simulate(host)
+    writes = [burst for burst in b.bursts if burst[0] == "aw"]
+    assert len(writes) == 1
+    assert 0 < len(b.written) < 64
+    assert (b.memory[OUTPUT + 64 : OUTPUT + 0x2000] == 7).all()
+
+
+HEADERS = {
+    "magic": (dict(magic=0x12345678), Cause.BAD_PROGRAM, 0x12345678),
+    "version": (dict(version=99), Cause.BAD_PROGRAM, 99),
+    "no instruction": (dict(count=0), Cause.BAD_PROGRAM, 0),
+    "too long": (dict(count=65), Cause.BAD_PROGRAM, 65),
+    "hash low": (dict(low=0xABCD), Cause.WRONG_HASH, 0xABCD),
+    "checksum": (dict(checksum=1), Cause.BAD_CHECKSUM, None),
+}
+
+
+@pytest.mark.parametrize("name", [*HEADERS, "hash high", "header read", "body read"])
+@pytest.mark.parametrize("bus_bytes", (4, 128))
+def test_program_errors(bench, name, bus_bytes):
+    """A program that was not loaded cannot be started; a good one can be loaded after CLEAR."""
+    b = bench(MemoryModel(latency=3, stall=0.2), bus_bytes=bus_bytes)
+    words = np.array([isa.encode(i) for i in COPY])
+    changes, cause, info = HEADERS.get(name, ({}, Cause.READ_ERROR, None))
+    if name == "hash high":
+        changes, cause, info = dict(high=0), Cause.WRONG_HASH, b.accelerator.hash & 0xFFFF_FFFF
+    if name == "checksum":
+        info = int(np.bitwise_xor.reduce(words, axis=None))
+    if cause == Cause.READ_ERROR:
+        burst = b.accelerator.burst_beats * bus_bytes
+        info = (
+            (PROGRAM if name == "header read" else PROGRAM + 128) // max(64, bus_bytes) * max(64, bus_bytes)
+        )
+        info += 32 if burst == 32 else 0
+
+    async def host(ctx):
+        await b.setup(ctx, [END])
+        assert await b.read(ctx, "STATUS") == Status.LOADED
+        b.put_program(COPY, **changes)
+        b.read_errors.update([info] if cause == Cause.READ_ERROR else [])
+        await b.load(ctx)
+        assert await b.error(ctx) == (cause, info)
+        await b.command(ctx, Control.CLEAR)
+        assert await b.settle(ctx) == Status.INTERRUPT
+        await b.command(ctx, Control.START)
+        assert await b.error(ctx) == (Cause.NO_PROGRAM, 0)
+        await b.command(ctx, Control.CLEAR)
+        b.read_errors.clear()
+        await b.setup(ctx, COPY, address=PROGRAM + 0x440)
+        await b.command(ctx, Control.START)
+        assert not await b.settle(ctx) & Status.ERROR
+
+    b.simulate(host, deadline=10000)
+    assert len(b.runs) == 1
+
+
+def test_entries(bench):
+    """Entries begin anywhere; one beyond the program is an error, and so is a program that runs off its end."""
+    b = bench()
+
+    async def host(ctx):
+        await b.setup(ctx, [store(0, 0, 1), END, store(0x20, 0, 1), store(0x40, 0, 1)])
+        await b.write(ctx, "ENTRY", 1)
+        await b.command(ctx, Control.START)
+        assert not await b.settle(ctx) & Status.ERROR
+        await b.write(ctx, "ENTRY", 4)
+        await b.command(ctx, Control.START)
+        assert await b.error(ctx) == (Cause.NO_PROGRAM, 4)
+        await b.command(ctx, Control.CLEAR)
+        await b.write(ctx, "ENTRY", 2)
+        await b.command(ctx, Control.START)
+        assert await b.error(ctx) == (Cause.ILLEGAL_INSTRUCTION, 4)
+
+    b.simulate(host)
+    assert len(b.runs) == 1
+
+
+def test_load_while_busy(bench):
+    b = bench()
+
+    async def host(ctx):
+        await b.setup(ctx, COPY)
+        await b.command(ctx, Control.START)
+        await b.command(ctx, Control.LOAD)
+        assert await b.error(ctx) == (Cause.QUEUE_FULL, 0)
+        assert await b.read(ctx, "STATUS") & Status.LOADED
+
+    b.simulate(host)
+
+
+def test_watchdog(bench):
+    """A run of exactly WATCHDOG cycles ends well, a longer one does not; a silent memory is reported at once."""
+    b = bench()
+
+    async def host(ctx):
+        await b.setup(ctx, COPY)
+        await b.command(ctx, Control.START)
+        await b.settle(ctx)
+        cycles = await b.read(ctx, "CYCLES")
+        await b.write(ctx, "WATCHDOG", cycles)
+        await b.command(ctx, Control.START)
+        assert not await b.settle(ctx) & Status.ERROR
+        await b.write(ctx, "WATCHDOG", cycles - 1)
+        await b.command(ctx, Control.START)
+        assert await b.error(ctx) == (Cause.WATCHDOG, 2)
+
+        await b.command(ctx, Control.CLEAR)
+        b.silent = True
+        await b.command(ctx, Control.START)
+        while not (status := await b.read(ctx, "STATUS")) & Status.ERROR:
+            pass
+        assert status & Status.BUSY
+        assert await b.read(ctx, "CAUSE") == Cause.WATCHDOG
+        b.silent = False
+        await b.settle(ctx)
+
+    b.simulate(host)
+    assert len(b.runs) == 2
+
+
+def test_semaphores(bench):
+    """Instructions of four engines that pass a token around start in its order, four cycles of a stranger apart."""
+    b = bench()
+    ring = (Engine.MATRIX, Engine.VECTOR, Engine.MATRIX)
+    m_to_v, v_to_m = pair(*ring[:2]), pair(*ring[1:])
+    m = [Instruction(Opcode.MATRIX, dict(wait=v_to_m if i else 0, signal=m_to_v)) for i in range(6)]
+    v = [Instruction(Opcode.VECTOR, dict(wait=m_to_v, signal=v_to_m)) for _ in range(6)]
+
+    async def host(ctx):
+        await b.setup(ctx, [*m[:4], *v, *m[4:], END])
+        await b.command(ctx, Control.START)
+        assert not await b.settle(ctx) & Status.ERROR
+
+    b.simulate(host)
+    (run,) = b.runs
+    starts = [s for both in zip(run.starts["matrix"], run.starts["vector"], strict=True) for s in both]
+    assert starts == [starts[0] + i * (STRANGER_CYCLES + 1) for i in range(12)]
+    assert run.cycles == run.dones["vector"][-1] + 1
