@@ -19,7 +19,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .floatgraph import FloatGraph, Node
-from .patterns import HANDLERS, MOVEMENTS, PASS_THROUGH, SHAPE_ONLY, Call, remedy_for
+from .operands import Call
+from .patterns import HANDLERS, MOVEMENTS, PASS_THROUGH, SHAPE_ONLY, remedy_for
 from .views import Draft, Scores, Unsupported, View, dense
 
 __all__ = ["Finding", "UnsupportedModel", "check", "import_module"]
@@ -83,9 +84,15 @@ def import_module(module: nn.Module, sample: torch.Tensor, name: str | None = No
     source = Draft(kind="input", path="", shape=(height, width, channels))
     image = View(source, source.view(batch).index.permute(0, 3, 1, 2))
     result = interpreter.result(program, image)
+    nodes = [] if result is None else _nodes(result.base, source)
+    for node in nodes:
+        if node.kind == "pad":
+            reason = "pads for something else than a convolution"
+            interpreter.findings.append(
+                Finding(node.name, "pad", reason, "let the convolution or pooling pad")
+            )
     if interpreter.findings:
         raise UnsupportedModel(name, interpreter.findings)
-    nodes = _nodes(result.base, source)
     graph = FloatGraph(name=name, input_shape=source.shape, nodes=nodes)
     _verify(graph, module, sample, result)
     return graph

@@ -251,6 +251,24 @@ def _per_channel(constant: torch.Tensor) -> torch.Tensor | None:
     return rows[0] if bool((rows == rows[:1]).all()) else None
 
 
+def _folded(base: Draft, scale: torch.Tensor, shift: torch.Tensor) -> Draft | None:
+    """The node that computes base * scale + shift, per channel, without another operator; None if there is none."""
+    match base.kind:
+        case "conv" | "linear":
+            weight = base.params["weight"]
+            weight = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+            params = {"weight": weight, "bias": base.params["bias"] * scale + shift}
+            return dataclasses.replace(base, params=params, derived={})
+        case "layernorm":
+            params = {"gamma": base.params["gamma"] * scale, "beta": base.params["beta"] * scale + shift}
+            return dataclasses.replace(base, params=params, derived={})
+        case "add" if not base.params and all(other.kind == "linear" for other in base.inputs):
+            first, second = base.inputs  # (a + b) / 2 of two heads
+            parts = (_folded(first, scale, shift), _folded(second, scale, torch.zeros_like(shift)))
+            return dataclasses.replace(base, inputs=parts, derived={})
+    return None
+
+
 def affine(view: View, scale: torch.Tensor | None, shift: torch.Tensor | None, batch: int, path: str) -> View:
     """view * scale + shift with constants that broadcast to the view's shape: folded into the linear,
     convolution or LayerNorm that made the view where they are per channel, an `add` where only the shift is not.
@@ -264,16 +282,9 @@ def affine(view: View, scale: torch.Tensor | None, shift: torch.Tensor | None, b
     if unscaled and bool((shift == 0).all()):
         return view
     if by_row is not None and shift_by_row is not None:
-        if base.kind == "conv" or base.kind == "linear":
-            weight = base.params["weight"] * by_row.reshape(-1, *[1] * (base.params["weight"].dim() - 1))
-            params = {"weight": weight, "bias": base.params["bias"] * by_row + shift_by_row}
-            return View(dataclasses.replace(base, params=params, derived={}), view.index)
-        if base.kind == "layernorm":
-            params = {
-                "gamma": base.params["gamma"] * by_row,
-                "beta": base.params["beta"] * by_row + shift_by_row,
-            }
-            return View(dataclasses.replace(base, params=params, derived={}), view.index)
+        folded = _folded(base, by_row, shift_by_row)
+        if folded is not None:
+            return View(folded, view.index)
     if unscaled:
         params = {"constant": shift}
         node = Draft(kind="add", path=path, inputs=(base,), shape=base.shape, params=params)
