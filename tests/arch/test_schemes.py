@@ -1,0 +1,40 @@
+"""Every code of every scheme: what it is, how it is stored, and what is refused."""
+
+import numpy as np
+import pytest
+from terrazzo.arch.schemes import Scheme, codebook, decode, encode, storage_bits
+
+EXPECTED = {
+    Scheme.FIXED8: list(range(-127, 128)),
+    Scheme.FIXED4: list(range(-7, 8)),
+    Scheme.POT4: [-64, -32, -16, -8, -4, -2, -1, 0, 1, 2, 4, 8, 16, 32, 64],
+    Scheme.SP2_4: [-8, -6, -5, -4, -2, -1, 0, 1, 2, 4, 5, 6, 8],
+}
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+def test_codebook(scheme):
+    assert codebook(scheme).tolist() == EXPECTED[scheme]
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+def test_every_code_survives_storage(scheme):
+    codes = codebook(scheme)
+    patterns = encode(codes, scheme)
+    assert patterns.dtype == np.uint8 and patterns.max() < 1 << storage_bits(scheme)
+    assert len(set(patterns.tolist())) == len(codes)
+    assert np.array_equal(decode(patterns, scheme), codes)
+    assert np.array_equal(decode(encode(codes.reshape(1, -1, 1), scheme), scheme), codes.reshape(1, -1, 1))
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+def test_every_other_number_is_refused(scheme):
+    for number in sorted(set(range(-140, 141)) - set(EXPECTED[scheme])):
+        with pytest.raises(
+            ValueError, match=rf"of scheme {scheme.name} must be in its codebook, not {number}$"
+        ):
+            encode(np.array([0, number]), scheme)
+
+
+def test_four_bits_hold_what_four_bit_rows_need():
+    assert {s: storage_bits(s) for s in Scheme} == {s: 8 if s == Scheme.FIXED8 else 4 for s in Scheme}
