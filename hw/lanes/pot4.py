@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl import Module, Mux, Value
 
 from .sums import register, total
-from .terms import add_carries, two_stage
+from .terms import add_carries, decoded, two_stage
 
 __all__ = ["PoT4"]
 
@@ -39,13 +39,18 @@ class Power:
     """A code, decoded once for all columns."""
 
     def __init__(self, m: Module, name: str, code: Value):
-        self.index = Signal(3, name=f"{name}_index")
-        self.present = Signal(name=f"{name}_present")
-        self.negative = Signal(name=f"{name}_negative")
-        m.d.comb += [self.index.eq(code), self.present.eq(code[:3].any()), self.negative.eq(code[3])]
+        self.shift = decoded(3, f"{name}_shift")
+        self.present = decoded(1, f"{name}_present")
+        self.negative = decoded(1, f"{name}_negative")
+        m.d.comb += [
+            self.shift.eq(code[:3] - 1),
+            self.present.eq(code[:3].any()),
+            self.negative.eq(code[3]),
+        ]
 
     def inverted(self, operand: Value) -> Value:
-        """x << (index - 1), or 0 for index 0; its one's complement where the code is negative."""
-        shifted = (operand << self.index)[1 : PRODUCT_BITS + 1].as_signed()
+        """x << shift, or 0 if not present; its one's complement where the code is negative."""
+        near = operand << self.shift[:2]
+        shifted = Mux(self.shift[2], near << 4, near)[:PRODUCT_BITS].as_signed()
         value = Mux(self.present, shifted, 0)
         return Mux(self.negative, ~value, value)

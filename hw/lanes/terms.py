@@ -8,7 +8,7 @@ from amaranth.hdl import Module, Mux, Signal, Value
 
 from .sums import groups, register, total
 
-__all__ = ["Term", "add_carries", "term_sums", "two_stage"]
+__all__ = ["Term", "add_carries", "decoded", "term_sums", "two_stage"]
 
 
 class Term:
@@ -18,10 +18,15 @@ class Term:
     """
 
     def __init__(self, m: Module, name: str, *, one: Value, two: Value, negative: Value):
-        self.one = Signal(name=f"{name}_one")
-        self.two = Signal(name=f"{name}_two")
-        self.negative = Signal(name=f"{name}_negative")
+        self.one = decoded(1, f"{name}_one")
+        self.two = decoded(1, f"{name}_two")
+        self.negative = decoded(1, f"{name}_negative")
         m.d.comb += [self.one.eq(one), self.two.eq(two), self.negative.eq(negative)]
+
+
+def decoded(bits: int, name: str) -> Signal:
+    """A signal that synthesis keeps, so that the columns share a decoder instead of repeating it in wider LUTs."""
+    return Signal(bits, name=name, attrs={"keep": 1})
 
 
 def inverted(operand: Value, term: Term) -> Value:
