@@ -11,8 +11,9 @@ from terrazzo.arch.isa import Engine, Instruction, LoadTarget, Opcode, Region
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.arch.registers import IDENTITY, Cause, Control, Status
 
-WEIGHTS, INPUT, OUTPUT, PROGRAM = 0x1000, 0x3000, 0x5000, 0x9000
-STRANGER_CYCLES = 3  # as in conftest.py
+from .top_bench import BASES, PROGRAM, STRANGER_CYCLES
+
+WEIGHTS, INPUT, OUTPUT = (BASES[name] for name in ("WEIGHTS", "INPUT", "OUTPUT"))
 END = Instruction(Opcode.END)
 
 
