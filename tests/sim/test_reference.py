@@ -1,0 +1,325 @@
+"""The reference against loops over Python integers that share nothing with it, and what it refuses."""
+
+import numpy as np
+import pytest
+from terrazzo.arch.graph import (
+    Attention,
+    AvgPool,
+    Constant,
+    Conv,
+    Drain,
+    Elementwise,
+    Graph,
+    Linear,
+    MaxPool,
+    Preprocessing,
+    Reshape,
+    Residual,
+    Second,
+    Slice,
+    Tensor,
+)
+from terrazzo.arch.schemes import Scheme, codebook
+from terrazzo.sim import reference
+
+PREPROCESSING = Preprocessing(scale=1 / 255, mean=(0.5, 0.25), std=(0.5, 2.0))
+
+
+def tensor(name, *shape, zero_point=0, dtype="s8", scale=0.1):
+    bits = 8 if dtype == "s8" else 16
+    return Tensor(name=name, shape=shape, dtype=dtype, scale=scale, zero_point=zero_point, bits=bits)
+
+
+def drain_constants(rng, name, count, shift):
+    return {
+        f"{name}/m": rng.integers(1 << 15, 1 << 16, count).astype(np.uint16),
+        f"{name}/n": np.full(count, shift, np.uint8),
+        f"{name}/C": rng.integers(-(1 << (shift + 3)), 1 << (shift + 3), count).astype(np.int64),
+    }
+
+
+def weights(rng, name, *shape):
+    schemes = rng.integers(0, 4, shape[0]).astype(np.uint8)
+    rows = [rng.choice(codebook(Scheme(int(s))), shape[1:]) for s in schemes]
+    return {f"{name}/weight": np.stack(rows).astype(np.int8), f"{name}/scheme": schemes}
+
+
+def graph_of(tensors, operators, constants):
+    return Graph(
+        name="test",
+        input=tensors[0].name,
+        output=operators[-1].output,
+        preprocessing=PREPROCESSING,
+        tensors=tuple(tensors),
+        operators=tuple(operators),
+        constants=constants,
+    )
+
+
+def drained(graph, operator, acc, channel):
+    """One accumulator through m, n, C as Python integers, without clamp."""
+    fields = [graph.constants[f"{operator.name}/{f}"] for f in ("m", "n", "C")]
+    m, n, c = (int(f[channel if len(f) > 1 else 0]) for f in fields)
+    return (acc * m + c) >> n
+
+
+def clip(value, lo, hi):
+    return max(lo, min(hi, value))
+
+
+def codes_for(graph, count=3, seed=1):
+    shape = graph.tensor(graph.input).shape
+    return np.random.default_rng(seed).integers(-128, 128, (count, *shape)).astype(np.int8)
+
+
+@pytest.mark.parametrize(
+    ("groups", "stride", "padding", "prefix"),
+    [
+        (1, (1, 1), (0, 0, 0, 0), 0),
+        (1, (2, 1), (1, 0, 2, 1), 0),
+        (2, (1, 2), (1, 1, 1, 1), 0),
+        (1, (2, 2), (0, 1, 0, 0), 2),
+    ],
+)
+def test_convolution(groups, stride, padding, prefix):
+    rng = np.random.default_rng(0)
+    height, width, channels, outputs, kh, kw = 5, 6, 4, 6, 3, 2
+    oh = (height + padding[0] + padding[1] - kh) // stride[0] + 1
+    ow = (width + padding[2] + padding[3] - kw) // stride[1] + 1
+    shape = (prefix + oh * ow, outputs) if prefix else (oh, ow, outputs)
+    operator = Conv(
+        name="c", input="x", output="y", stride=stride, padding=padding, groups=groups, prefix=prefix,
+        drain=Drain(lo=-100, hi=90),
+    )  # fmt: skip
+    constants = weights(rng, "c", outputs, kh, kw, channels // groups) | drain_constants(
+        rng, "c", outputs, 23
+    )
+    graph = graph_of(
+        [tensor("x", height, width, channels, zero_point=-7), tensor("y", *shape)], [operator], constants
+    )
+    x = codes_for(graph)
+    weight, depth, per_group = constants["c/weight"], channels // groups, outputs // groups
+    expected = []
+    for image in x:
+        rows = []
+        for p in range(-prefix, oh * ow):
+            for o in range(outputs):
+                acc = 0
+                for ky in range(kh):
+                    for kx in range(kw):
+                        for c in range(depth):
+                            iy, ix = (
+                                (p // ow) * stride[0] + ky - padding[0],
+                                (p % ow) * stride[1] + kx - padding[2],
+                            )
+                            inside = p >= 0 and 0 <= iy < height and 0 <= ix < width
+                            code = int(image[iy, ix, (o // per_group) * depth + c]) if inside else -7
+                            acc += code * int(weight[o, ky, kx, c])
+                rows.append(clip(drained(graph, operator, acc, o), -100, 90))
+        expected.append(rows)
+    got = reference.run(graph, x)
+    assert got.dtype == np.int8 and np.array_equal(got, np.reshape(expected, (3, *shape)))
+
+
+def test_linear_table_residual_and_second_output():
+    rng = np.random.default_rng(2)
+    tensors = [
+        tensor("x", 5, 3, zero_point=9),
+        tensor("constant", 5, 7, dtype="s16"),
+        tensor("wide", 5, 7, dtype="s16"),
+        tensor("narrow", 5, 7, zero_point=3),
+        tensor("y", 5, 4),
+        tensor("z", 5, 4),
+    ]
+    second = Second(tensor="narrow", m=50000, n=23, constant=(3 << 23) + (1 << 22), lo=-128, hi=120)
+    residual = Residual(tensor="constant", m=45000, n=15)
+    operators = [
+        Constant(name="constant", output="constant"),
+        Linear(
+            name="a", input="x", output="wide", drain=Drain(lo=0, hi=30000, residual=residual, second=second)
+        ),
+        Linear(name="b", input="narrow", output="y", drain=Drain(lo=-100, hi=100, table=True)),
+        Elementwise(name="e", input="y", output="z", drain=Drain(lo=-128, hi=127, table=True)),
+    ]
+    constants = {
+        **weights(rng, "a", 7, 3),
+        **drain_constants(rng, "a", 7, 15),
+        **weights(rng, "b", 4, 7),
+        **drain_constants(rng, "b", 4, 20),
+        **drain_constants(rng, "e", 1, 15),
+        "constant/value": rng.integers(-32768, 32768, (5, 7)).astype(np.int16),
+        "b/table": rng.integers(-128, 128, 1024).astype(np.int8),
+        "e/table": rng.integers(-128, 128, 256).astype(np.int8),
+    }
+    graph = graph_of(tensors, operators, constants)
+    x = codes_for(graph)
+    got = reference.run(graph, x, keep=True)
+    a, b = (constants[f"{n}/weight"].astype(object) for n in "ab")
+    for i in range(len(x)):
+        for p in range(5):
+            narrow = []
+            for o in range(7):
+                t = drained(graph, operators[1], int((x[i, p].astype(object) * a[o]).sum()), o)
+                r = (int(constants["constant/value"][p, o]) * 45000 + (1 << 14)) >> 15
+                wide = clip(clip(clip(t, -32768, 32767) + r, -32768, 32767), 0, 30000)
+                narrow.append(clip((wide * 50000 + second.constant) >> 23, -128, 120))
+                assert got["wide"][i, p, o] == wide and got["narrow"][i, p, o] == narrow[-1]
+            for o in range(4):
+                index = clip(drained(graph, operators[2], int(np.dot(narrow, b[o])), o), -512, 511)
+                y = clip(int(constants["b/table"][index + 512]), -100, 100)
+                index = clip(drained(graph, operators[3], y, 0), -128, 127)
+                assert got["y"][i, p, o] == y and got["z"][i, p, o] == constants["e/table"][index + 128]
+
+
+def test_pools_and_moves():
+    rng = np.random.default_rng(3)
+    tensors = [
+        tensor("x", 5, 4, 3, zero_point=11),
+        tensor("max", 3, 2, 3, zero_point=11),
+        tensor("average", 2, 2, 3),
+        tensor("tokens", 4, 3),
+        tensor("some", 2, 3),
+        tensor("mean", 1, 3),
+    ]
+    average = AvgPool(
+        name="average", input="max", output="average", kernel=(3, 2), stride=(1, 1), padding=(1, 0, 0, 1),
+        drain=Drain(lo=-128, hi=127),
+    )  # fmt: skip
+    mean = AvgPool(
+        name="mean", input="some", output="mean", kernel=(2, 1), stride=(1, 1), drain=Drain(lo=-9, hi=9)
+    )
+    operators = [
+        MaxPool(name="max", input="x", output="max", kernel=(2, 3), stride=(2, 2), padding=(1, 0, 1, 0)),
+        average,
+        Reshape(name="tokens", input="average", output="tokens"),
+        Slice(name="some", input="tokens", output="some", start=1, count=2),
+        mean,
+    ]
+    constants = drain_constants(rng, "average", 1, 17) | drain_constants(rng, "mean", 1, 16)
+    graph = graph_of(tensors, operators, constants)
+    x = codes_for(graph)
+    got = reference.run(graph, x, keep=True)
+    for i in range(len(x)):
+        for c in range(3):
+            for y in range(3):
+                for z in range(2):
+                    window = [
+                        int(x[i, iy, ix, c])
+                        for iy in range(2 * y - 1, 2 * y + 1)
+                        for ix in range(2 * z - 1, 2 * z + 2)
+                        if 0 <= iy < 5 and 0 <= ix < 4
+                    ]
+                    assert got["max"][i, y, z, c] == max(window)
+            for y in range(2):
+                for z in range(2):
+                    acc = sum(
+                        int(got["max"][i, iy, ix, c]) if 0 <= iy < 3 and 0 <= ix < 2 else 11
+                        for iy in range(y - 1, y + 2)
+                        for ix in range(z, z + 2)
+                    )
+                    assert got["average"][i, y, z, c] == clip(drained(graph, average, acc, 0), -128, 127)
+        assert got["tokens"][i].tolist() == got["average"][i].reshape(4, 3).tolist()
+        assert got["some"][i].tolist() == got["tokens"][i][1:3].tolist()
+        sums = got["some"][i].astype(int).sum(axis=0)
+        assert got["mean"][i, 0].tolist() == [clip(drained(graph, mean, int(s), 0), -9, 9) for s in sums]
+
+
+def test_attention():
+    rng = np.random.default_rng(4)
+    tokens, heads, size = 6, 2, 3
+    names = ["q", "k", "v"]
+    tensors = [tensor("x", tokens, 5), *(tensor(n, tokens, 6) for n in names), tensor("y", tokens, 6)]
+    operators = [Linear(name=n, input="x", output=n, drain=Drain(lo=-128, hi=127)) for n in names]
+    operators.append(
+        Attention(name="a", input="q", keys="k", values="v", output="y", heads=heads, lo=-120, hi=110)
+    )
+    constants = {
+        k: v for n in names for k, v in (weights(rng, n, 6, 5) | drain_constants(rng, n, 6, 22)).items()
+    }
+    constants |= drain_constants(rng, "a", heads, 20) | {
+        "a/m2": np.array([40000, 65535], np.uint16),
+        "a/n2": np.array([15, 16], np.uint8),
+        "a/exp": np.minimum(255, 255 - np.arange(256)).astype(np.uint8),
+    }
+    graph = graph_of(tensors, operators, constants)
+    got = reference.run(graph, codes_for(graph), keep=True)
+    assert got["a/logits"].shape == got["a/exp"].shape == (3, heads, tokens, tokens)
+    assert got["a/row_m"].shape == got["a/row_n"].shape == (3, heads, tokens)
+    for i in range(3):
+        q, k, v = (got[n][i].astype(object).reshape(tokens, heads, size) for n in names)
+        for h in range(heads):
+            for t in range(tokens):
+                dots = [int((q[t, h] * k[j, h]).sum()) for j in range(tokens)]
+                logits = [clip(drained(graph, operators[-1], d, h), -2048, 2047) for d in dots]
+                exp = [255 - min(max(logits) - logit, 255) for logit in logits]
+                total = sum(exp)
+                e = total.bit_length() - 1
+                index = ((total << 8) >> e) - 256
+                product = int(constants["a/m2"][h]) * int(2**24 / (256.5 + index) + 0.5)
+                high = int(product >= 1 << 31)
+                m = min((product + (1 << (14 + high))) >> (15 + high), 65535)
+                n = int(constants["a/n2"][h]) + e + 1 - high
+                assert got["a/logits"][i, h, t].tolist() == logits and got["a/exp"][i, h, t].tolist() == exp
+                assert (got["a/row_m"][i, h, t], got["a/row_n"][i, h, t]) == (m, n)
+                for c in range(size):
+                    acc = sum(e_j * int(v[j, h, c]) for j, e_j in enumerate(exp))
+                    assert got["y"][i, t, h * size + c] == clip((acc * m + (1 << (n - 1))) >> n, -120, 110)
+
+
+@pytest.fixture
+def identity():
+    """A graph that reads (2, 3, 2) images."""
+    operator = Elementwise(name="e", input="x", output="y", drain=Drain(lo=-128, hi=127))
+    constants = {
+        "e/m": np.array([1 << 15], np.uint16),
+        "e/n": np.array([15], np.uint8),
+        "e/C": np.array([1 << 14]),
+    }
+    return graph_of(
+        [tensor("x", 2, 3, 2, zero_point=5, scale=0.01), tensor("y", 2, 3, 2)], [operator], constants
+    )
+
+
+def test_batches_of_any_length(identity):
+    codes = codes_for(identity, 130)
+    assert np.array_equal(reference.run(identity, codes), codes)
+    assert reference.run(identity, codes[:0]).shape == (0, 2, 3, 2)
+
+
+def test_images_are_preprocessed_as_the_graph_says(identity):
+    images = np.random.default_rng(0).integers(0, 256, (4, 2, 3, 2)).astype(np.uint8)
+    codes = reference.quantize_batch(identity, images)
+    for value, code, channel in zip(images.flat, codes.flat, np.arange(images.size) % 2, strict=True):
+        real = (value / 255 - PREPROCESSING.mean[channel]) / PREPROCESSING.std[channel]
+        assert abs(clip(real / 0.01 + 5, -128, 127) - code) <= 0.5 + 1e-9
+    assert np.array_equal(reference.quantize_batch(identity, images.astype(np.float32)), codes)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (np.zeros((2, 3, 2)), r"batch for graph 'test' must have shape \(N, 2, 3, 2\), not \(2, 3, 2\)"),
+        (np.zeros((1, 3, 2, 2)), r"must have shape \(N, 2, 3, 2\), not \(1, 3, 2, 2\)"),
+        (np.zeros((1, 2, 3, 2), complex), "must be integer or float images, not complex128"),
+        (np.full((1, 2, 3, 2), "a"), "must be integer or float images, not <U1"),
+        (np.full((1, 2, 3, 2), np.nan), "must be finite, not NaN or infinite in 12 places"),
+        (
+            np.full((1, 2, 3, 2), 300.0),
+            r"must have raw values up to 255, not 300; pass images before preprocessing",
+        ),
+    ],
+)
+def test_wrong_images_are_one_clear_error(identity, batch, message):
+    with pytest.raises(reference.BatchError, match=message):
+        reference.quantize_batch(identity, batch)
+
+
+def test_wrong_codes_are_one_clear_error(identity):
+    with pytest.raises(reference.BatchError, match="must be integers, not float64; use quantize_batch"):
+        reference.run(identity, np.zeros((1, 2, 3, 2)))
+    with pytest.raises(
+        reference.BatchError, match=r"must be in -128\.\.127, not 0\.\.200; use quantize_batch"
+    ):
+        reference.run(identity, np.arange(12).reshape(1, 2, 3, 2) // 11 * 200)
+    with pytest.raises(reference.BatchError, match="must have shape"):
+        reference.run(identity, np.zeros((1, 2, 2, 2), int))
