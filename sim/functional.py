@@ -14,9 +14,9 @@ from ..arch import isa, numerics
 from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_PAGE_ENTRIES, TABLE_ROW_BYTES, Accelerator
 from ..arch.isa import Destination, FetchMode, Instruction, LoadTarget, Opcode, ParamMode, Region, VectorOp
 from ..arch.program import Program
-from ..arch.schemes import Scheme, decode, encode, storage_bits
+from ..arch.schemes import decode, encode, storage_bits
 
-__all__ = ["Machine", "MachineError", "Write", "run"]
+__all__ = ["Machine", "MachineError", "Write", "pack_rows", "run"]
 
 _SEMAPHORE_MAX = 255
 
@@ -88,14 +88,18 @@ class Machine:
             instruction = self._fetch(index)
             if instruction.opcode == Opcode.END:
                 break
-            self._index = index
-            self._wait(instruction)
-            getattr(self, f"_{instruction.opcode.name.lower()}")(instruction)
-            self._signal(instruction)
+            self.execute(instruction, index)
             index += 1
         if any(self.semaphores):
             raise MachineError(f"instruction {index}: semaphores must be 0 at END, not {self.semaphores}")
         return self.dram[Region.OUTPUT]
+
+    def execute(self, instruction: Instruction, index: int = 0) -> None:
+        """Execute one instruction, which errors and the log call `index`. Raises MachineError."""
+        self._index = index
+        self._wait(instruction)
+        getattr(self, f"_{instruction.opcode.name.lower()}")(instruction)
+        self._signal(instruction)
 
     def _fetch(self, index: int) -> Instruction:
         if index not in self._decoded:
@@ -331,11 +335,11 @@ class Machine:
             )
             x = source[rows].transpose(0, 2, 1, 3).reshape(-1, i.groups, i.chunks, a.depth)
             return np.ascontiguousarray(x).view(dtype)
-        p = np.arange(tiles * a.columns) - i.prefix
-        oy, ox = p // i.out_width, p % i.out_width
         taps_x = i.taps_x if i.mode == FetchMode.CONV else 1
         if i.taps_y * taps_x * i.tap_chunks != i.chunks or not i.out_width:
             self._fail("chunks must be taps_y * taps_x * tap_chunks and out_width positive")
+        p = np.arange(tiles * a.columns) - i.prefix
+        oy, ox = p // i.out_width, p % i.out_width
         k = np.arange(i.chunks)
         ky, kx, cc = k // (taps_x * i.tap_chunks), k // i.tap_chunks % taps_x, k % i.tap_chunks
         iy = oy[:, None] * i.stride_y + ky - i.pad_top
@@ -382,7 +386,8 @@ class Machine:
         """The inverse of `_decode_weights`."""
         parts, at = [], 0
         for kind, count in self.accelerator.lanes.by_scheme.items():
-            part = encode(codes[:, at : at + count], Scheme(kind)).reshape(len(codes), -1)
+            part = codes[:, at : at + count].reshape(len(codes), -1)
+            part = part.view(np.uint8) if storage_bits(kind) == 8 else encode(part, kind)
             parts.append(part if storage_bits(kind) == 8 else part[:, ::2] | part[:, 1::2] << 4)
             at += count
         return np.concatenate(parts, axis=1)
