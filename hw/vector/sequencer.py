@@ -114,7 +114,8 @@ class Sequencer(wiring.Component):
         rest = (now.channels - 1)[:vector_log2] if vector_log2 else C(0, 1)
         whole, some = self.number < self.valid_last, self.number == self.valid_last
         m.d.comb += [
-            *(tail[i].eq(i <= rest) for i in range(a.vector)),
+            tail[0].eq(1),
+            *(tail[i].eq(rest >= i) for i in range(1, a.vector)),
             self.read_row.eq(base + (place >> slot)),
             self.step.valid.eq(granted_step),
             self.step.residual.eq(self.granted & self.at_residual),
