@@ -16,11 +16,11 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .floatgraph import FloatGraph, Node
 from .operands import Call
-from .patterns import HANDLERS, MOVEMENTS, PASS_THROUGH, SHAPE_ONLY, remedy_for
+from .patterns import HANDLERS, MOVEMENTS, PASS_THROUGH, SHAPE_ONLY, SUPPORTED, remedy_for
 from .views import Draft, Scores, Unsupported, View, dense
 
 __all__ = ["Finding", "UnsupportedModel", "check", "import_module"]
@@ -151,7 +151,10 @@ class _Interpreter:
         tensors = [value for value in users if value is not None]
         try:
             if len(tensors) != 1:
-                raise Unsupported(f"returns {len(tensors)} tensors", "return one tensor, the logits")
+                raise Unsupported(
+                    f"returns {len(tensors)} tensors",
+                    "return one tensor: wrap the model and return its logits",
+                )
             if not isinstance(tensors[0], View):
                 raise Unsupported(
                     "returns what is no activation", "return one tensor computed from the image"
@@ -182,12 +185,22 @@ class _Interpreter:
             return args[0][args[1]]
         op = _op_name(node)
         path, leaf = _module_path(node)
+        behind_another = any(_is_tainted(value) for value in tree_leaves((args, kwargs)))
         try:
             return self._evaluate(node, op, path, leaf, args, kwargs)
         except Unsupported as error:
-            if not (error.layout and any(_is_tainted(value) for value in tree_leaves((args, kwargs)))):
+            if not (error.layout and behind_another):
                 where, what = error.origin or (path, op)
                 self._report(Finding(where, what, error.reason, error.remedy))
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            IndexError,
+        ) as error:  # a form that the handler does not know
+            if not behind_another:
+                reason = f"is used in a form that import does not know ({str(error).splitlines()[0][:120]})"
+                self._report(Finding(path, op, reason, f"write it as {SUPPORTED}"))
         if any(isinstance(value, View | Scores) for value in tree_leaves((args, kwargs))):
             return tree_map(self._opaque, node.meta["val"])
         return tree_map(lambda meta: torch.zeros(meta.shape, dtype=meta.dtype), node.meta["val"])
@@ -220,49 +233,43 @@ class _Interpreter:
         target = node.target
         if not (isinstance(target, torch._ops.OpOverload) and target._can_decompose()):
             raise refusal
-        metas, spec = torch.utils._pytree.tree_flatten(
-            fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-        )
-        leaves = tree_leaves((args, kwargs))
-        places = [i for i, value in enumerate(metas) if isinstance(value, torch.Tensor)]
+        metas, spec = tree_flatten(fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"]))
+        places = [place for place, meta in enumerate(metas) if isinstance(meta, torch.Tensor)]
 
-        def decompose(*tensors: torch.Tensor) -> object:
+        def decompose(*tensors: torch.Tensor) -> list[object]:
             filled = list(metas)
             for place, tensor in zip(places, tensors, strict=True):
                 filled[place] = tensor
-            inner_args, inner_kwargs = torch.utils._pytree.tree_unflatten(filled, spec)
-            return target.decompose(*inner_args, **inner_kwargs)
+            inner_args, inner_kwargs = tree_unflatten(filled, spec)
+            return tree_leaves(target.decompose(*inner_args, **inner_kwargs))
 
-        inner = make_fx(decompose, tracing_mode="fake")(*(torch.empty(metas[i].shape) for i in places))
-        placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
+        stand_ins = [torch.empty(metas[place].shape, dtype=metas[place].dtype) for place in places]
+        inner = make_fx(decompose, tracing_mode="fake")(*stand_ins)
+        for inner_node in inner.graph.nodes:
+            inner_node.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
+        placeholders = [inner_node for inner_node in inner.graph.nodes if inner_node.op == "placeholder"]
+        leaves = tree_leaves((args, kwargs))
         known = len(self.findings)
-        for n in inner.graph.nodes:
-            n.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
-        single = not isinstance(next(iter(reversed(inner.graph.nodes))).args[0], list | tuple)
-        if single:
-            end = next(iter(reversed(inner.graph.nodes)))
-            end.args = ([end.args[0]],)
-        result = self.run(inner, dict(zip(placeholders, (leaves[i] for i in places), strict=True)))
+        outputs = self.run(inner, dict(zip(placeholders, (leaves[place] for place in places), strict=True)))
         if len(self.findings) > known:
             del self.findings[known:]
             raise refusal
-        return result[0] if single else result
+        return outputs[0] if isinstance(node.meta["val"], torch.Tensor) else outputs
 
     def _opaque(self, meta: object) -> object:
-        """A stand-in for what an unsupported operator would have returned."""
+        """A stand-in for what an unsupported operator would have returned, in the likeliest order of elements."""
         if not isinstance(meta, torch.Tensor):
             return meta
-        shape = tuple(meta.shape)
-        order = (0, 2, 3, 1) if len(shape) == 4 else tuple(range(len(shape)))
-        size = meta.numel() // self.batch
-        base_shape = tuple(shape[axis] for axis in order[1:]) if len(shape) > 2 else (1, size)
-        if shape[:1] != (self.batch,):
-            base_shape, order = (1, max(1, size)), None
-        base = Draft(kind="opaque", path="", shape=base_shape)
-        index = torch.arange(meta.numel())
-        if order == (0, 2, 3, 1):
+        batched = meta.dim() > 0 and meta.shape[0] == self.batch
+        if batched and meta.dim() == 4:
+            _, channels, height, width = meta.shape
+            base = Draft(kind="opaque", path="", shape=(height, width, channels))
             return View(base, base.view(self.batch).index.permute(0, 3, 1, 2))
-        return View(base, index.reshape(shape))
+        size = max(1, meta.numel() // self.batch)
+        shape = tuple(meta.shape[1:]) if batched and meta.dim() > 2 else (1, size)
+        return View(
+            Draft(kind="opaque", path="", shape=shape), torch.arange(meta.numel()).reshape(meta.shape)
+        )
 
     def _report(self, finding: Finding) -> None:
         if finding not in self.findings:

@@ -472,6 +472,14 @@ REFUSED = {
         Body(lambda s, x: (x, F.relu(x))),
         r"output: returns 2 tensors; return one tensor",
     ),
+    "softmax over queries": (
+        Body(lambda s, x: F.softmax(x.flatten(2) @ x.flatten(2).mT, dim=1)),
+        r"softmax: attention's softmax must run over keys, not axis 1",
+    ),
+    "limit by a tensor": (
+        Body(lambda s, x: x.clamp(min=torch.zeros(16, 4, 4))),
+        r"clamp: is used in a form that import does not know",
+    ),
     "ceil": (nn.MaxPool2d(3, ceil_mode=True), r"max_pool2d: pools windows that reach beyond the image"),
     "border": (
         nn.AvgPool2d(3, padding=1, count_include_pad=False),
