@@ -73,11 +73,15 @@ def _supported(lowering: _Lowering, operator: g.Attention) -> bool:
     tiles = -(-x.positions // a.columns)
     if tiles > a.row_scales:
         tensors.problem(
-            operator.name, f"row_scales must be at least {tiles} for {x.positions} tokens, not {a.row_scales}. Raise row_scales"
+            operator.name,
+            f"row_scales must be at least {tiles} for {x.positions} tokens, not {a.row_scales}. Raise row_scales",
         )
     chunks = max(-(-size // a.depth), -(-lowering.graph.tensor(operator.keys).positions // a.depth))
     if chunks > a.operand_chunks:
-        tensors.problem(operator.name, f"operand_chunks must be at least {chunks}, not {a.operand_chunks}. Raise operand_chunks")
+        tensors.problem(
+            operator.name,
+            f"operand_chunks must be at least {chunks}, not {a.operand_chunks}. Raise operand_chunks",
+        )
     return len(tensors.problems) == before
 
 
@@ -97,7 +101,7 @@ class _Heads:
         lane_unit = max(a.depth, a.lanes.fixed8)
         self.value_channels = -(-self.size // lane_unit) * lane_unit
         self.strides = {
-            Destination.KEYS: heads * self.key_chunks,
+            Destination.KEYS: self.tensors.rows_of(heads * self.key_chunks * a.depth, False),
             Destination.VALUES: -(-self.keys_count // a.depth),
         }
         blocks = {

@@ -31,6 +31,8 @@ def listing(program: Program) -> str:
         if instruction.opcode != isa.Opcode.END and instruction.tag != layer:
             layer = instruction.tag
             found = program.layer(layer) if layer < len(program.layers) else None
-            lines.append(f"  layer {layer}" + (f": {found.op} {found.name}, {found.macs} MACs" if found else ""))
+            lines.append(
+                f"  layer {layer}" + (f": {found.op} {found.name}, {found.macs} MACs" if found else "")
+            )
         lines.append(f"    {index:4d}  {isa.disassemble(instruction)}")
     return "\n".join(lines) + "\n"
