@@ -14,7 +14,7 @@
 //     end                 what follows is always executed
 //   dram.bin     DRAM from address 0 on; dram.out is its content at the end
 //   events.bin   records of int64 cycle, int32 code, int32 tag; code = engine * 2 + (1 if done), 8 run start, 9 run end
-//   writes.bin   records of on-chip writes (builds with taps only): see `Log`
+//   scratchpad.bin, weight.bin   records of on-chip writes (builds with taps only, sim/taps.py)
 // Reports go to stdout, a line each. Cycle c ends with the rising edge at time 10 * c + 5 of the waveform.
 
 #include <algorithm>
@@ -34,6 +34,10 @@
 #include "verilated.h"
 #if VM_TRACE_FST
 #include "verilated_fst_c.h"
+#endif
+#ifdef TAPS
+#include "Vtop__Dpi.h"
+#include "taps.h"
 #endif
 
 namespace {
@@ -199,12 +203,26 @@ private:
     uint8_t m_w[BUS_BYTES] = {};
 };
 
-// Trace ports of the top, and on-chip writes where the build taps them.
+template <typename T>
+void put(std::ofstream& file, const T* values, size_t count = 1) {
+    file.write(reinterpret_cast<const char*>(values), static_cast<std::streamsize>(count * sizeof(T)));
+}
+
+#ifdef TAPS
+// Called from the taps in the Verilog, at the edge that ends `cycle`.
+struct TapLog {
+    std::ofstream scratchpad, weight;
+    int64_t cycle = 0;
+} tap_log;
+#endif
+
+// Trace ports of the top.
 class Log {
 public:
     explicit Log(const std::string& directory) : m_events(directory + "/events.bin", std::ios::binary) {
 #ifdef TAPS
-        m_writes.open(directory + "/writes.bin", std::ios::binary);
+        tap_log.scratchpad.open(directory + "/scratchpad.bin", std::ios::binary);
+        tap_log.weight.open(directory + "/weight.bin", std::ios::binary);
 #endif
     }
 
@@ -219,7 +237,7 @@ public:
                top.trace_store_done_tag);
         if (top.trace_run_end) event(c, 9, 0);
 #ifdef TAPS
-        taps(top, c);
+        tap_log.cycle = c;
 #endif
     }
 
@@ -230,16 +248,12 @@ private:
     }
 
     void event(int64_t c, int32_t code, int32_t tag) {
-        m_events.write(reinterpret_cast<const char*>(&c), 8);
-        m_events.write(reinterpret_cast<const char*>(&code), 4);
-        m_events.write(reinterpret_cast<const char*>(&tag), 4);
+        put(m_events, &c);
+        put(m_events, &code);
+        put(m_events, &tag);
     }
 
     std::ofstream m_events;
-#ifdef TAPS
-#include "taps.h"
-    std::ofstream m_writes;
-#endif
 };
 
 class Simulation {
@@ -409,6 +423,23 @@ bool execute(Simulation& simulation, const std::string& command, std::istringstr
 
 }  // namespace
 
+#ifdef TAPS
+void terrazzo_tap_scratchpad(int engine, int row, const svBitVecVal* mask, const svBitVecVal* data) {
+    int32_t head[] = {engine, row};
+    put(tap_log.scratchpad, &tap_log.cycle);
+    put(tap_log.scratchpad, head, 2);
+    put(tap_log.scratchpad, mask, MASK_WORDS);
+    put(tap_log.scratchpad, data, DATA_WORDS);
+}
+
+void terrazzo_tap_weight(int keys, int row, int part, int block, const svBitVecVal* data) {
+    int32_t head[] = {keys, row, part, block};
+    put(tap_log.weight, &tap_log.cycle);
+    put(tap_log.weight, head, 4);
+    put(tap_log.weight, data, VALUE_WORDS);
+}
+#endif
+
 int main(int argc, char** argv) {
     if (argc != 2) {
         std::fprintf(stderr, "usage: %s JOB_DIRECTORY\n", argv[0]);
@@ -432,9 +463,13 @@ int main(int argc, char** argv) {
             if (!skip) skip = !execute(simulation, command, arguments);
         }
         const Bytes& data = simulation.memory.data;
-        std::ofstream(directory + "/dram.out", std::ios::binary)
-            .write(reinterpret_cast<const char*>(data.data()), static_cast<std::streamsize>(data.size()));
+        std::ofstream out(directory + "/dram.out", std::ios::binary);
+        put(out, data.data(), data.size());
         report("cycles", static_cast<uint64_t>(simulation.cycle()), 0);
     }
+#ifdef TAPS
+    tap_log.scratchpad.close();
+    tap_log.weight.close();
+#endif
     return 0;
 }

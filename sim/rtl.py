@@ -23,6 +23,7 @@ from ..arch.program import Program
 from ..arch.registers import REGISTERS, Cause, Control, Status, address
 from ..hw import verilator
 from ..hw.dram import AddressMap, image, read_output
+from . import taps
 
 __all__ = ["EVENT", "RtlError", "RtlResult", "RtlSimulator", "Wave", "build", "cache_directory"]
 
@@ -80,6 +81,8 @@ class RtlResult:
     """(N + 1,) cycle since power-up in which setup and each frame began."""
     events: np.ndarray
     """EVENT records, in time order, cycles since power-up."""
+    writes: tuple[taps.Writes, ...]
+    """Of a simulator that watches."""
     spans: tuple[dict[int, tuple[int, int]], ...]
     """Per frame: layer tag to (first start, last done) in cycles since the frame's start."""
     counters: tuple[dict[str, int], ...]
@@ -97,18 +100,19 @@ class RtlSimulator:
         verilog: str | None = None,
         *,
         trace: bool = False,
-        taps: str = "",
-        tap_rules: str = "",
+        watch: bool = False,
     ):
-        """`trace` builds a model that can record waveforms. `taps` is C++ for sim/harness.cpp's Log, `tap_rules`
-        the Verilator configuration that makes its signals visible. Raises ToolError without a compiler."""
+        """`trace` builds a model that can record waveforms, `watch` one that logs the engines' writes on chip.
+        Raises ToolError without a compiler."""
         if verilog is None:
             from ..hw.top import verilog as generate
 
             verilog = generate(accelerator)
         self.accelerator = accelerator
         self.trace = trace
-        self.executable = build(verilog, trace=trace, taps=taps, tap_rules=tap_rules)
+        self.watch = watch
+        verilog, header = taps.instrument(accelerator, verilog) if watch else (verilog, "")
+        self.executable = build(verilog, trace=trace, tap_sizes=header)
 
     def run(
         self,
@@ -117,13 +121,12 @@ class RtlSimulator:
         memory: MemoryModel | None = None,
         *,
         wave: Wave | None = None,
-        writes: Path | None = None,
         max_cycles: int = MAX_CYCLES,
         progress: Callable[[int], None] | None = None,
     ) -> RtlResult:
         """Load `program`, run its setup and one frame per image of `codes` (N, ...) in the graph's input shape.
 
-        `writes` receives the log of tapped on-chip writes. `progress` gets the number of frames done. A run longer
+        `progress` gets the number of frames done. A run longer
         than `max_cycles` fails. Raises RtlError, and FileError where the program is for another accelerator.
         """
         program.require(self.accelerator)
@@ -140,14 +143,13 @@ class RtlSimulator:
             lines = self._execute(job, progress)
             if wave is not None:
                 shutil.copyfile(job / "wave.fst", wave.path)
-            if writes is not None:
-                shutil.copyfile(job / "writes.bin", writes)
             _check(lines)
+            writes = taps.read(self.accelerator, job) if self.watch else ()
             dram = np.fromfile(job / "dram.out", dtype=np.uint8)
             events = np.fromfile(job / "events.bin", dtype=EVENT)
         outputs = [read_output(program, dram, start, places) for start in places.outputs]
         shape = (0, program.output.positions, program.output.channels)
-        return _result(np.array(outputs).reshape(len(codes), *shape[1:]), events, lines)
+        return _result(np.array(outputs).reshape(len(codes), *shape[1:]), events, writes, lines)
 
     def _execute(self, job: Path, progress: Callable[[int], None] | None) -> list[list[str]]:
         """Run the harness; its reports, split into words."""
@@ -255,7 +257,9 @@ def _check(lines: list[list[str]]) -> None:
             )
 
 
-def _result(outputs: np.ndarray, events: np.ndarray, lines: list[list[str]]) -> RtlResult:
+def _result(
+    outputs: np.ndarray, events: np.ndarray, writes: tuple[taps.Writes, ...], lines: list[list[str]]
+) -> RtlResult:
     starts = events["cycle"][events["code"] == RUN_START]
     ends = events["cycle"][events["code"] == RUN_END]
     if not len(starts) == len(ends) == len(outputs) + 1:
@@ -280,6 +284,7 @@ def _result(outputs: np.ndarray, events: np.ndarray, lines: list[list[str]]) -> 
         setup_cycles=int(cycles[0]),
         starts=starts,
         events=events,
+        writes=writes,
         spans=tuple(spans),
         counters=counters,
         total_cycles=next(int(words[1]) for words in lines if words[0] == "cycles"),
@@ -296,16 +301,16 @@ def cache_directory() -> Path:
     return Path(platformdirs.user_cache_dir("terrazzo")) / "rtl"
 
 
-def build(verilog: str, *, trace: bool = False, taps: str = "", tap_rules: str = "") -> Path:
+def build(verilog: str, *, trace: bool = False, tap_sizes: str = "") -> Path:
     """The executable simulation of `verilog`, compiled unless the cache has it. Raises ToolError."""
     verilator.require_tools()
     tools = [verilator.version(), verilator.compiler_version(), _FLAGS, _VARIABLES, trace]
-    design = [verilog, _HARNESS.read_text(), taps, tap_rules]
+    design = [verilog, _HARNESS.read_text(), tap_sizes]
     executable = cache_directory() / _digest(tools + design)
     if not executable.exists():
         runtime = cache_directory() / f"runtime-{_digest(tools)}"
         with tempfile.TemporaryDirectory(prefix="terrazzo-build-") as name:
-            _install(_compile(Path(name), verilog, trace, taps, tap_rules, runtime), executable)
+            _install(_compile(Path(name), verilog, trace, tap_sizes, runtime), executable)
     return executable
 
 
@@ -313,26 +318,13 @@ def _digest(values: list) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
-def _compile(directory: Path, verilog: str, trace: bool, taps: str, tap_rules: str, runtime: Path) -> Path:
+def _compile(directory: Path, verilog: str, trace: bool, tap_sizes: str, runtime: Path) -> Path:
     (directory / "top.v").write_text(verilog)
-    (directory / "taps.h").write_text(taps)
-    (directory / "rules.vlt").write_text("`verilator_config\n" + tap_rules)
-    arguments = [
-        "--cc",
-        "--exe",
-        "--top-module",
-        verilator.TOP,
-        "--prefix",
-        "Vtop",
-        "--Mdir",
-        "model",
-        *_FLAGS,
-    ]
-    cflags = f"-I{directory} -std=c++17" + (" -DTAPS" if taps else "")
-    if trace:
-        arguments += ["--trace-fst"]
-        cflags += f" -I{_FST}"
-    arguments += ["-CFLAGS", cflags, "rules.vlt", "top.v", str(_HARNESS)]
+    (directory / "taps.h").write_text(tap_sizes)
+    arguments = ["--cc", "--exe", "--top-module", verilator.TOP, "--prefix", "Vtop", "--Mdir", "model"]
+    arguments += [*_FLAGS, *(["--trace-fst"] if trace else [])]
+    cflags = f"-I{directory} -I{_FST} -std=c++17" + (" -DTAPS" if tap_sizes else "")
+    arguments += ["-CFLAGS", cflags, "top.v", str(_HARNESS)]
     result = verilator.verilate(arguments, directory)
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if line.startswith("%Error")]
