@@ -2,6 +2,5 @@
 
 from .build import compile
 from .ir import CompileError
-from .listing import listing
 
-__all__ = ["CompileError", "compile", "listing"]
+__all__ = ["CompileError", "compile"]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from terrazzo.arch import isa
-from terrazzo.compiler import compile, listing
+from terrazzo.compiler import compile
+from terrazzo.compiler.listing import listing
 
 from ..graphs import DEMO, Builder, random_graph
 
