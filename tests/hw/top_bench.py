@@ -14,8 +14,8 @@ from amaranth.sim import Simulator
 from terrazzo.arch import isa, program, registers
 from terrazzo.arch.accelerator import VERSION, Accelerator, Lanes
 from terrazzo.arch.memory import MemoryModel
-from terrazzo.hw import top
 from terrazzo.hw.ports import EngineSignature, LoadPort, ReadPort, RowScalePort, WritePort
+from terrazzo.hw.top import TRACED, Top
 
 __all__ = [
     "BASES",
@@ -94,13 +94,18 @@ class Run:
 
 
 class Bench:
-    """A top in simulation. `memory` is the DRAM; bursts at `read_errors` and `write_errors` answer SLVERR."""
+    """A top, or another component with the ports of an AXI4 master, in simulation. `memory` is the DRAM; bursts at `read_errors` and `write_errors` answer SLVERR."""
 
     def __init__(
-        self, accelerator: Accelerator, model: MemoryModel | None = None, *, host_seed: int | None = None
+        self,
+        accelerator: Accelerator,
+        model: MemoryModel | None = None,
+        *,
+        host_seed: int | None = None,
+        top: wiring.Component | None = None,
     ):
         self.accelerator, self.model = accelerator, model or MemoryModel(latency=5)
-        self.top = top.Top(accelerator)
+        self.top = top or Top(accelerator)
         self.memory = np.zeros(1 << 16, np.uint8)
         self.read_errors: set[int] = set()
         self.write_errors: set[int] = set()
@@ -113,14 +118,15 @@ class Bench:
         self._random = random.Random(self.model.seed)
         self._host_random = None if host_seed is None else random.Random(host_seed)
 
-    def simulate(self, host, deadline: int = 5000) -> None:
-        """Run the testbench `host(ctx)`; AssertionError if it takes longer than `deadline` cycles."""
+    def simulate(self, host, *others, deadline: int = 5000) -> None:
+        """Run the testbench `host(ctx)` to its end, `others` beside it; AssertionError after `deadline` cycles."""
         m = Module()
         m.submodules.top = ResetInserter(self.reset)(self.top)
         simulator = Simulator(m)
         simulator.add_clock(1e-6)
         simulator.add_process(self._memory)
-        simulator.add_process(self._trace)
+        if isinstance(self.top, Top):
+            simulator.add_process(self._trace)
         finished = []
 
         async def testbench(ctx):
@@ -133,7 +139,8 @@ class Bench:
             raise AssertionError("the host must come to its end")
 
         simulator.add_testbench(testbench)
-        simulator.add_testbench(watchdog, background=True)
+        for process in (watchdog, *others):
+            simulator.add_testbench(process, background=True)
         while not finished:
             simulator.advance()
 
@@ -241,7 +248,7 @@ class Bench:
         return self.model.stall > 0 and self._random.random() < self.model.stall
 
     async def _trace(self, ctx):
-        t, names = self.top, top.TRACED
+        t, names = self.top, TRACED
         signals = [t.trace_run_start, t.trace_run_end]
         signals += [getattr(t, f"trace_{name}_{what}") for what in ("start", "done") for name in names]
         cycle, run, begin = 0, None, 0
