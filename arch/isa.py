@@ -178,7 +178,7 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("taps_y", 8, "window rows (CONV, JOIN)"),
         Field("taps_x", 4, "window columns (CONV)"),
         Field("tap_chunks", 10, "chunks per tap (CONV) or per window row (JOIN), of one group"),
-        Field("stride_y", 4, "window step in rows (CONV, JOIN)"),
+        Field("stride_y", 6, "window step in rows (CONV, JOIN)"),
         Field("stride_x", 12, "window step in columns (CONV) or bytes (JOIN)"),
         Field("pad_top", 4, "padding rows above (CONV, JOIN)"),
         Field("start_x", 12, "first window's begin in columns (CONV) or bytes (JOIN)", signed=True),
