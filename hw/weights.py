@@ -74,13 +74,13 @@ class Memory(wiring.Component):
         small = min(columns, drain)
         row = Signal(ceil_log2(self.accelerator.weight_rows), reset_less=True)
         m.d.sync += row.eq(Mux(self.drain.valid, self.drain.row, self.load_row))
-        words = {  # the values of a column (KEYS) or bank (VALUES), repeated over a lane's row
-            True: [Cat(self.drain.values[c]).replicate(depth // drain) for c in range(columns)],
-            False: [
-                Cat(self.drain.values[c][i] for c in range(columns)).replicate(depth // columns)
-                for i in range(drain)
-            ],
-        }
+        column_words = [Signal(depth * 8, name=f"column_word_{c}") for c in range(columns)]
+        bank_words = [Signal(depth * 8, name=f"bank_word_{i}") for i in range(drain)]
+        for c, word in enumerate(column_words):
+            m.d.comb += word.eq(self.drain.values[c].as_value().replicate(depth // drain))
+        for i, word in enumerate(bank_words):
+            values = Cat(self.drain.values[c][i] for c in range(columns))
+            m.d.comb += word.eq(values.replicate(depth // columns))
         masks = {}
         for keys, width in ((True, drain), (False, columns)):
             blocks = depth // width
@@ -101,7 +101,7 @@ class Memory(wiring.Component):
                 part_keys = self.drain.part[: exact_log2(self.accelerator.lanes.fixed8 // columns)]
                 part_values = self.drain.part[: exact_log2(self.accelerator.lanes.fixed8 // drain)]
                 mine = Mux(self.drain.keys, part_keys == lane // columns, part_values == lane // drain)
-                drained = Mux(self.drain.keys, words[True][lane % columns], words[False][lane % drain])
+                drained = Mux(self.drain.keys, column_words[lane % columns], bank_words[lane % drain])
                 m.d.sync += [
                     word.eq(Mux(self.drain.valid, drained, loaded)),
                     enable.eq(Mux(self.drain.valid, Mux(mine, mask, 0), self.load.replicate(len(enable)))),
