@@ -1,8 +1,251 @@
-"""Placeholder."""
+"""Parameters that fit a board, by an estimate that synthesis confirms."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+
+from ..arch.accelerator import (
+    NORM_BYTES,
+    PARAM_BYTES,
+    TABLE_PAGE_ENTRIES,
+    TABLE_ROW_BYTES,
+    Accelerator,
+    AcceleratorError,
+)
+from ..arch.isa import INSTRUCTION_BITS
+from ..arch.schemes import Scheme, storage_bits
+from .board import Board, BoardError, Resources
+
+__all__ = ["estimate", "fit"]
+
+RAM_SHAPES = {
+    "xcup": (
+        (512, 36, 0.5),
+        (1024, 18, 0.5),
+        (2048, 9, 0.5),
+        (4096, 4, 0.5),
+        (8192, 2, 0.5),
+        (16384, 1, 0.5),
+    ),
+    "ecp5": ((512, 36, 1), (1024, 18, 1), (2048, 9, 1), (4096, 4, 1), (8192, 2, 1), (16384, 1, 1)),
+}
+"""Depth, width and size (in the budget's unit) of a block RAM with a read and a write port, by flow."""
+
+SMALL_RAM_WORDS = 64
+"""Memories up to this depth become LUT RAM."""
 
 
-def estimate(*a):
-    raise NotImplementedError
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Measured by `synthesis.count`, accumulators and adder trees included."""
+
+    product: Mapping[Scheme, tuple[float, float, float]]
+    """LUT, FF and DSP of one multiply-accumulate of a lane kind."""
+    output: tuple[float, float, float]
+    """Of one drain output (drain * columns of them)."""
+    element: tuple[float, float, float]
+    """Of one vector lane (vector * columns of them), its share of the column included."""
+    word: tuple[float, float, float]
+    """Of one byte of a scratchpad row: fetch, alignment, multiplexers, write masks."""
+    base: tuple[float, float, float]
+    """Control, queues, load, store, address generators."""
 
 
-fit = estimate
+COSTS = {
+    "xcup": Costs(
+        product={
+            Scheme.FIXED8: (22, 28, 0.5),
+            Scheme.FIXED4: (36, 20, 0),
+            Scheme.POT4: (41, 17, 0),
+            Scheme.SP2_4: (36, 20, 0),
+        },
+        output=(800, 600, 4),
+        element=(1100, 900, 8),
+        word=(150, 90, 0),
+        base=(12_000, 14_000, 10),
+    ),
+    "ecp5": Costs(
+        product={
+            Scheme.FIXED8: (53, 28, 1),
+            Scheme.FIXED4: (95, 20, 0),
+            Scheme.POT4: (110, 17, 0),
+            Scheme.SP2_4: (95, 20, 0),
+        },
+        output=(2000, 600, 4),
+        element=(2500, 900, 12),
+        word=(300, 90, 0),
+        base=(22_000, 14_000, 10),
+    ),
+}
+"""By flow."""
+
+
+def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
+    """(copies, words, bits) of each memory."""
+    a = accelerator
+    yield a.scratchpad_regions, a.scratchpad_rows, a.scratchpad_row_bytes * 8
+    for kind, lanes in a.lanes.by_scheme.items():
+        yield lanes, a.weight_rows, storage_bits(kind) * a.depth
+    yield a.columns, a.operand_chunks, a.depth * 8
+    yield 1, a.param_rows, PARAM_BYTES * 8 * a.drain
+    yield 1, a.norm_rows, NORM_BYTES * 8 * a.vector
+    yield 1, a.row_scales, 22 * a.columns
+    yield 1, a.instructions, INSTRUCTION_BITS
+    table_words = a.table_pages * TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
+    yield a.vector_lanes + a.drain * a.columns, table_words, TABLE_ROW_BYTES * 8
+    yield a.columns, 1024 * 2 // TABLE_ROW_BYTES, TABLE_ROW_BYTES * 8
+
+
+def estimate(accelerator: Accelerator, board: Board) -> Resources:
+    """What `accelerator` needs on `board`, roughly (tests compare with synthesis)."""
+    costs = COSTS[board.flow]
+    a = accelerator
+    terms = [
+        *((a.columns * a.depth * lanes, costs.product[kind]) for kind, lanes in a.lanes.by_scheme.items()),
+        (a.drain * a.columns, costs.output),
+        (a.vector_lanes, costs.element),
+        (a.scratchpad_row_bytes, costs.word),
+        (1, costs.base),
+    ]
+    lut, ff, dsp = (sum(count * cost[i] for count, cost in terms) for i in range(3))
+    bram = 0.0
+    for copies, words, bits in memories(a):
+        if words <= SMALL_RAM_WORDS:
+            lut += copies * bits * words / 32
+        else:
+            bram += copies * min(
+                -(-words // depth) * -(-bits // width) * size for depth, width, size in RAM_SHAPES[board.flow]
+            )
+    return Resources(lut=round(lut), ff=round(ff), dsp=round(dsp), bram=bram)
+
+
+def fit(board: Board, request: Mapping) -> Accelerator:
+    """The board's default with the parameters in `request` (names of `Accelerator`, `lanes` a mapping of its own).
+
+    Parameters that are not requested shrink where that is needed. Raises BoardError, which says what is missing and
+    which values of the requested parameters would fit, and AcceleratorError for unknown names.
+    """
+    values = board.default.to_dict()
+    lanes = {**values["lanes"], **request.get("lanes", {})}
+    wanted = {**values, **request, "lanes": lanes}
+    fixed = {*(set(request) - {"lanes"}), *(f"lanes.{kind}" for kind in request.get("lanes", {}))}
+    start = _adapted(wanted, fixed)
+    fitted, accelerator = _shrunk(board, start, fixed)
+    if not fitted:
+        possible, nearest = _shrunk(board, accelerator, frozenset())
+        missing = "; ".join(
+            f"needs {need}, {board.name} has {has}" for need, has in _missing(board, accelerator)
+        )
+        hint = ", ".join(f"{name}={_value(nearest, name)}" for name in sorted(fixed))
+        remedy = f"The nearest that fits: {hint}." if possible else "Nothing near it fits."
+        raise BoardError(f"{board.name} must hold the accelerator: {missing}. {remedy}")
+    return accelerator
+
+
+def _adapted(values: dict, fixed: set[str]) -> Accelerator:
+    """An accelerator of `values`, where free parameters give way to the relations between parameters."""
+    error = None
+    for drain in (values["drain"], 8, 4, 2, 1):
+        adapted = dict(values)
+        limits = {"columns": values["depth"], "vector": values["depth"] // 2, "drain": values["depth"] // 2}
+        for name, limit in limits.items():
+            if name not in fixed:
+                adapted[name] = min(drain if name == "drain" else adapted[name], limit)
+        if "burst_beats" not in fixed:
+            adapted["burst_beats"] = min(adapted["burst_beats"], 4096 // max(1, adapted["bus_bytes"]))
+        try:
+            return Accelerator.from_dict(adapted)
+        except AcceleratorError as problem:
+            error = error or problem
+    raise error
+
+
+def _value(accelerator: Accelerator, name: str) -> int:
+    owner, _, inner = name.rpartition(".")
+    return getattr(accelerator.lanes if owner else accelerator, inner)
+
+
+MEMORY_FLOORS = {
+    "weight_rows": 512,
+    "scratchpad_rows": 256,
+    "param_rows": 128,
+    "norm_rows": 64,
+    "operand_chunks": 64,
+    "instructions": 128,
+    "table_pages": 1,
+}
+"""Parameters that shrink only where block RAM is short, and how far."""
+
+FLOORS = {
+    "lanes.fixed8": 2,
+    "lanes.fixed4": 0,
+    "lanes.pot4": 0,
+    "lanes.sp2_4": 0,
+    "vector": 2,
+    "drain": 2,
+    "columns": 2,
+    "depth": 4,
+    "bus_bytes": 4,
+}
+"""Parameters that shrink for any shortage, and how far."""
+
+
+def _halved(
+    accelerator: Accelerator, fixed: frozenset[str] | set[str], floors: Mapping[str, int]
+) -> Iterator[Accelerator]:
+    """Valid accelerators with one free parameter of `floors` halved."""
+    for name, floor in floors.items():
+        half = _value(accelerator, name) // 2
+        if name in fixed or half < floor or half == _value(accelerator, name):
+            continue
+        owner, _, inner = name.rpartition(".")
+        try:
+            if owner:
+                yield dataclasses.replace(
+                    accelerator, lanes=dataclasses.replace(accelerator.lanes, **{inner: half})
+                )
+            else:
+                yield dataclasses.replace(accelerator, **{inner: half})
+        except AcceleratorError:
+            continue
+
+
+def _shrunk(board: Board, accelerator: Accelerator, fixed) -> tuple[bool, Accelerator]:
+    """Halve free parameters, each time that which helps most, until the board holds it or nothing helps."""
+    while excess := _excess(board, accelerator):
+        need = estimate(accelerator, board)
+        for floors in (MEMORY_FLOORS, FLOORS) if need.bram > board.budget.bram else (FLOORS,):
+            options = _halved(accelerator, fixed, floors)
+            best = min(options, key=lambda other: _excess(board, other), default=None)
+            if best is not None and _excess(board, best) < excess:
+                accelerator = best
+                break
+        else:
+            return False, accelerator
+    return True, accelerator
+
+
+def _needs(board: Board, accelerator: Accelerator) -> list[tuple[str, float, float]]:
+    """(what, needed, available), LUTs with a tenth left for placement."""
+    need, has = estimate(accelerator, board), board.budget
+    return [
+        ("LUT (with a tenth left for placement)", round(need.lut / 0.9), has.lut),
+        ("FF", need.ff, has.ff),
+        ("DSP", need.dsp, has.dsp),
+        ("block RAM", need.bram, has.bram),
+        ("bus bytes", accelerator.bus_bytes, board.interface.bus_bytes),
+    ]
+
+
+def _missing(board: Board, accelerator: Accelerator) -> list[tuple[str, str]]:
+    """What the board lacks: (needed, available) as text."""
+    return [
+        (f"{need:,g} {what}", f"{has:,g}") for what, need, has in _needs(board, accelerator) if need > has
+    ]
+
+
+def _excess(board: Board, accelerator: Accelerator) -> float:
+    """How far the needs exceed the board, summed over resources; 0 if they fit."""
+    return sum(max(0.0, need / has - 1) for _, need, has in _needs(board, accelerator))

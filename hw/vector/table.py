@@ -36,21 +36,20 @@ class Table(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.rows = rows = memory.Memory(shape=TABLE_ROW_BYTES * 8, depth=self.rows, init=[])
-        write = rows.write_port()
-        m.d.comb += [
-            write.en.eq(self.load_valid),
-            write.addr.eq(self.load_row),
-            write.data.eq(self.load_data),
-        ]
         per_row = TABLE_ROW_BYTES * 8 // self.bits
         select_bits = ceil_log2(per_row)
         for reader in range(self.readers):
-            read = rows.read_port()
+            # A copy for each reader: a block RAM has one port beside that which loads it.
+            rows = memory.Memory(shape=TABLE_ROW_BYTES * 8, depth=self.rows, init=[])
+            m.submodules[f"rows_{reader}"] = rows
+            read, write = rows.read_port(), rows.write_port()
             index = self.index[reader]
             select = Signal(select_bits, name=f"select_{reader}", reset_less=True)
             entries = Array(read.data[i * self.bits :][: self.bits] for i in range(per_row))
             m.d.comb += [
+                write.en.eq(self.load_valid),
+                write.addr.eq(self.load_row),
+                write.data.eq(self.load_data),
                 read.en.eq(1),
                 read.addr.eq(index[select_bits:]),
                 self.value[reader].eq(entries[select]),

@@ -1,0 +1,77 @@
+"""Board records, and parameters picked for them."""
+
+import re
+
+import pytest
+from terrazzo.arch.accelerator import Accelerator, AcceleratorError
+from terrazzo.boards import (
+    BOARDS,
+    BoardError,
+    demo_accelerator,
+    estimate,
+    fit,
+    large_accelerator,
+    second_accelerator,
+)
+
+ZCU102, ULX3S = BOARDS["zcu102"], BOARDS["ulx3s-85f"]
+
+
+def fits(accelerator: Accelerator, board) -> bool:
+    need, has = estimate(accelerator, board), board.budget
+    return need.lut <= has.lut and need.ff <= has.ff and need.dsp <= has.dsp and need.bram <= has.bram
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_default_fits(board):
+    assert fits(board.default, board)
+    assert fit(board, {}) == board.default
+
+
+def test_configurations():
+    assert large_accelerator().multipliers >= 2048
+    demo, second = demo_accelerator(), second_accelerator()
+    for name in ("lanes", "columns", "depth", "drain", "vector", "bus_bytes"):
+        assert getattr(demo, name) != getattr(second, name)
+    assert fits(demo, ZCU102)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{"columns": 8}, {"depth": 32}, {"depth": 4}, {"lanes": {"fixed8": 64}}, {"scratchpad_rows": 8192}],
+    ids=str,
+)
+def test_request_is_kept_and_the_rest_adapts(request_):
+    accelerator = fit(ZCU102, request_)
+    assert fits(accelerator, ZCU102)
+    for name, value in request_.items():
+        if name == "lanes":
+            assert accelerator.lanes.fixed8 == value["fixed8"]
+        else:
+            assert getattr(accelerator, name) == value
+
+
+@pytest.mark.parametrize(
+    "board, request_, message",
+    [
+        (
+            ULX3S,
+            {"bus_bytes": 16},
+            "needs 16 bus bytes, ulx3s-85f has 4. The nearest that fits: bus_bytes=4.",
+        ),
+        (ZCU102, {"columns": 16, "depth": 32, "lanes": {"fixed8": 64}}, r"DSP, zcu102 has 2,520"),
+        (ULX3S, {"weight_rows": 65536}, r"block RAM, ulx3s-85f has 208"),
+    ],
+)
+def test_what_cannot_fit_is_named_with_the_nearest(board, request_, message):
+    with pytest.raises(BoardError, match=message) as caught:
+        fit(board, request_)
+    nearest = dict(re.findall(r"([\w.]+)=(\d+)", str(caught.value).split("nearest")[1]))
+    again = {name: int(value) for name, value in nearest.items() if not name.startswith("lanes.")}
+    lanes = {name[6:]: int(value) for name, value in nearest.items() if name.startswith("lanes.")}
+    assert fits(fit(board, {**again, "lanes": lanes}), board)
+
+
+def test_unknown_parameters_are_refused():
+    with pytest.raises(AcceleratorError, match="colums"):
+        fit(ZCU102, {"colums": 4})
