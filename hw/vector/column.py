@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -19,6 +21,19 @@ __all__ = ["Column", "norm_layout"]
 
 T_BITS = 18
 """LayerNorm's normalised value, and the scaled residual."""
+FIELDS = [
+    "channels",
+    "m",
+    "n",
+    "constant",
+    "lo",
+    "hi",
+    "table",
+    "table_wide",
+    "residual",
+    "residual_m",
+    "residual_n",
+]
 
 
 def norm_layout(vector: int) -> data.ArrayLayout:
@@ -57,12 +72,13 @@ class Column(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        now, steps = self.instruction, self.steps
-        self.layernorm, self.softmax = Signal(), Signal()
-        m.d.comb += [
-            self.layernorm.eq(now.op == isa.VectorOp.LAYERNORM),
-            self.softmax.eq(now.op == isa.VectorOp.SOFTMAX),
-        ]
+        steps = self.steps
+        # The instruction is stable long before its first step arrives: copies keep its fan-out short.
+        self.now = now = SimpleNamespace(
+            **{name: register(m, getattr(self.instruction, name), name) for name in FIELDS}
+        )
+        self.layernorm = register(m, self.instruction.op == isa.VectorOp.LAYERNORM, "layernorm")
+        self.softmax = register(m, self.instruction.op == isa.VectorOp.SOFTMAX, "softmax")
         moments = {
             s: Mux(steps[s].bank, self.moments[1].as_value(), self.moments[0].as_value()) for s in (4, 5, 6)
         }
@@ -144,7 +160,7 @@ class Column(wiring.Component):
 
     def scaled(self, m: Module, i: int, centred: Value, residual: Value, moments: dict) -> Value:
         """LayerNorm's t, or the residual at the output's scale, in stage 8."""
-        now = self.instruction
+        now = self.now
         value = Mux(self.layernorm, centred, residual)
         scale = Mux(self.layernorm, moments[5].r, now.residual_m)
         shift = (Mux(self.layernorm, moments[6].k, now.residual_n) - 1)[:6]
@@ -154,7 +170,7 @@ class Column(wiring.Component):
 
     def requantized(self, m: Module, i: int, code: Value, t: Value) -> Value:
         """Stages 8 to 13: requantizer, table or residual, clamp."""
-        now, norm, step = self.instruction, self.norm[i], self.steps[12]
+        now, norm, step = self.now, self.norm[i], self.steps[12]
         requantizer = Requantizer(T_BITS)
         m.submodules[f"requantizer_{i}"] = requantizer
         m.d.comb += [

@@ -26,10 +26,10 @@ def accelerator(columns: int, depth: int, vector: int) -> Accelerator:
         drain=2,
         vector=vector,
         scratchpad_regions=4,
-        scratchpad_rows=128,
+        scratchpad_rows=1024,
         weight_rows=16,
         param_rows=16,
-        norm_rows=64,
+        norm_rows=520,
         operand_chunks=8,
         row_scales=32,
         table_pages=2,
@@ -100,6 +100,7 @@ class Bench:
         state = np.zeros(timing.STATE, dtype=np.int64)
         rows = self.accelerator.scratchpad_rows
         data, following, completed = [0, 0], 0, 0
+        readable = [readable_rows(self.accelerator, instruction) for instruction in self.instructions]
         self.cycles = 0
         while completed < len(self.instructions):
             ctx.set(engine.control.i.valid, following < len(self.instructions))
@@ -131,6 +132,7 @@ class Bench:
             finished = timing.step(state, table, cfg, start, read_granted, write_granted)
             assert (finished >= 0) == done
             following += start >= 0
+            assert not read or read_row in readable[completed]
             if done:
                 assert finished == completed
                 assert ctx.get(engine.control.done_tag) == self.instructions[completed].tag
@@ -165,6 +167,20 @@ class Bench:
             assert not ctx.get(engine.read.valid) and not ctx.get(engine.write.valid)
             assert not ctx.get(engine.control.i.ready) and not ctx.get(engine.control.done)
             await ctx.tick()
+
+
+def readable_rows(a: Accelerator, f: Instruction) -> set[int]:
+    """Rows of the operands: nothing else may be read."""
+    wide = f.src_wide or f.op != VectorOp.ELEMENTWISE
+    operands = [(f.src, f.src_stride, 1 + bool(wide))]
+    if f.residual:
+        operands.append((f.residual_row, f.residual_stride, 2))
+    return {
+        row + tile * stride + i
+        for row, stride, size in operands
+        for tile in range(-(-f.positions // a.columns))
+        for i in range(-(-f.channels * size // a.depth))
+    }
 
 
 @functools.cache
@@ -329,7 +345,7 @@ def check(parameters, make, *, seed, read_ready=1.0, write_ready=1.0, kind=0) ->
             ((g & 0xFFFF) | (b & (1 << 48) - 1) << 16) << 64 * i
             for i, (g, b) in enumerate(records[row * a.vector : (row + 1) * a.vector])
         )
-        for row in range(a.norm_rows)
+        for row in range(2 + -(-max(instruction.channels for instruction in instructions) // a.vector))
     }
     wanted, wanted_scales = memory.copy(), {}
     for instruction in instructions:
@@ -385,6 +401,11 @@ def test_awkward_sizes(op, positions, channels):
 def test_extreme_values(op, kind, seed):
     """Saturating sums, constant rows, one dominant logit."""
     check((2, 8, 2), lambda rng, a: [random_instruction(rng, a, op, 4, 29)], seed=seed, kind=kind)
+
+
+def test_layernorm_of_many_channels():
+    """The largest variance: 2047 channels at both ends of their range."""
+    check((2, 8, 4), lambda rng, a: [random_instruction(rng, a, VectorOp.LAYERNORM, 2, 2047)], seed=3, kind=2)
 
 
 def test_softmax_of_empty_exponentials():
