@@ -130,9 +130,10 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
     semaphores = np.zeros(16, dtype=np.int64)
     queue = np.zeros((_ENGINES, _QUEUE), dtype=np.int64)
     head, level = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
-    in_flight, executing = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
+    executing, on = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.bool_)
     starting, ending = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
     pc, cycle = entry, 0
+    dispatched, started, ended = 0, 0, 0
     while True:
         cycle += 1
         # Dispatch.
@@ -140,7 +141,7 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
             return _NO_END
         opcode, pushed = T[pc, _OPCODE], -1
         if opcode == _END:
-            if in_flight.sum() == 0:
+            if ended == dispatched:
                 return cycle
         elif level[opcode - _FIRST] < _QUEUE:
             pushed = opcode - _FIRST
@@ -160,14 +161,22 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
             starting[_VECTOR] = -1
         if starting[_STORE] >= 0 and not memory.store_ready(store, m_cfg):
             starting[_STORE] = -1
-        if pushed < 0 and starting.max() < 0 and executing.sum() == 0:
+        if pushed < 0 and started == ended and starting.max() < 0:
             return _DEADLOCK
 
-        # Grants.
-        residual, fetch, drain, weights = matrix.request(mat, T, x_cfg)
-        v_read, v_write = vector.request(vec, T, v_cfg)
-        target, l_write = memory.load_request(load, T, m_cfg)
-        s_read = memory.store_request(store, T, m_cfg)
+        # Grants. Engines without work are left out: their state does not change.
+        for engine in range(_ENGINES):
+            on[engine] = executing[engine] > 0 or starting[engine] >= 0
+        residual = fetch = drain = v_read = v_write = target = l_write = s_read = -1
+        weights = 0
+        if on[_MATRIX]:
+            residual, fetch, drain, weights = matrix.request(mat, T, x_cfg)
+        if on[_VECTOR]:
+            v_read, v_write = vector.request(vec, T, v_cfg)
+        if on[_LOAD]:
+            target, l_write = memory.load_request(load, T, m_cfg)
+        if on[_STORE]:
+            s_read = memory.store_request(store, T, m_cfg, cycle)
         fetch_granted = fetch >= 0 and fetch != residual
         v_read_granted = v_read >= 0 and v_read != residual and v_read != fetch
         s_read_granted = s_read >= 0 and s_read != residual and s_read != fetch and s_read != v_read
@@ -177,26 +186,30 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
         else:
             l_granted = target >= 0 and not (target == _WEIGHT and weights)
 
-        # Counters, of what the engines say of themselves.
-        busy[_LOAD] += executing[_LOAD] > 0
-        busy[_MATRIX] += matrix.busy(mat)
-        busy[_VECTOR] += vector.busy(vec)
-        busy[_STORE] += executing[_STORE] > 0
-        stalled[_LOAD] += executing[_LOAD] > 0 and memory.load_stalled(load, l_granted)
-        stalled[_MATRIX] += matrix.stalled(mat, T)
-        stalled[_VECTOR] += vector.stalled(vec, T, v_read_granted, v_write_granted)
-        stalled[_STORE] += executing[_STORE] > 0 and memory.store_stalled(store, m_cfg)
-
-        # Clock edge.
-        ending[_LOAD] = memory.load_step(load, T, m_cfg, starting[_LOAD], l_granted)
-        ending[_MATRIX] = matrix.step(mat, T, x_cfg, starting[_MATRIX], fetch_granted)
-        ending[_VECTOR] = vector.step(vec, T, v_cfg, starting[_VECTOR], v_read_granted, v_write_granted)
-        ending[_STORE] = memory.store_step(store, T, m_cfg, starting[_STORE], s_read_granted)
+        # Counters of what the engines say of themselves, and the clock edge.
+        ending[:] = -1
+        if on[_LOAD]:
+            busy[_LOAD] += executing[_LOAD] > 0
+            stalled[_LOAD] += executing[_LOAD] > 0 and memory.load_stalled(load, l_granted)
+            ending[_LOAD] = memory.load_step(load, T, m_cfg, cycle, starting[_LOAD], l_granted)
+        if on[_MATRIX]:
+            busy[_MATRIX] += matrix.busy(mat)
+            stalled[_MATRIX] += matrix.stalled(mat, T)
+            ending[_MATRIX] = matrix.step(mat, T, x_cfg, starting[_MATRIX], fetch_granted)
+        if on[_VECTOR]:
+            busy[_VECTOR] += vector.busy(vec)
+            stalled[_VECTOR] += vector.stalled(vec, T, v_read_granted, v_write_granted)
+            ending[_VECTOR] = vector.step(vec, T, v_cfg, starting[_VECTOR], v_read_granted, v_write_granted)
+        if on[_STORE]:
+            busy[_STORE] += executing[_STORE] > 0
+            stalled[_STORE] += executing[_STORE] > 0 and memory.store_stalled(store, m_cfg, cycle)
+            ending[_STORE] = memory.store_step(store, T, m_cfg, cycle, starting[_STORE], s_read_granted)
         for engine in range(_ENGINES):
             index = starting[engine]
             if index >= 0:
                 start[index] = cycle
                 executing[engine] += 1
+                started += 1
                 head[engine] = (head[engine] + 1) % _QUEUE
                 level[engine] -= 1
                 _add(semaphores, T[index, _WAIT], -1)
@@ -204,10 +217,10 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
             if index >= 0:
                 done[index] = cycle
                 executing[engine] -= 1
-                in_flight[engine] -= 1
+                ended += 1
                 _add(semaphores, T[index, _SIGNAL], 1)
         if pushed >= 0:
             queue[pushed, (head[pushed] + level[pushed]) % _QUEUE] = pc
             level[pushed] += 1
-            in_flight[pushed] += 1
+            dispatched += 1
             pc += 1

@@ -1,7 +1,8 @@
 """Timing of the load and store engines with the memory of `arch.memory`: the states of hw/load.py and hw/store.py.
 
 State of each is an int64 array, made by `load_state` and `store_state`; `config` makes the parameters. docs/machine.md,
-"Timing models", states the functions. Region bases must be multiples of a whole burst, and transfers legal.
+"Timing models", states the functions; some also take the number of the cycle, from which
+the memory answers. Region bases must be multiples of a whole burst, and transfers legal.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ _BURST, _BUS, _LATENCY, _INTERVAL, _REGION_ROWS, _REGIONS, _STORE_BEATS, _TARGET
 # Constants of the hardware: beats in the load buffer, transfers described, responses awaited.
 _BUFFER, _TRANSFERS, _PENDING_MOST = 512, 4, 255
 
-# States of hw/bursts.py, and the first words of both engines' state: cycle, then the transfer being cut.
+# States of hw/bursts.py, and the first words of both engines' state: the transfer being cut.
 _IDLE, _SUM, _CHECK, _ISSUE = range(4)
-_CYCLE, _STATE, _INDEX, _ADDRESS, _REMAINING = range(5)
+_STATE, _INDEX, _ADDRESS, _REMAINING = range(4)
 
 # Load: registers by their names there; `_DONE` and `_ROW_DONE` hold an instruction's index or -1.
 (
@@ -61,8 +62,8 @@ _CYCLE, _STATE, _INDEX, _ADDRESS, _REMAINING = range(5)
     _PRESENTED,
     _BURSTS,
     _BURST_HEAD,
-) = range(5, 23)
-_QUEUE = 23
+) = range(4, 22)
+_QUEUE = 22
 _ELIGIBLE = _QUEUE + _TRANSFERS
 _LENGTHS = _ELIGIBLE + _BUFFER
 _LOAD_WORDS = _LENGTHS + _BUFFER
@@ -85,8 +86,8 @@ _LOAD_WORDS = _LENGTHS + _BUFFER
     _LAST_B,
     _RESPONSES,
     _RESPONSE_HEAD,
-) = range(5, 21)
-_DUE = 21
+) = range(4, 20)
+_DUE = 20
 _STORE_WORDS = _DUE + _PENDING_MOST + 1
 
 
@@ -174,7 +175,7 @@ def load_stalled(s, granted):
 
 
 @numba.njit(cache=True)
-def load_step(s, T, cfg, start, granted):
+def load_step(s, T, cfg, cycle, start, granted):
     """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
     done = s[_DONE]
     advance = s[_BEAT] == 1 and (s[_ROW_VALID] == 0 or granted)
@@ -186,13 +187,13 @@ def load_step(s, T, cfg, start, granted):
     # The memory takes the address, and decides about the next cycle.
     if s[_AR] == 1:
         slot = (s[_BURST_HEAD] + s[_BURSTS]) % _BUFFER
-        s[_ELIGIBLE + slot], s[_LENGTHS + slot] = s[_CYCLE] + cfg[_LATENCY], s[_AR_LENGTH]
+        s[_ELIGIBLE + slot], s[_LENGTHS + slot] = cycle + cfg[_LATENCY], s[_AR_LENGTH]
         s[_BURSTS] += 1
-    s[_CYCLE] += 1
+    now = cycle + 1
     head = s[_BURST_HEAD]
-    s[_R] = s[_BURSTS] > 0 and s[_CYCLE] >= max(s[_ELIGIBLE + head], s[_PRESENTED] + cfg[_INTERVAL])
+    s[_R] = s[_BURSTS] > 0 and now >= max(s[_ELIGIBLE + head], s[_PRESENTED] + cfg[_INTERVAL])
     if s[_R] == 1:
-        s[_PRESENTED] = s[_CYCLE]
+        s[_PRESENTED] = now
         s[_LENGTHS + head] -= 1
         if s[_LENGTHS + head] == 0:
             s[_BURST_HEAD] = (head + 1) % _BUFFER
@@ -230,16 +231,16 @@ def load_step(s, T, cfg, start, granted):
 
 
 @numba.njit(cache=True)
-def _sends(s, cfg):
+def _sends(s, cfg, cycle):
     """Whether a beat is put on the bus in this cycle."""
-    accepted = s[_CYCLE] >= s[_LAST_W] + cfg[_INTERVAL]
+    accepted = cycle >= s[_LAST_W] + cfg[_INTERVAL]
     return s[_BEATS_LEFT] != 0 and s[_CURRENT] != 0 and (s[_W] == 0 or accepted)
 
 
 @numba.njit(cache=True)
-def _moves(s, cfg):
+def _moves(s, cfg, cycle):
     """Whether the row ahead becomes the current one in this cycle."""
-    return s[_AHEAD] == 1 and (s[_CURRENT] == 0 or (s[_CURRENT] == 1 and _sends(s, cfg)))
+    return s[_AHEAD] == 1 and (s[_CURRENT] == 0 or (s[_CURRENT] == 1 and _sends(s, cfg, cycle)))
 
 
 @numba.njit(cache=True)
@@ -249,24 +250,24 @@ def store_ready(s, cfg):
 
 
 @numba.njit(cache=True)
-def store_request(s, T, cfg):
+def store_request(s, T, cfg, cycle):
     """Region that is read, or -1."""
-    if s[_ROWS_LEFT] == 0 or (s[_CLAIMED] == 1 and not _moves(s, cfg)):
+    if s[_ROWS_LEFT] == 0 or (s[_CLAIMED] == 1 and not _moves(s, cfg, cycle)):
         return -1
     return _region(s[_ROW_NEXT], cfg)
 
 
 @numba.njit(cache=True)
-def store_stalled(s, cfg):
+def store_stalled(s, cfg, cycle):
     """Whether no beat is put on the bus in this cycle."""
-    return not _sends(s, cfg)
+    return not _sends(s, cfg, cycle)
 
 
 @numba.njit(cache=True)
-def store_step(s, T, cfg, start, granted):
+def store_step(s, T, cfg, cycle, start, granted):
     """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
     done = -1
-    send, move = _sends(s, cfg), _moves(s, cfg)
+    send, move = _sends(s, cfg, cycle), _moves(s, cfg, cycle)
     if s[_ACTIVE] == 1 and s[_STATE] == _IDLE and s[_BEATS_LEFT] == 0 and s[_PENDING] == 0:
         done = s[_INDEX]
         s[_ACTIVE] = 0
@@ -278,16 +279,16 @@ def store_step(s, T, cfg, start, granted):
     responded = s[_B]
 
     # The memory takes the beat, and decides about the next cycle.
-    accepted = s[_W] == 1 and s[_CYCLE] >= s[_LAST_W] + cfg[_INTERVAL]
+    accepted = s[_W] == 1 and cycle >= s[_LAST_W] + cfg[_INTERVAL]
     if accepted:
-        s[_LAST_W] = s[_CYCLE]
+        s[_LAST_W] = cycle
         if s[_W_LAST] == 1:
-            s[_DUE + (s[_RESPONSE_HEAD] + s[_RESPONSES]) % (_PENDING_MOST + 1)] = s[_CYCLE] + cfg[_LATENCY]
+            s[_DUE + (s[_RESPONSE_HEAD] + s[_RESPONSES]) % (_PENDING_MOST + 1)] = cycle + cfg[_LATENCY]
             s[_RESPONSES] += 1
     if s[_B] == 1:
-        s[_LAST_B] = s[_CYCLE]
-    s[_CYCLE] += 1
-    s[_B] = s[_RESPONSES] > 0 and s[_CYCLE] >= max(s[_DUE + s[_RESPONSE_HEAD]], s[_LAST_B] + 1)
+        s[_LAST_B] = cycle
+    now = cycle + 1
+    s[_B] = s[_RESPONSES] > 0 and now >= max(s[_DUE + s[_RESPONSE_HEAD]], s[_LAST_B] + 1)
     if s[_B] == 1:
         s[_RESPONSE_HEAD] = (s[_RESPONSE_HEAD] + 1) % (_PENDING_MOST + 1)
         s[_RESPONSES] -= 1
