@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _CLIPS = np.geomspace(1.0, 0.35, 48)
-_GROWTH = 1.1
+_GROWTH = 1.02
 
 
 class MixtureError(UserError):
@@ -136,16 +136,16 @@ def _round_group(weight: np.ndarray, hessian: np.ndarray, schemes: np.ndarray, l
         scale[rows] = fit_scale(weight[rows], Scheme(scheme), importance)
     codes = round_rows(weight, scale, schemes, hessian)
     limit, grown = 1 << (ACCUMULATOR_BITS - 1), np.zeros(len(weight), bool)
-    while (over := _exceeds(codes, lo, hi, limit)).any():
+    while (over := (excess := _excess(codes, lo, hi, limit)) >= 1).any():
         grown |= over
-        scale[over] *= _GROWTH
+        scale[over] *= _GROWTH * excess[over]
         codes[over] = round_rows(weight[over], scale[over], schemes[over], hessian)
     return Rows(codes, _refit(weight, codes, scale, hessian), schemes, int(grown.sum()))
 
 
-def _exceeds(codes: np.ndarray, lo: int, hi: int, limit: int) -> np.ndarray:
+def _excess(codes: np.ndarray, lo: int, hi: int, limit: int) -> np.ndarray:
     least, greatest = accumulator_range(codes, lo, hi)
-    return np.maximum(-least, greatest) >= limit
+    return np.maximum(-least, greatest) / limit
 
 
 def _refit(weight: np.ndarray, codes: np.ndarray, scale: np.ndarray, hessian: np.ndarray) -> np.ndarray:

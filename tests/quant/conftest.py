@@ -7,6 +7,9 @@ from terrazzo.arch.graph import Preprocessing
 from terrazzo.quant.floatgraph import FloatGraph, Node
 
 
+torch.set_num_threads(1)  # models this small lose more to waiting threads than they gain
+
+
 class Net:
     """Builds a FloatGraph node by node; every method returns the new node's name."""
 

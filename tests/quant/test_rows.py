@@ -62,12 +62,12 @@ def test_accumulator_range_is_reached():
 
 
 def test_scale_grows_until_the_accumulator_fits():
-    """6,000 equal weights would need 6000 * 127 * 128 > 2**26."""
-    weight = np.ones((1, 2, 6000))
+    """200 equal weights and 13-bit inputs would need 200 * 127 * 4096 > 2**26."""
+    weight = np.ones((1, 2, 200))
     weight[0, 1, 1:] = 1e-3
-    hessian = np.eye(6000)[None]
-    rows = quantize_rows(weight, hessian, np.ones(2), {Scheme.FIXED8: 2}, 1, -128, 127)
-    least, greatest = accumulator_range(rows.codes, -128, 127)
+    hessian = np.eye(200)[None]
+    rows = quantize_rows(weight, hessian, np.ones(2), {Scheme.FIXED8: 2}, 1, -4096, 4095)
+    least, greatest = accumulator_range(rows.codes, -4096, 4095)
     assert np.maximum(-least, greatest).max() < 1 << 26
     assert rows.grown == 1
     assert np.abs(rows.codes[0] * rows.scale[0] - 1).max() < 0.02
