@@ -318,12 +318,11 @@ class Drain(wiring.Component):
         part_bits = exact_log2(parts)
         p1_tile_row = delayed(m, (steps.tile * self.field(0, "residual_stride"))[:ROW_BITS], 1)
         p1_output = delayed(m, steps.output, 1)
-        m.d.sync += [
-            self.residual.valid.eq(
-                delayed(m, steps.valid, 1, reset_less=False) & self.field(1, "residual") & ~self.halt
-            ),
-            self.residual.row.eq(self.field(1, "residual_row") + p1_tile_row + (p1_output >> part_bits)),
-        ]
+        p1_valid = delayed(m, steps.valid, 1, reset_less=False) & self.field(1, "residual")
+        m.d.comb += self.residual.valid.eq(delayed(m, p1_valid, 1, reset_less=False) & ~self.halt)
+        m.d.sync += self.residual.row.eq(
+            self.field(1, "residual_row") + p1_tile_row + (p1_output >> part_bits)
+        )
         p4_part = delayed(m, p1_output[:part_bits], 3)
         for c in range(self.accelerator.columns):
             word = self.residual.data.word_select(c, depth * 8)

@@ -196,7 +196,7 @@ class Fetch(wiring.Component):
     """Accepts an instruction when the previous one's chunks are all written. One element per cycle.
 
     Padding needs no read. While a request is not granted the address pipeline stands; rows already granted go on.
-    `written` counts complete chunks since reset, 10 cycles after their last element left the walk.
+    `written` counts complete chunks since reset, 9 cycles after their last element left the walk.
     CONV and JOIN take a column at a time, so that the buffer must hold all chunks of a tile's group.
     """
 

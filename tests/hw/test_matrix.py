@@ -36,3 +36,82 @@ def test_random_instructions(name, seed):
 @pytest.mark.parametrize("param_mode", isa.ParamMode)
 def test_modes(mode, param_mode):
     check("small", 50 + 3 * mode + param_mode, 6, mode=int(mode), param_mode=int(param_mode), grant=0.8)
+
+
+def chained(accelerator, random):
+    """Instructions of which each reads what the one before wrote: keys, values, a tensor."""
+    linear = {
+        "mode": isa.FetchMode.LINEAR,
+        "unsigned": 0,
+        "maximum": 0,
+        "second": 0,
+        "chunks": 2,
+        "blocks": 2,
+    }
+    instructions = []
+    for tag, destination in enumerate(isa.Destination):
+        forced = {**linear, "destination": int(destination), "wide": 0, "positions": 5}
+        writer = random_instruction(accelerator, random, 2 * tag, **forced)
+        reader = random_instruction(
+            accelerator, random, 2 * tag + 1, **{**forced, "positions": 2, "destination": 0}
+        )
+        if destination == isa.Destination.SCRATCHPAD:
+            source = {"src": writer.dst, "src_stride": writer.dst_stride}
+        else:
+            source = {"weight": writer.dst, "weight_stride": 1}
+        instructions += [writer, isa.Instruction(isa.Opcode.MATRIX, {**reader.values, **source})]
+    return instructions
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_instructions_read_what_earlier_ones_wrote(seed):
+    accelerator = CONFIGURATIONS["small"]
+    random = np.random.default_rng(seed)
+    instructions = chained(accelerator, random)
+    memory = Memories(accelerator, random)
+    bench = Bench(accelerator, copy.deepcopy(memory))
+    bench.run(instructions, serial=True)
+    for instruction in instructions:
+        execute(memory, instruction)
+    np.testing.assert_array_equal(bench.memory.scratchpad, memory.scratchpad)
+    np.testing.assert_array_equal(bench.memory.patterns, memory.patterns)
+
+
+STEADY = {
+    "mode": isa.FetchMode.LINEAR,
+    "positions": 9,
+    "groups": 2,
+    "blocks": 2,
+    "maximum": 0,
+    "destination": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "chunks, steps, second, cycles",
+    [(5, 2, 0, 5), (2, 2, 0, 2), (3, 3, 0, 3), (1, 3, 0, 3), (4, 2, 1, 4), (1, 2, 1, 4)],
+)
+def test_rate_is_the_larger_of_chunks_and_drain(chunks, steps, second, cycles):
+    """No bubble between blocks, groups, tiles and instructions: `cycles` per block throughout."""
+    forced = {**STEADY, "param_mode": 0, "wide": 0, "chunks": chunks, "steps": steps, "second": second}
+    bench = check("small", 1, 3, **forced)
+    issues = [number for number, cycle in enumerate(bench.cycles) if cycle.busy and not cycle.stalled]
+    blocks = 3 * 5 * 2 * 2
+    assert len(issues) == blocks * chunks
+    assert issues[-1] - issues[0] <= blocks * cycles - 1
+    writes = [number for number, cycle in enumerate(bench.cycles) if cycle.write >= 0]
+    assert len(writes) == blocks * steps * (1 + second)
+
+
+@pytest.mark.parametrize("halt_at", [40, 77, 120, 201])
+def test_halt_freezes_everything(halt_at):
+    accelerator = CONFIGURATIONS["small"]
+    random = np.random.default_rng(5)
+    instructions = [random_instruction(accelerator, random, tag) for tag in range(12)]
+    bench = Bench(accelerator, Memories(accelerator, random))
+    bench.run(instructions, halt_at=halt_at)
+    assert len(bench.cycles) == halt_at + 61
+    assert any(cycle.fetch >= 0 for cycle in bench.cycles[:halt_at])
+    for cycle in bench.cycles[halt_at:]:
+        assert (cycle.ready, cycle.residual, cycle.fetch, cycle.write) == (0, -1, -1, -1)
+        assert (cycle.weights, cycle.done, cycle.busy, cycle.stalled) == (0, 0, 1, 1)
