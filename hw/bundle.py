@@ -11,11 +11,12 @@ import numpy as np
 
 from ..arch import registers
 from ..arch.accelerator import Accelerator
+from ..arch.files import FileError
 from ..arch.program import Program
 from ..arch.registers import IDENTITY, address
 from .dram import AddressMap, image, pack
 
-__all__ = ["ports", "write_bundle"]
+__all__ = ["ports", "write_bundle", "write_verilog"]
 
 _TESTBENCH = Path(__file__).with_name("testbench.v")
 _LATENCY = 20
@@ -74,32 +75,53 @@ def write_bundle(
     expected: np.ndarray,
     verilog: str | None = None,
 ) -> Path:
-    """Write the bundle to `directory`, which must not exist: whole or not at all.
+    """Write the bundle to `directory`, whole or not at all; a bundle that is there is replaced.
 
     `codes` (N, ...) are input codes, `expected` (N, positions, channels) the output codes of the reference.
-    `verilog` is generated unless it is given. Raises FileExistsError, and FileError for another accelerator's program.
+    `verilog` is generated unless it is given. Raises FileError for a directory with other files, and for another
+    accelerator's program.
     """
     directory = Path(directory)
     program.require(accelerator)
     if len(codes) < 1 or len(codes) != len(expected):
-        raise ValueError(f"codes and expected must hold the same number of images, not {len(codes)}, {len(expected)}")
-    if directory.exists():
-        raise FileExistsError(f"{directory}: must not exist yet. Remove it or choose another name.")
+        raise ValueError(
+            f"codes and expected must hold the same number of images, not {len(codes)}, {len(expected)}"
+        )
     if verilog is None:
         from .top import verilog as generate
 
         verilog = generate(accelerator)
     files = _files(accelerator, program, np.asarray(codes), np.asarray(expected), verilog)
+    return _write(directory, files)
+
+
+def write_verilog(directory: str | Path, accelerator: Accelerator, verilog: str | None = None) -> Path:
+    """Write the bundle without a test: Verilog, file list, registers and ports."""
+    if verilog is None:
+        from .top import verilog as generate
+
+        verilog = generate(accelerator)
+    return _write(Path(directory), _documents(verilog))
+
+
+def _write(directory: Path, files: dict[str, str]) -> Path:
+    """All files to a directory beside `directory`, which then takes its name."""
+    if directory.exists() and not (directory / "terrazzo_top.v").exists() and any(directory.iterdir()):
+        raise FileError(
+            f"{directory}: must not exist, or be a bundle that may be replaced. Choose another name."
+        )
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
-        temporary.chmod(0o755)
+        new = temporary / "new"
+        new.mkdir()
         for name, text in files.items():
-            (temporary / name).write_text(text)
-        temporary.rename(directory)
-    except BaseException:
+            (new / name).write_text(text)
+        if directory.exists():
+            directory.rename(temporary / "old")
+        new.rename(directory)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return directory
 
 
@@ -108,7 +130,12 @@ def ports(verilog: str) -> list[tuple[str, str, int, str]]:
     body = verilog[verilog.index("module terrazzo_top(") :]
     body = body[: body.index("endmodule")]
     return [
-        (name, direction, int(high or 0) + 1, next(doc for rule, doc in _PORT_DOCS if re.fullmatch(rule, name)))
+        (
+            name,
+            direction,
+            int(high or 0) + 1,
+            next(doc for rule, doc in _PORT_DOCS if re.fullmatch(rule, name)),
+        )
         for direction, high, name in _PORT.findall(body)
     ]
 
@@ -137,15 +164,23 @@ def _files(
         "hash": accelerator.hash,
     }
     return {
-        "terrazzo_top.v": verilog,
-        "filelist.f": "terrazzo_top.v\n",
-        "testbench.v": _TESTBENCH.read_text().replace("//PARAMETERS", _parameters(accelerator, program, places)),
+        **_documents(verilog),
+        "testbench.v": _TESTBENCH.read_text().replace(
+            "//PARAMETERS", _parameters(accelerator, program, places)
+        ),
         "memory.hex": _hex(dram, accelerator.bus_bytes),
         "expected.hex": _expected_hex(accelerator, program, expected),
+        "README.md": _README.format(**facts),
+    }
+
+
+def _documents(verilog: str) -> dict[str, str]:
+    return {
+        "terrazzo_top.v": verilog,
+        "filelist.f": "terrazzo_top.v\n",
         "registers.h": registers.c_header(),
         "registers.md": registers.markdown(),
         "ports.md": _ports_markdown(verilog),
-        "README.md": _README.format(**facts),
     }
 
 
@@ -175,7 +210,11 @@ def _parameters(accelerator: Accelerator, program: Program, places: AddressMap) 
         "IDENTITY_VALUE": IDENTITY,
     }
     used = ["IDENTITY", "CONTROL", "STATUS", "CAUSE", "IRQ_ENABLE", "PROGRAM", "ENTRY", "CYCLES"]
-    used += [f"{region}_{part}" for region in ("WEIGHTS", "INPUT", "OUTPUT", "SCRATCH") for part in ("BASE", "LIMIT")]
+    used += [
+        f"{region}_{part}"
+        for region in ("WEIGHTS", "INPUT", "OUTPUT", "SCRATCH")
+        for part in ("BASE", "LIMIT")
+    ]
     lines = [f"localparam {name} = {value};" for name, value in values.items()]
     lines += [f"localparam [7:0] {name} = 8'h{address(name):02X};" for name in used]
     return "\n  ".join(lines)
@@ -203,7 +242,12 @@ def _expected_hex(accelerator: Accelerator, program: Program, expected: np.ndarr
 
 
 def _ports_markdown(verilog: str) -> str:
-    lines = ["# Ports of terrazzo_top", "", "One clock domain. No asynchronous inputs; no clock is generated inside.", ""]
+    lines = [
+        "# Ports of terrazzo_top",
+        "",
+        "One clock domain. No asynchronous inputs; no clock is generated inside.",
+        "",
+    ]
     lines += ["| port | direction | bits | meaning |", "|---|---|---|---|"]
     lines += [f"| `{name}` | {direction} | {bits} | {doc} |" for name, direction, bits, doc in ports(verilog)]
     return "\n".join([*lines, ""])

@@ -84,18 +84,20 @@ def instrument(accelerator: Accelerator, verilog: str) -> tuple[str, str]:
     return verilog + text, header
 
 
-def _module_with(verilog: str, *signals: str) -> str:
-    """The one module that declares all of `signals`."""
+def _module_with(verilog: str, port: str, *signals: str) -> str:
+    """The one module that has the input `port` and declares all of `signals`."""
+    declared = [rf"^  input\b.*\b{port};"] + [
+        rf"^  (?:wire|reg)\b.*\b{signal}\s*(?:=.*)?;" for signal in signals
+    ]
     found = [
         match[1]
         for match in re.finditer(r"^module (\w+)\(.*?^endmodule", verilog, re.MULTILINE | re.DOTALL)
-        if all(
-            re.search(rf"^  (?:wire|reg)\b.*\b{signal}\s*(?:=.*)?;", match[0], re.MULTILINE)
-            for signal in signals
-        )
+        if all(re.search(rule, match[0], re.MULTILINE) for rule in declared)
     ]
     if len(found) != 1:
-        raise RuntimeError(f"taps need one module with {', '.join(signals)}, not {len(found)}: {found}")
+        raise RuntimeError(
+            f"taps need one module with {port}, {', '.join(signals)}, not {len(found)}: {found}"
+        )
     return found[0]
 
 
