@@ -6,7 +6,6 @@ import torch
 from terrazzo.arch.graph import Preprocessing
 from terrazzo.quant.floatgraph import FloatGraph, Node
 
-
 torch.set_num_threads(1)  # models this small lose more to waiting threads than they gain
 
 
