@@ -39,7 +39,8 @@ SMALL_RAM_WORDS = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Measured by `synthesis.count`, accumulators and adder trees included."""
+    """Products as measured by `synthesis.count` for rows of 4 columns x 8, with accumulators and adder trees; the rest is a
+    cautious guess from the modules of the demo's accelerator on xcup."""
 
     product: Mapping[Scheme, tuple[float, float, float]]
     """LUT, FF and DSP of one multiply-accumulate of a lane kind."""
@@ -68,10 +69,10 @@ COSTS = {
     ),
     "ecp5": Costs(
         product={
-            Scheme.FIXED8: (53, 28, 1),
-            Scheme.FIXED4: (95, 20, 0),
-            Scheme.POT4: (110, 17, 0),
-            Scheme.SP2_4: (95, 20, 0),
+            Scheme.FIXED8: (42, 28, 1),
+            Scheme.FIXED4: (62, 20, 0),
+            Scheme.POT4: (82, 17, 0),
+            Scheme.SP2_4: (106, 20, 0),
         },
         output=(2000, 600, 4),
         element=(2500, 900, 12),
@@ -242,7 +243,9 @@ def _needs(board: Board, accelerator: Accelerator) -> list[tuple[str, float, flo
 def _missing(board: Board, accelerator: Accelerator) -> list[tuple[str, str]]:
     """What the board lacks: (needed, available) as text."""
     return [
-        (f"{need:,g} {what}", f"{has:,g}") for what, need, has in _needs(board, accelerator) if need > has
+        (f"{math.ceil(need):,} {what}", f"{has:,}")
+        for what, need, has in _needs(board, accelerator)
+        if need > has
     ]
 
 
