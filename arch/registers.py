@@ -30,7 +30,8 @@ class Cause(enum.IntEnum):
     WRITE_ERROR = 2
     """A write response was not OKAY; CAUSE_INFO is the address of its burst."""
     ILLEGAL_INSTRUCTION = 3
-    """CAUSE_INFO is the instruction's index."""
+    """An unknown opcode or enumeration value, a semaphore of another consumer in `wait`, a transfer of no rows, or no
+    instruction at all (a program without END); CAUSE_INFO is the instruction's index."""
     OUT_OF_BOUNDS = 4
     """A load or store beyond its region's limit, or an unaligned offset; CAUSE_INFO is the offset."""
     BAD_PROGRAM = 5
@@ -44,7 +45,8 @@ class Cause(enum.IntEnum):
     QUEUE_FULL = 9
     """A start or load while the start queue was full; CAUSE_INFO is 0."""
     WATCHDOG = 10
-    """No end within WATCHDOG cycles; CAUSE_INFO is the number of dispatched instructions."""
+    """No end of a run, or of the loading of a program, within WATCHDOG cycles; CAUSE_INFO is the number of
+    instructions dispatched."""
 
 
 class Control(enum.IntFlag):

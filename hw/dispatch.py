@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -67,36 +67,41 @@ class Dispatch(wiring.Component):
 
         idle = []
         for engine in isa.Engine:
-            name, port = engine.name.lower(), getattr(self, engine.name.lower())
             opcode = isa.Opcode[engine.name]
-            m.submodules[f"{name}_queue"] = queue = Queue(instruction_layout(opcode), QUEUE)
-            chosen, start, in_flight = (
-                Signal(name=f"{name}_chosen"),
-                Signal(name=f"{name}_start"),
-                Signal(6, name=f"{name}_in_flight"),
-            )
-            wait = getattr(semaphores, f"wait_{int(engine)}")
-            m.d.comb += [
-                chosen.eq(common.opcode == opcode),
-                queue.i.payload.eq(self.instruction),
-                queue.i.valid.eq(advance & chosen),
-                wait.eq(queue.o.payload.wait),
-                port.i.payload.eq(queue.o.payload),
-                port.i.valid.eq(queue.o.valid & semaphores.ok[engine] & ~self.halt),
-                port.halt.eq(self.halt),
-                start.eq(port.i.valid & port.i.ready),
-                queue.o.ready.eq(start),
-                semaphores.start[engine].eq(start),
-                semaphores.done[engine].eq(port.done),
-                getattr(semaphores, f"signal_{int(engine)}").eq(port.done_signal),
-            ]
-            m.d.sync += in_flight.eq(in_flight + queue.i.valid - port.done)
-            idle.append(in_flight == 0)
-            with m.If(chosen & (self.index < self.count)):
-                m.d.comb += [legal.eq(self._legal(opcode, engine)), accepted.eq(legal & queue.i.ready)]
+            chosen = Signal(name=f"{engine.name.lower()}_chosen")
+            m.d.comb += chosen.eq((common.opcode == opcode) & (self.index < self.count))
+            ready, empty = self._engine(m, engine, advance & chosen, semaphores)
+            idle.append(empty)
+            with m.If(chosen):
+                m.d.comb += [legal.eq(self._legal(opcode, engine)), accepted.eq(legal & ready)]
         with m.If((common.opcode == isa.Opcode.END) & (self.index < self.count)):
             m.d.comb += [legal.eq(1), ended.eq(Cat(idle).all())]
         return m
+
+    def _engine(self, m: Module, engine: isa.Engine, put, semaphores: Semaphores):
+        """An engine's queue, which takes the instruction with `put`, and its way into the engine; returns whether the
+        queue has room and whether nothing is in flight."""
+        name, opcode = engine.name.lower(), isa.Opcode[engine.name]
+        port, layout = getattr(self, name), instruction_layout(opcode)
+        used = sum(field.bits for field in isa.fields(opcode))
+        m.submodules[f"{name}_queue"] = queue = Queue(used, QUEUE)
+        head = data.View(layout, Cat(queue.o.payload, Const(0, isa.INSTRUCTION_BITS - used)))
+        start, in_flight = Signal(name=f"{name}_start"), Signal(6, name=f"{name}_in_flight")
+        m.d.comb += [
+            queue.i.payload.eq(self.instruction),
+            queue.i.valid.eq(put),
+            queue.o.ready.eq(start),
+            port.i.payload.eq(head),
+            port.i.valid.eq(queue.o.valid & semaphores.ok[engine] & ~self.halt),
+            port.halt.eq(self.halt),
+            start.eq(port.i.valid & port.i.ready),
+            semaphores.start[engine].eq(start),
+            semaphores.done[engine].eq(port.done),
+            getattr(semaphores, f"wait_{int(engine)}").eq(head.wait),
+            getattr(semaphores, f"signal_{int(engine)}").eq(port.done_signal),
+        ]
+        m.d.sync += in_flight.eq(in_flight + put - port.done)
+        return queue.i.ready, in_flight == 0
 
     def _legal(self, opcode: isa.Opcode, engine: isa.Engine):
         """Whether `instruction` is a legal one of its opcode."""
