@@ -1,7 +1,7 @@
 """Operand fetch: reads what a MATRIX instruction's array needs from the scratchpad into the operand buffer.
 
-An element is one step of the walk: a row for all columns (LINEAR), or for one column, in the order columns, window
-rows, window columns, chunks. JOIN takes one row more per window row than it makes chunks, and shifts pairs of them.
+An element is one step of the walk: a row for all columns (LINEAR), or for one column, in the order window rows,
+window columns, columns, chunks. JOIN takes one row more per window row than it makes chunks, and shifts pairs of them.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Walk(wiring.Component):
         column_last, group_last, tile_last = Signal(), Signal(), Signal()
         m.d.comb += [
             inner_last.eq(inner + 1 == inner_count),
-            tap_x_last.eq(inner_last & (~conv | (tap_x + 1 == ins.taps_x))),
+            column_last.eq(inner_last & (linear | (self.column == self.accelerator.columns - 1))),
+            tap_x_last.eq(column_last & (~conv | (tap_x + 1 == ins.taps_x))),
             tap_y_last.eq(tap_x_last & (linear | (tap_y + 1 == ins.taps_y))),
-            column_last.eq(tap_y_last & (linear | (self.column == self.accelerator.columns - 1))),
-            group_last.eq(column_last & (group + 1 == ins.groups)),
+            group_last.eq(tap_y_last & (group + 1 == ins.groups)),
             tile_last.eq(group_last & (left <= self.accelerator.columns)),
             following.eq(origin),
             self.writes.eq(~join | (inner != 0)),
@@ -92,18 +92,18 @@ class Walk(wiring.Component):
         with m.If(self.advance):
             m.d.sync += [
                 inner.eq(Mux(inner_last, 0, inner + 1)),
-                tap_x.eq(Mux(tap_x_last, 0, tap_x + inner_last)),
+                tap_x.eq(Mux(tap_x_last, 0, tap_x + column_last)),
                 tap_y.eq(Mux(tap_y_last, 0, tap_y + tap_x_last)),
                 self.index.eq(self.index + self.writes),
             ]
-            with m.If(tap_y_last):
+            with m.If(inner_last):
                 m.d.sync += [
                     self.column.eq(Mux(column_last, 0, self.column + 1)),
                     self.index.eq(Mux(column_last, self.index + 1, base)),
                     base.eq(Mux(column_last, self.index + 1, base)),
                     origin.eq(Mux(column_last & ~group_last, first, following)),
                 ]
-            with m.If(column_last):
+            with m.If(tap_y_last):
                 m.d.sync += [
                     group.eq(Mux(group_last, 0, group + 1)),
                     group_row.eq(Mux(group_last, 0, group_row + Mux(linear, ins.chunks, ins.tap_chunks))),
@@ -197,7 +197,7 @@ class Fetch(wiring.Component):
 
     Padding needs no read. While a request is not granted the address pipeline stands; rows already granted go on.
     `written` counts complete chunks since reset, 9 cycles after their last element left the walk.
-    CONV and JOIN take a column at a time, so that the buffer must hold all chunks of a tile's group.
+    CONV and JOIN take a column at a time; the buffer must hold the chunks of one tap (window row).
     """
 
     def __init__(self, accelerator: Accelerator):

@@ -210,16 +210,7 @@ def _walk(s, T, cfg):
     if s[_W_INNER] != inner_count:
         return
     s[_W_INNER] = 0
-    if mode == _CONV:
-        s[_W_TAP_X] += 1
-        if s[_W_TAP_X] != T[ins, _TAPS_X]:
-            return
-        s[_W_TAP_X] = 0
     if mode != _LINEAR:
-        s[_W_TAP_Y] += 1
-        if s[_W_TAP_Y] != T[ins, _TAPS_Y]:
-            return
-        s[_W_TAP_Y] = 0
         if s[_SKIP] != 0:
             s[_SKIP] -= 1
         elif s[_OUT_X] + 1 == T[ins, _OUT_WIDTH]:
@@ -235,6 +226,18 @@ def _walk(s, T, cfg):
             return
         s[_W_COLUMN] = 0
     s[_W_BASE] = s[_W_INDEX]
+    if mode == _CONV:
+        s[_W_TAP_X] += 1
+        if s[_W_TAP_X] != T[ins, _TAPS_X]:
+            s[_SKIP : _Y + 1] = s[_FIRST_SKIP : _FIRST_Y + 1]
+            return
+        s[_W_TAP_X] = 0
+    if mode != _LINEAR:
+        s[_W_TAP_Y] += 1
+        if s[_W_TAP_Y] != T[ins, _TAPS_Y]:
+            s[_SKIP : _Y + 1] = s[_FIRST_SKIP : _FIRST_Y + 1]
+            return
+        s[_W_TAP_Y] = 0
     s[_W_GROUP_ROW] += T[ins, _CHUNKS] if mode == _LINEAR else T[ins, _TAP_CHUNKS]
     s[_W_GROUP] += 1
     if s[_W_GROUP] != T[ins, _GROUPS]:
