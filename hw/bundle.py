@@ -45,7 +45,7 @@ _README = """# {name} for terrazzo_top
 ## Test
 In this directory:
 
-    iverilog -g2012 -o test testbench.v -f filelist.f && vvp -n test
+    iverilog -g2005 -o test testbench.v -f filelist.f && vvp -n test
 
     verilator --binary --timing -CFLAGS -std=c++20 -Wno-fatal --top-module testbench testbench.v -f filelist.f && obj_dir/Vtestbench
 

@@ -74,7 +74,7 @@ def test_verilator_passes_and_fails(bundle, tmp_path, monkeypatch):
 def test_icarus_passes_and_fails(bundle, tmp_path):
     for name, directory in (("PASS", bundle), ("FAIL", write(tmp_path / "wrong", expected_change=1))):
         test = tmp_path / f"test-{name}"
-        built = run([IVERILOG, "-g2012", "-o", test, "testbench.v", "-f", "filelist.f"], directory)
+        built = run([IVERILOG, "-g2005", "-o", test, "testbench.v", "-f", "filelist.f"], directory)
         assert built.returncode == 0, built.stderr
         result = run(["vvp", "-n", test], directory)
         assert name in result.stdout and (result.returncode == 0) == (name == "PASS"), result.stdout
