@@ -72,8 +72,10 @@ def instrument(accelerator: Accelerator, verilog: str) -> tuple[str, str]:
         row_bits=(accelerator.scratchpad_rows - 1).bit_length(),
         matrix=int(Engine.MATRIX),
         vector=int(Engine.VECTOR),
-        scratchpad=_module_with(verilog, "drain__mask", "vector_write__mask"),
-        weights=_module_with(verilog, "drain__keys", "drain__part", "load_row"),
+        scratchpad=_module_with(verilog, *_members("drain", "vector_write", names="mask valid row data")),
+        weights=_module_with(
+            verilog, *_members("drain", names="keys valid row part block values"), "load_row"
+        ),
     )
     sizes = {
         "MASK_WORDS": -(-row_bytes // 32),
@@ -82,6 +84,10 @@ def instrument(accelerator: Accelerator, verilog: str) -> tuple[str, str]:
     }
     header = "".join(f"constexpr size_t {name} = {value};\n" for name, value in sizes.items())
     return verilog + text, header
+
+
+def _members(*prefixes: str, names: str) -> list[str]:
+    return [f"{prefix}__{name}" for prefix in prefixes for name in names.split()]
 
 
 def _module_with(verilog: str, port: str, *signals: str) -> str:
