@@ -6,10 +6,14 @@ Equal to the RTL to the cycle: the same states, one clock at a time (docs/machin
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+from pathlib import Path
 
 import numba
 import numpy as np
 
+from ..arch import isa
 from ..arch.isa import Engine, LoadTarget, Opcode
 from ..arch.memory import MemoryModel
 from ..arch.program import Program
@@ -70,7 +74,7 @@ def predict(program: Program, memory_model: MemoryModel, entry: int | None = Non
     start = np.full(len(table), -1, dtype=np.int64)
     done = np.full(len(table), -1, dtype=np.int64)
     busy, stalled = (np.zeros(_ENGINES, dtype=np.int64) for _ in range(2))
-    cycles = _run(
+    cycles = _compiled_run()(
         table,
         entry,
         memory.config(accelerator, memory_model),
@@ -110,7 +114,7 @@ def predict(program: Program, memory_model: MemoryModel, entry: int | None = Non
     )
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _satisfied(semaphores, wait):
     missing = 0
     for bit in range(16):
@@ -118,13 +122,12 @@ def _satisfied(semaphores, wait):
     return missing == 0
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _add(semaphores, mask, amount):
     for bit in range(16):
         semaphores[bit] += amount * (mask >> bit & 1)
 
 
-@numba.njit(cache=True)
 def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy, stalled):
     """Steps all blocks from the cycle after run_start on; fills the last four arrays, returns the cycle of run_end."""
     semaphores = np.zeros(16, dtype=np.int64)
@@ -224,3 +227,13 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
             level[pushed] += 1
             dispatched += 1
             pc += 1
+
+
+@functools.cache
+def _compiled_run():
+    """`_run`, compiled, or from numba's cache. The cache does not see changes in called functions and in constants of
+    other modules, so the cached name holds a digest of their sources."""
+    sources = [Path(module.__file__) for module in (isa, memory, matrix, vector)]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    _run.__qualname__ = f"_run_{digest}"
+    return numba.njit(cache=True)(_run)

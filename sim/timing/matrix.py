@@ -118,26 +118,26 @@ def config(accelerator: Accelerator) -> np.ndarray:
     return np.array([*logs, a.scratchpad_regions, a.operand_chunks], dtype=np.int64)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _fetching(s):
     if s[_W_VALID] | s[_F_START]:
         return True
     return (s[_S1] | s[_S2] | s[_S3] | s[_S4] | s[_A1] | s[_A2] | s[_A3] | s[_A4]) != 0
 
 
-@numba.njit(cache=True)
+@numba.njit
 def ready(s, cfg):
     """Whether an instruction is accepted in this cycle."""
     return s[_PENDING_VALID] == 0 and not _fetching(s)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def busy(s):
     """Whether any instruction is under way."""
     return (s[_PENDING_VALID] | s[_C_VALID] | s[_USED]) != 0 or _fetching(s)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _issues(s, T):
     """Whether compute issues a pair in this cycle."""
     if s[_C_VALID] == 0 or s[_C_INDEX] == s[_WRITTEN]:
@@ -145,18 +145,18 @@ def _issues(s, T):
     return s[_COUNTDOWN] == 0 or s[_C_CHUNK] + 1 != T[s[_C_INS], _CHUNKS]
 
 
-@numba.njit(cache=True)
+@numba.njit
 def stalled(s, T):
     """Whether the engine is busy, but the array gets nothing in this cycle."""
     return busy(s) and not _issues(s, T)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _region(row, cfg):
     return row >> cfg[_ROWS_LOG2] & (cfg[_REGIONS] - 1)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def request(s, T, cfg):
     """(residual region or -1, fetch region or -1, drain's write region or -1, 1 if the weight memory is written)."""
     at = s[_CYCLE] & (_WHEEL - 1)
@@ -170,7 +170,7 @@ def request(s, T, cfg):
     return residual, fetch, write, s[_WEIGHTS_AT + at]
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _element(s, T, cfg):
     """The walk's element as it enters S1."""
     columns_log2, depth_log2 = cfg[_COLUMNS_LOG2], cfg[_DEPTH_LOG2]
@@ -195,7 +195,7 @@ def _element(s, T, cfg):
     return 1 | np.int64(counts) << 1 | ((row & 0xFFFF) + 1 if row >= 0 else 0) << 2
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _walk(s, T, cfg):
     """Advances the walk by an element."""
     columns = 1 << cfg[_COLUMNS_LOG2]
@@ -251,7 +251,7 @@ def _walk(s, T, cfg):
         s[_W_VALID] = 0
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _fetch(s, T, cfg, freed, granted):
     """One clock edge of the fetch, except its start."""
     s[_WRITTEN] += s[_A4] >> 1 & 1
@@ -275,7 +275,7 @@ def _fetch(s, T, cfg, freed, granted):
         s[_Y] = s[_FIRST_Y] = -T[ins, _PAD_TOP]
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _compute(s, T, cfg, slot_free):
     """One clock edge of compute: an issue, and the next instruction's start; `_issues` holds."""
     finish = False
@@ -316,7 +316,7 @@ def _compute(s, T, cfg, slot_free):
         s[_WRITING] ^= 1
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _drain(s, T, cfg):
     """One clock edge of the drain's step counters."""
     cycle, mask = s[_CYCLE], _WHEEL - 1
@@ -358,7 +358,7 @@ def _drain(s, T, cfg):
         s[_TILE_END], s[_END] = block >> 1 & 1, block >> 2
 
 
-@numba.njit(cache=True)
+@numba.njit
 def step(s, T, cfg, start, fetch_granted):
     """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
     at = s[_CYCLE] & (_WHEEL - 1)

@@ -122,18 +122,18 @@ def store_state() -> np.ndarray:
     return s
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _region(row, cfg):
     return (row & 0xFFFF) // cfg[_REGION_ROWS] % cfg[_REGIONS]
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _length(s, cfg):
     """Beats of the next burst."""
     return min(s[_REMAINING], cfg[_BURST] - s[_ADDRESS] % cfg[_BURST])
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _cut(s, T, cfg, start, row_beats, enable, taken):
     """One clock edge of hw/bursts.py."""
     state = s[_STATE]
@@ -154,13 +154,13 @@ def _cut(s, T, cfg, start, row_beats, enable, taken):
             s[_STATE] = _IDLE
 
 
-@numba.njit(cache=True)
+@numba.njit
 def load_ready(s, cfg):
     """Whether an instruction is accepted in this cycle."""
     return s[_STATE] == _IDLE
 
 
-@numba.njit(cache=True)
+@numba.njit
 def load_request(s, T, cfg):
     """(target memory of the row that waits to be written or -1, its scratchpad region)."""
     if s[_ROW_VALID] == 0:
@@ -168,13 +168,13 @@ def load_request(s, T, cfg):
     return s[_ROW_TARGET], _region(s[_ROW_ADDRESS], cfg)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def load_stalled(s, granted):
     """Whether no beat leaves the buffer in this cycle."""
     return s[_BEAT] == 0 or (s[_ROW_VALID] == 1 and not granted)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def load_step(s, T, cfg, cycle, start, granted):
     """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
     done = s[_DONE]
@@ -230,26 +230,26 @@ def load_step(s, T, cfg, cycle, start, granted):
     return done
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _sends(s, cfg, cycle):
     """Whether a beat is put on the bus in this cycle."""
     accepted = cycle >= s[_LAST_W] + cfg[_INTERVAL]
     return s[_BEATS_LEFT] != 0 and s[_CURRENT] != 0 and (s[_W] == 0 or accepted)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _moves(s, cfg, cycle):
     """Whether the row ahead becomes the current one in this cycle."""
     return s[_AHEAD] == 1 and (s[_CURRENT] == 0 or (s[_CURRENT] == 1 and _sends(s, cfg, cycle)))
 
 
-@numba.njit(cache=True)
+@numba.njit
 def store_ready(s, cfg):
     """Whether an instruction is accepted in this cycle."""
     return s[_ACTIVE] == 0
 
 
-@numba.njit(cache=True)
+@numba.njit
 def store_request(s, T, cfg, cycle):
     """Region that is read, or -1."""
     if s[_ROWS_LEFT] == 0 or (s[_CLAIMED] == 1 and not _moves(s, cfg, cycle)):
@@ -257,13 +257,13 @@ def store_request(s, T, cfg, cycle):
     return _region(s[_ROW_NEXT], cfg)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def store_stalled(s, cfg, cycle):
     """Whether no beat is put on the bus in this cycle."""
     return not _sends(s, cfg, cycle)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def store_step(s, T, cfg, cycle, start, granted):
     """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
     done = -1

@@ -68,19 +68,19 @@ def config(accelerator: Accelerator) -> np.ndarray:
     return np.array([*(value.bit_length() - 1 for value in powers), a.scratchpad_regions], dtype=np.int64)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def ready(s, cfg):
     """Whether an instruction is accepted in this cycle."""
     return s[_BUSY] == 0
 
 
-@numba.njit(cache=True)
+@numba.njit
 def busy(s):
     """Whether an instruction is being executed."""
     return s[_BUSY] == 1
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _blocked(s, op):
     """Whether the next step must wait for the write queue, moments or row scales."""
     if s[_MEASURE] == 0 and s[_PENDING] == _QUEUE_STEPS:
@@ -92,12 +92,12 @@ def _blocked(s, op):
     return op == _SOFTMAX and s[_MEASURE] == 0 and s[_COUNTING] > _SOFTMAX_LATENCY
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _region(row, cfg):
     return (row & 0xFFFF) >> cfg[_ROWS_LOG2] & (cfg[_REGIONS] - 1)
 
 
-@numba.njit(cache=True)
+@numba.njit
 def request(s, T, cfg):
     """(read region or -1, write region or -1)."""
     read = write = -1
@@ -115,7 +115,7 @@ def request(s, T, cfg):
     return read, write
 
 
-@numba.njit(cache=True)
+@numba.njit
 def stalled(s, T, read_granted, write_granted):
     """Whether the engine is busy and waits for something."""
     if s[_BUSY] == 0:
@@ -125,7 +125,7 @@ def stalled(s, T, read_granted, write_granted):
     return s[_ISSUING] == 1 and not read_granted
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _start(s, T, cfg):
     """The cycle after the start."""
     now = T[s[_INDEX]]
@@ -147,7 +147,7 @@ def _start(s, T, cfg):
     s[_DST_NOW] = now[_DST]
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _issue(s, T, cfg):
     """The grant of a read."""
     now = T[s[_INDEX]]
@@ -188,7 +188,7 @@ def _issue(s, T, cfg):
         s[_DST_NOW] += now[_DST_STRIDE]
 
 
-@numba.njit(cache=True)
+@numba.njit
 def step(s, T, cfg, start, read_granted, write_granted):
     """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
     done = -1
