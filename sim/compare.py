@@ -20,7 +20,7 @@ from .functional import Machine, Write
 from .rtl import RtlResult, RtlSimulator, Wave
 from .taps import Writes
 
-__all__ = ["Comparison", "Difference", "compare"]
+__all__ = ["Comparison", "Difference", "compare", "first_difference"]
 
 _BEFORE, _AFTER = 300, 100
 """Cycles of a waveform around a difference."""
@@ -194,7 +194,7 @@ def compare(
         progress("looking for the first wrong write")
         first = int(np.flatnonzero((rtl.outputs != executed).any(axis=(1, 2)))[0])
         watching = RtlSimulator(program.accelerator, verilog, watch=True)
-        difference = _against_functional(
+        difference = first_difference(
             program, codes[: first + 1], watching.run(program, codes[: first + 1], memory)
         )
     if wave is not None:
@@ -321,8 +321,8 @@ class _Bytes:
         return self.cell << 24 | self.rank
 
 
-def _against_functional(program: Program, codes: np.ndarray, rtl: RtlResult) -> Difference | None:
-    """The first instruction, in program order, whose write to a memory differs between functional simulator and RTL."""
+def first_difference(program: Program, codes: np.ndarray, rtl: RtlResult) -> Difference | None:
+    """The first instruction, in program order, whose writes differ between functional simulator and a watched RTL run."""
     logs, instructions = _logged(program, codes)
     executed = [(frame, write) for frame, log in enumerate(logs) for write in log]
     best: tuple[int, int, int, int, int | None] | None = None
@@ -332,7 +332,7 @@ def _against_functional(program: Program, codes: np.ndarray, rtl: RtlResult) -> 
             for index, (_, write) in enumerate(executed)
             if write.memory == watched.memory and instructions[write.instruction].engine == watched.engine
         ]
-        found = _first_difference(watched, mine)
+        found = _earliest(watched, mine)
         if found is not None and (best is None or found[0] < best[0]):
             best = found
             width = watched.mask.shape[1]
@@ -358,7 +358,7 @@ def _against_functional(program: Program, codes: np.ndarray, rtl: RtlResult) -> 
     )
 
 
-def _first_difference(watched: Writes, executed: list[tuple[int, Write]]):
+def _earliest(watched: Writes, executed: list[tuple[int, Write]]):
     """(index of executed, cell, expected byte, found byte or None, cycle or None) of the earliest instruction."""
     width = watched.mask.shape[1]
     rows = np.concatenate([w.rows for _, w in executed] or [np.zeros(0, int)])

@@ -229,7 +229,7 @@ async def read_error(dut):
     await b.setup()
     b.dram.refused = range(PLACES.inputs[0], PLACES.inputs[0] + PLACES.input_bytes)
     await b.begin(PROGRAM.frame_entry)
-    await b.expect(Cause.READ_ERROR)
+    await b.expect(Cause.READ_ERROR, PLACES.inputs[0])
     await good_again(b)
 
 
@@ -249,7 +249,7 @@ async def write_error(dut):
     await b.setup()
     b.dram.refused = range(PLACES.outputs[0], PLACES.outputs[0] + PLACES.output_bytes)
     await b.begin(PROGRAM.frame_entry)
-    await b.expect(Cause.WRITE_ERROR)
+    await b.expect(Cause.WRITE_ERROR, PLACES.outputs[0])
     await good_again(b)
 
 

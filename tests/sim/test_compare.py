@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 from terrazzo.arch.memory import MemoryModel
-from terrazzo.sim.compare import compare
+from terrazzo.sim.compare import compare, first_difference
+from terrazzo.sim.rtl import RtlSimulator
 
 from .. import tiny
 
@@ -14,10 +15,23 @@ MEMORY = MemoryModel(latency=9, interval=2)
 
 @pytest.fixture(scope="module")
 def mutant() -> str:
-    """Verilog whose requantizers subtract their constant."""
+    """Verilog whose vector engine subtracts its rounding constant."""
     text = tiny.verilog().replace("$signed(product) + ", "$signed(product) - ")
     assert text != tiny.verilog()
     return text
+
+
+def check_located(result):
+    found = result.difference
+    assert not result.equal and result.rtl_mismatches == 2 and result.functional_mismatches == 0
+    assert found.between == ("functional", "RTL") and found.image == 0 and found.expected != found.found
+    first = next(layer.name for layer in tiny.program().layers if layer.op == "layernorm")
+    assert found.layer == first and found.text.startswith("VECTOR ") and "op=LAYERNORM" in found.text
+    assert (found.position, found.channel, found.tile) == (0, 0, 0)
+    assert any(
+        line.startswith(f"RTL differs from functional: image 0, layer {first}") for line in result.messages()
+    )
+    assert result.rtl_cycles == result.predicted_cycles, "only values are wrong"
 
 
 def test_all_agree():
@@ -29,18 +43,27 @@ def test_all_agree():
     assert all(row["equal"] for row in result.rows())
 
 
-def test_wrong_verilog_is_located(mutant, tmp_path):
+def test_logs_of_writes_agree():
+    """Every byte that the drain and the vector engine write is also in the functional simulator's log."""
+    rtl = RtlSimulator(tiny.MACHINE, tiny.verilog(), watch=True).run(tiny.program(), tiny.codes(2), MEMORY)
+    assert all(len(writes.cycles) > 20 for writes in rtl.writes) and len(rtl.writes) == 3
+    assert first_difference(tiny.program(), tiny.codes(2), rtl) is None
+    for writes in rtl.writes:
+        writes.data[7, np.flatnonzero(writes.mask[7])[0]] ^= 1
+        difference = first_difference(tiny.program(), tiny.codes(2), rtl)
+        assert difference.cycle == writes.cycles[7]
+        assert difference.text.startswith(writes.engine.name) and difference.tensor.startswith(writes.memory)
+        writes.data[7, np.flatnonzero(writes.mask[7])[0]] ^= 1
+
+
+def test_wrong_verilog_is_located(mutant):
+    check_located(compare(tiny.graph(), tiny.program(), tiny.codes(2), MEMORY, verilog=mutant))
+
+
+@pytest.mark.full
+def test_waveform_around_the_difference(mutant, tmp_path):
     wave = tmp_path / "difference.fst"
-    result = compare(tiny.graph(), tiny.program(), tiny.codes(2), MEMORY, verilog=mutant, wave=wave)
-    found = result.difference
-    assert not result.equal and result.rtl_mismatches == 2 and result.functional_mismatches == 0
-    assert found.between == ("functional", "RTL") and found.image == 0 and found.cycle is not None
-    first = tiny.program().layers[0].name
-    assert found.layer == first and found.text.startswith("MATRIX ")
-    assert any(
-        line.startswith("RTL differs from functional: image 0, layer " + first) for line in result.messages()
-    )
-    assert result.rtl_cycles == result.predicted_cycles, "only values are wrong"
+    check_located(compare(tiny.graph(), tiny.program(), tiny.codes(2), MEMORY, verilog=mutant, wave=wave))
     assert b"trace_run_start" in wave.read_bytes()
 
 
