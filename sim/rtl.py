@@ -25,7 +25,7 @@ from ..hw import verilator
 from ..hw.dram import AddressMap, image, read_output
 from . import taps
 
-__all__ = ["EVENT", "RtlError", "RtlResult", "RtlSimulator", "Wave", "build", "cache_directory"]
+__all__ = ["EVENT", "RtlError", "RtlResult", "RtlSimulator", "Wave", "build", "cache_directory", "engine_of"]
 
 EVENT = np.dtype([("cycle", "<i8"), ("code", "<i4"), ("tag", "<i4")])
 """A trace event: code = Engine * 2 + (1 if done), or RUN_START, RUN_END."""
