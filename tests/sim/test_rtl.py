@@ -1,11 +1,10 @@
-"""The RTL harness by itself, on a device whose every transfer is known; tests/test_tiny.py runs the real machine."""
+"""The RTL harness by itself, on a device whose every transfer is known (copier.v)."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.layout import Layout
 from terrazzo.arch.memory import MemoryModel
@@ -105,14 +104,14 @@ def test_random_stalls_change_time_only(simulator, codes):
 
 def test_hang_is_reported(simulator, codes):
     with pytest.raises(
-        RtlError, match="^RTL simulation, setup or frame 0: the run must end, but was still busy"
+        RtlError, match=r"^RTL simulation, setup or frame 0: the run must end, but was still busy"
     ):
         simulator.run(program(frame_entry=2), codes, max_cycles=100)
 
 
 def test_stray_write_is_reported(simulator, codes):
     with pytest.raises(
-        RtlError, match="^RTL simulation, setup or frame 0: writes must stay inside the OUTPUT and SCRATCH"
+        RtlError, match=r"^RTL simulation, setup or frame 0: writes must stay inside the OUTPUT and SCRATCH"
     ):
         simulator.run(program(frame_entry=3), codes)
 
@@ -159,5 +158,5 @@ def test_missing_tool_is_one_clear_error(missing, message, tmp_path, monkeypatch
 
 
 def test_broken_verilog_is_a_clear_error():
-    with pytest.raises(ToolError, match="^Verilog must compile, but verilator says:\n%Error.*top.v"):
+    with pytest.raises(ToolError, match=r"^Verilog must compile, but verilator says:\n%Error.*top\.v"):
         RtlSimulator(ACCELERATOR, COPIER.replace("localparam BEATS = 4;", "localparam = ;"))
