@@ -9,7 +9,15 @@ from ..arch import isa
 from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_ROW_BYTES, Accelerator
 from .decode import instruction_layout
 
-__all__ = ["EngineSignature", "LoadPort", "ReadPort", "RowScalePort", "WritePort", "load_bytes", "row_scale_layout"]
+__all__ = [
+    "EngineSignature",
+    "LoadPort",
+    "ReadPort",
+    "RowScalePort",
+    "WritePort",
+    "load_bytes",
+    "row_scale_layout",
+]
 
 ROW_BITS = 16
 
@@ -100,4 +108,6 @@ class RowScalePort(wiring.Signature):
     """Row scales from the vector engine, facing it; always accepted."""
 
     def __init__(self, accelerator: Accelerator):
-        super().__init__({"valid": Out(1), "row": Out(ROW_BITS), "scales": Out(row_scale_layout(accelerator))})
+        super().__init__(
+            {"valid": Out(1), "row": Out(ROW_BITS), "scales": Out(row_scale_layout(accelerator))}
+        )

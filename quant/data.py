@@ -14,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..arch.errors import UserError
+
 __all__ = [
     "DIGITS_RAW_MAX",
     "IMAGE_SUFFIXES",
@@ -28,7 +30,7 @@ DIGITS_RAW_MAX = 16.0
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """An image, folder or weights file that cannot be used; the message names it, the reason and the remedy."""
 
 

@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from ..arch.errors import UserError
 from .floatgraph import FloatGraph, Node
 from .operands import Call
 from .patterns import HANDLERS, MOVEMENTS, PASS_THROUGH, SHAPE_ONLY, SUPPORTED, remedy_for
@@ -43,7 +44,7 @@ class Finding:
         return f"{self.path or '(model)'}: {self.op}: {self.reason}; {self.remedy}"
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(UserError):
     """A model that cannot be imported; `findings` and the message list every offending operator."""
 
     def __init__(self, name: str, findings: list[Finding]):

@@ -7,6 +7,7 @@ written whole. Long calls take `progress(text)`. A user's mistake raises `terraz
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -179,6 +180,7 @@ def quantize(
         drain=target.drain,
         activation_bits=activation_bits,
         name=f"{model.name}-{rows}",
+        execute=functools.partial(reference.run, keep=True),
     )
     return Quantized(graph, report)
 
@@ -245,9 +247,9 @@ def rtl(
     if synthesis:
         target = _board(board or "zcu102")
         progress(f"synthesis for {target.name}: each distinct module once, cached")
-        rows = resource_rows(count_resources(text, top.NAME, target, progress), target)
+        rows = resource_rows(count_resources(text, top.MODULE, target, progress), target)
     return {
-        "verilog": str(output / f"{top.NAME}.v"),
+        "verilog": str(output / f"{top.MODULE}.v"),
         "accelerator": machine.to_dict(),
         "hash": f"{machine.hash:016x}",
         "multipliers": machine.multipliers,

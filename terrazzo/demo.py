@@ -104,7 +104,7 @@ def run(out: Path, progress: api.Progress = api.silent) -> Result:
         summary["models"][name] = entry
         broken += [f"{name}: {problem}" for problem in problems]
     progress("synthesis with Yosys: each distinct module once")
-    counted = count_resources(verilog, top.NAME, BOARDS[BOARD], progress)
+    counted = count_resources(verilog, top.MODULE, BOARDS[BOARD], progress)
     summary["resources"] = api.resource_rows(counted, BOARDS[BOARD])
     summary |= {"broken": broken, "directory": str(out), "seconds": time.monotonic() - start}
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -190,7 +190,7 @@ def _simulated(
         "depthwise": [row for row in api.layer_rows(program, result.rtl_layers) if "depthwise" in row["op"]],
         "layers": api.layer_rows(program, result.rtl_layers),
         "fps": BOARDS[BOARD].clock_mhz * 1e6 / cycles,
-        "verilog": str(out / "bundle" / f"{top.NAME}.v"),
+        "verilog": str(out / "bundle" / f"{top.MODULE}.v"),
         "program": str(out / "mixed.program"),
     }
     return entry, [] if result.equal else result.messages()
