@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from terrazzo.arch import numerics
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.graph import (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+
+from terrazzo import compiler
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.graph import Graph
 from terrazzo.arch.program import Program
 from terrazzo.hw import top
-
-from terrazzo import compiler
 
 from .graphs import Builder, random_codes
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from terrazzo.arch.accelerator import Accelerator, AcceleratorError, Lanes
 from terrazzo.arch.schemes import Scheme
 

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+
 from terrazzo.arch import files
 from terrazzo.arch.files import FileError
 from terrazzo.arch.graph import (

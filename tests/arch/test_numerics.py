@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from terrazzo.arch import numerics
 
 accumulators = st.integers(-(1 << 26), (1 << 26) - 1)

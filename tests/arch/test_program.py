@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from terrazzo.arch import isa
 from terrazzo.arch.files import FileError
 from terrazzo.arch.layout import Layout

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from terrazzo.arch.schemes import Scheme, codebook, decode, encode, storage_bits
 
 EXPECTED = {

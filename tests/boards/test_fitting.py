@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from terrazzo.arch.accelerator import Accelerator, AcceleratorError
 from terrazzo.boards import (
     BOARDS,

@@ -6,6 +6,7 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+
 from terrazzo.arch.schemes import Scheme, storage_bits
 from terrazzo.boards import BOARDS
 from terrazzo.boards import synthesis as subject

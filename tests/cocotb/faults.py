@@ -10,6 +10,7 @@ import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, with_timeout
 from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiSlave, MemoryRegion
+
 from terrazzo.arch.program import Program, checksum
 from terrazzo.arch.registers import Cause, Control, Status, address
 from terrazzo.hw.dram import AddressMap, image, read_output

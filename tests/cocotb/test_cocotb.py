@@ -8,6 +8,7 @@ import cocotb_tools.config
 import numpy as np
 import pytest
 from cocotb_tools.runner import get_runner
+
 from terrazzo.hw import verilator
 from terrazzo.hw.bundle import ports
 from terrazzo.sim import reference

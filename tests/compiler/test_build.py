@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from terrazzo.arch import isa
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.graph import Graph

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+
 from terrazzo.arch import isa
 from terrazzo.compiler import compile
 from terrazzo.compiler.listing import listing

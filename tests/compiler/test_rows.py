@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from terrazzo.arch.schemes import Scheme, codebook
 from terrazzo.compiler.rows import pack_norms, pack_params, pack_weights, segments
 from terrazzo.sim.functional import Machine

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from terrazzo.quant.data import digits, load_weights
 from terrazzo.quant.frontend import check, import_module
 

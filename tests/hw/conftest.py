@@ -1,6 +1,7 @@
 """Fixture of the tests of the top."""
 
 import pytest
+
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.hw import top
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 from amaranth.sim import Simulator
+
 from terrazzo.arch import isa, schemes
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.hw import matrix

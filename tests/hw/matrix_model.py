@@ -1,6 +1,7 @@
 """MATRIX instructions by the loops of docs/machine.md, one number at a time."""
 
 import numpy as np
+
 from terrazzo.arch import schemes
 from terrazzo.arch.isa import Destination, FetchMode, ParamMode
 

@@ -6,6 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
+
 from terrazzo.arch.files import FileError
 from terrazzo.arch.registers import REGISTERS
 from terrazzo.hw import verilator

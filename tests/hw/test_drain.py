@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+
 from terrazzo.arch import numerics
 from terrazzo.hw.drain import Output
 

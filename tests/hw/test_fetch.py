@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+
 from terrazzo.arch import isa
 from terrazzo.arch.isa import FetchMode
 from terrazzo.hw.fetch import Fetch

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+
 from terrazzo.arch.schemes import Scheme, decode, storage_bits
 from terrazzo.hw.lanes import KINDS, LATENCY, Row
 

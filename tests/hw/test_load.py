@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
+
 from terrazzo.arch import isa
 from terrazzo.arch.isa import LoadTarget, Region
 from terrazzo.arch.memory import MemoryModel

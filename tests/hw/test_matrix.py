@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+
 from terrazzo.arch import isa
 
 from .matrix_bench import CONFIGURATIONS, Bench, random_instruction

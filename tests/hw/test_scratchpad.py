@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+
 from terrazzo.hw.scratchpad import READERS, WRITERS, Scratchpad, mask_bytes
 
 from .top_bench import accelerator

@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+
 from terrazzo.arch import isa
 from terrazzo.arch.isa import Engine, Instruction, LoadTarget, Opcode, Region
 from terrazzo.arch.layout import Layout

@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+
 from terrazzo.arch import isa, numerics
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.isa import Instruction, LoadTarget, Opcode, VectorOp

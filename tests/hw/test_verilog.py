@@ -12,6 +12,7 @@ from amaranth.back import verilog as amaranth_verilog
 from amaranth.hdl import Module, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
+
 from terrazzo.arch.schemes import Scheme
 from terrazzo.hw.lanes import Row
 from terrazzo.hw.verilog import generate, merge_identical, module_bodies, module_instances

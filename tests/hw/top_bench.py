@@ -11,6 +11,7 @@ from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
+
 from terrazzo.arch import isa, program, registers
 from terrazzo.arch.accelerator import VERSION, Accelerator, Lanes
 from terrazzo.arch.memory import MemoryModel

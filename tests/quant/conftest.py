@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from terrazzo.arch.graph import Preprocessing
 from terrazzo.quant.floatgraph import FloatGraph, Node
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from terrazzo.quant.calibrate import Histogram, collect
 
 

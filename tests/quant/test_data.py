@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
-from terrazzo.quant.data import DataError, digits, load_images, load_labelled, load_weights
 from torch import nn
+
+from terrazzo.quant.data import DataError, digits, load_images, load_labelled, load_weights
 
 
 def test_digits_split_every_image_once_and_a_third_of_each_class():

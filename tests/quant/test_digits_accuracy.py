@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from terrazzo.arch.graph import Preprocessing
 from terrazzo.arch.schemes import Scheme
 from terrazzo.quant import data, frontend, onnx_export

@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from terrazzo.quant.frontend import UnsupportedModel, check, import_module
 from torch import nn
+
+from terrazzo.quant.frontend import UnsupportedModel, check, import_module
 
 TOKENS, DIM, HEADS = 16, 24, 3
 SAMPLE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))

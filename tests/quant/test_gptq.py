@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from terrazzo.arch.schemes import Scheme, codebook
 from terrazzo.quant.gptq import nearest, round_rows, weighted_error
 

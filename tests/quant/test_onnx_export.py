@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
 from terrazzo.arch.schemes import Scheme
 from terrazzo.quant import onnx_export
 from terrazzo.quant.quantizer import quantize

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+
 from terrazzo.arch.graph import Conv, Elementwise, Linear
 from terrazzo.arch.schemes import Scheme
 from terrazzo.quant.calibrate import preprocess

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from terrazzo.arch.schemes import Scheme, codebook
 from terrazzo.quant.gptq import nearest
 from terrazzo.quant.rows import accumulator_range, assign, fit_scale, quantize_rows

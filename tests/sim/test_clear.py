@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.arch.registers import Cause, Control, address
 from terrazzo.hw.dram import AddressMap, image

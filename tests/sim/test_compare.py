@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.sim.compare import compare, first_difference
 from terrazzo.sim.rtl import RtlSimulator

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from terrazzo.arch import isa
 from terrazzo.arch.isa import Engine, Instruction, LoadTarget, Opcode, Region, VectorOp
 from terrazzo.arch.layout import Layout

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from terrazzo.arch import isa, numerics, schemes
 from terrazzo.arch.files import FileError
 from terrazzo.arch.isa import Instruction, LoadTarget, Opcode, Region, VectorOp

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.layout import Layout
 from terrazzo.arch.memory import MemoryModel

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from terrazzo.arch import isa
 from terrazzo.hw import lanes
 from terrazzo.sim.timing import matrix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from terrazzo.arch import isa
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.isa import Instruction, Opcode, VectorOp

@@ -1,0 +1,71 @@
+"""The cycle model predicts random graphs on random machines and memories before the RTL runs: equal per layer."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from terrazzo import compiler
+from terrazzo.arch.accelerator import Accelerator, Lanes
+from terrazzo.arch.memory import MemoryModel
+from terrazzo.hw import top
+from terrazzo.sim.compare import compare
+
+from ..graphs import random_codes, random_graph
+
+MACHINES = 4
+GRAPHS = 6
+
+
+@functools.cache
+def machine(seed: int) -> Accelerator:
+    """Random parameters, small so that the Verilog compiles in seconds."""
+    random = np.random.default_rng(1000 + seed)
+    depth = int(random.choice([4, 8, 16]))
+    columns = int(random.choice([c for c in (2, 4) if c <= depth]))
+    drain = int(random.choice([d for d in (1, 2, 4) if d <= depth // 2]))
+    lanes = Lanes(
+        fixed8=4 if drain < 4 else int(random.choice([4, 8])),
+        fixed4=drain * int(random.integers(0, 2)),
+        pot4=drain * int(random.integers(0, 2)),
+        sp2_4=drain * int(random.integers(0, 2)),
+    )
+    return Accelerator(
+        lanes=lanes,
+        columns=columns,
+        depth=depth,
+        drain=drain,
+        vector=int(random.choice([v for v in (1, 2, 4) if v <= depth // 2])),
+        scratchpad_regions=int(random.choice([1, 2, 4])),
+        scratchpad_rows=1024,
+        weight_rows=1024,
+        param_rows=512,
+        norm_rows=256,
+        operand_chunks=128,
+        row_scales=64,
+        table_pages=2,
+        instructions=256,
+        bus_bytes=int(random.choice([4, 8, 16, 32])),
+        burst_beats=int(random.choice([4, 16, 64])),
+    )
+
+
+@functools.cache
+def verilog(seed: int) -> str:
+    """Verilog of a random machine."""
+    return top.verilog(machine(seed))
+
+
+@pytest.mark.parametrize("graph_seed", range(GRAPHS))
+@pytest.mark.parametrize("machine_seed", range(MACHINES))
+def test_prediction_equals_rtl(machine_seed, graph_seed):
+    seed = 100 * machine_seed + graph_seed
+    random = np.random.default_rng(seed)
+    memory = MemoryModel(latency=int(random.integers(1, 201)), interval=int(random.integers(1, 5)))
+    accelerator = machine(machine_seed)
+    graph = random_graph(seed, accelerator)
+    program = compiler.compile(graph, accelerator)
+    result = compare(graph, program, random_codes(graph, 2, seed), memory, verilog=verilog(machine_seed))
+    assert result.messages() == []
+    assert result.predicted_cycles == result.rtl_cycles == result.frame_cycles[1]
+    assert result.predicted_layers == result.rtl_layers
