@@ -12,6 +12,7 @@ from ..arch.schemes import storage_bits
 from . import lanes
 from .compute import ChunkLayout
 from .delay import delayed
+from .shared import Shared
 
 __all__ = ["MOVE_CYCLES", "Array"]
 
@@ -56,7 +57,7 @@ class Array(wiring.Component):
 
         lane = 0
         while lane < self.accelerator.lanes.total:
-            row = lanes.Row(self.accelerator.lanes.kinds[lane], columns, depth)
+            row = Shared(lanes.Row, self.accelerator.lanes.kinds[lane], columns, depth)
             m.submodules[f"row_{lane}"] = row
             weights = Cat(delayed(m, self.weights[lane + i], 1) for i in range(row.lanes))
             m.d.comb += [

@@ -10,7 +10,10 @@ from amaranth._toolchain.yosys import find_yosys
 from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable
 
-__all__ = ["generate", "merge_identical", "module_bodies", "module_instances"]
+from .shared import Registry
+from .zeros import quick_zeros
+
+__all__ = ["generate", "merge_identical", "module_bodies", "module_instances", "without_clearing"]
 
 _SCRIPT = """
 proc -nomux -norom
@@ -40,7 +43,10 @@ _RTLIL_ALIAS = re.compile(r"^(?:  )?connect (\\\S+) .*\n", re.MULTILINE)
 _RTLIL_CELL = re.compile(r"^  cell (\S+) ", re.MULTILINE)
 _MODULE = re.compile(r"^module (\w+)\(.*?^endmodule\n", re.MULTILINE | re.DOTALL)
 _ZEROS = re.compile(
-    r"^  initial begin\n    (\S+ ?)\[0\] = (\d+'h0+);\n(?:    \1\[\d+\] = \2;\n)+  end\n", re.MULTILINE
+    r"^  initial begin\n    (\S+ ?)\[0\] = (\d+'[bdh]0+);\n(?:    \1\[\d+\] = \2;\n)+  end\n", re.MULTILINE
+)
+_ZERO_LOOP = re.compile(
+    r"^  initial begin : \w+_start\n    integer i;\n    for .* = \d+'[bdh]0+;\n  end\n", re.MULTILINE
 )
 _INSTANCE = re.compile(r"^  ([A-Za-z_]\w*) +(?:\\\S+|[A-Za-z_]\w*) +\($", re.MULTILINE)
 
@@ -51,7 +57,10 @@ def generate(component: Elaboratable, name: str, ports: dict | None = None) -> s
     `ports` (as for `amaranth.back.rtlil.convert`) is for components without signature. The text has no source
     locations, no dates and no tool versions: equal designs give equal text.
     """
-    source = rtlil.convert(component, name=name, ports=ports, platform=None, emit_src=False)
+    registry = Registry()
+    with quick_zeros():
+        source = rtlil.convert(component, name=name, ports=ports, platform=registry, emit_src=False)
+    source += registry.source
     yosys = find_yosys(lambda version: version >= (0, 40))
     script = f"read_rtlil <<rtlil\n{merge_identical(_without_aliases(source))}\nrtlil\n{_SCRIPT}"
     # Yosys warns of processes that have no Verilog; Amaranth writes none of those.
@@ -69,6 +78,11 @@ def _zero_loop(match: re.Match) -> str:
     loop = f"for (i = 0; i < {words}; i = i + 1) {name}[i] = {zero};"
     block = re.sub(r"\W", "_", name.strip()) + "_start"
     return f"  initial begin : {block}\n    integer i;\n    {loop}\n  end\n"
+
+
+def without_clearing(verilog: str) -> str:
+    """`generate`'s text without the loops that clear memories: what a device does that powers up with zeros."""
+    return _ZERO_LOOP.sub("", verilog)
 
 
 def _without_aliases(source: str) -> str:

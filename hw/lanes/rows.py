@@ -14,6 +14,7 @@ from .fixed4 import Fixed4
 from .fixed8 import Fixed8Pair
 from .pot4 import PoT4
 from .sp2_4 import SP2
+from .sums import register
 
 __all__ = ["ACCUMULATOR_BITS", "KINDS", "LATENCY", "OPERAND_BITS", "Kind", "Row"]
 
@@ -56,6 +57,7 @@ class Row(wiring.Component):
     chunk; `first` restarts the accumulators with it. `sums[lane][column]` includes the chunk LATENCY cycles
     later, and keeps its value in cycles without a valid chunk. One chunk per cycle; no back-pressure.
     Operands are -128..255; sums must fit 27 bits (proved per row by the quantizer).
+    A reset leaves chunks that are under way; they are in the accumulators LATENCY cycles later.
     With `maximum` (kinds that have it) the accumulators take the largest chunk sum instead of adding.
     """
 
@@ -86,7 +88,7 @@ class Row(wiring.Component):
         ]
         chunks = KINDS[self.kind].chunk_sums(m, operand, codes)
 
-        valid = self.delayed(m, self.valid, "valid", reset_less=False)
+        valid = self.delayed(m, self.valid, "valid")
         first = self.delayed(m, self.first, "first")
         if KINDS[self.kind].maximum:
             maximum = self.delayed(m, self.maximum, "maximum")
@@ -109,10 +111,8 @@ class Row(wiring.Component):
                 m.d.comb += self.sums[lane][column].eq(accumulator)
         return m
 
-    def delayed(self, m: Module, value: Value, name: str, reset_less: bool = True) -> Value:
+    def delayed(self, m: Module, value: Value, name: str) -> Value:
         """A control bit as it accompanies the chunk sums."""
         for stage in range(1, CHUNK_LATENCY + 1):
-            following = Signal(name=f"{name}_{stage}", reset_less=reset_less)
-            m.d.sync += following.eq(value)
-            value = following
+            value = register(m, value, f"{name}_{stage}")
         return value

@@ -13,6 +13,7 @@ from ...arch.accelerator import Accelerator
 from ..decode import instruction_layout
 from ..lanes.sums import register, total
 from ..requantize import Requantizer, saturate
+from ..shared import Shared
 from .layernorm import moments_layout, sums_layout
 from .softmax import TOTAL_BITS
 from .steps import STAGES, step_layout
@@ -171,7 +172,7 @@ class Column(wiring.Component):
     def requantized(self, m: Module, i: int, code: Value, t: Value) -> Value:
         """Stages 8 to 13: requantizer, table or residual, clamp."""
         now, norm, step = self.now, self.norm[i], self.steps[12]
-        requantizer = Requantizer(T_BITS)
+        requantizer = Shared(Requantizer, T_BITS)
         m.submodules[f"requantizer_{i}"] = requantizer
         m.d.comb += [
             requantizer.acc.eq(Mux(self.layernorm, t, code)),

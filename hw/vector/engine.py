@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from ...arch import isa
 from ...arch.accelerator import TABLE_PAGE_ENTRIES, Accelerator
 from ..ports import EngineSignature, LoadPort, ReadPort, RowScalePort, WritePort
+from ..shared import Shared
 from .column import Column, norm_layout
 from .layernorm import Moments
 from .sequencer import Sequencer
@@ -68,7 +69,7 @@ class Engine(wiring.Component):
         output_step = steps[OUTPUT_STAGE]
         m.d.comb += writer.outputs_valid.eq(output_step.valid & ~output_step.measure)
 
-        columns = [Column(a) for _ in range(a.columns)]
+        columns = [Shared(Column, a) for _ in range(a.columns)]
         norm = self.norm(m, now, steps[7])
         for c, column in enumerate(columns):
             m.submodules[f"column_{c}"] = column
@@ -113,7 +114,7 @@ class Engine(wiring.Component):
         ]
         return table
 
-    def tables(self, m: Module, now: data.View, columns: list[Column]) -> None:
+    def tables(self, m: Module, now: data.View, columns: list[Shared]) -> None:
         """Unary tables and EXP, with a reader for every lane."""
         a = self.accelerator
         unary = self.table(m, isa.LoadTarget.TABLE, TABLE_PAGE_ENTRIES * a.table_pages, 8, a.vector_lanes)
@@ -128,7 +129,7 @@ class Engine(wiring.Component):
                     column.exp[i].eq(exp.value[lane]),
                 ]
 
-    def moments(self, m: Module, now: data.View, step: data.View, columns: list[Column]) -> None:
+    def moments(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
         """From the columns' sums (`step` in stage 6) to their moments."""
         m.submodules.moments = moments = Moments(self.accelerator.columns)
         rsqrt = self.table(m, isa.LoadTarget.RSQRT, 1024, 16, 1)
@@ -144,7 +145,7 @@ class Engine(wiring.Component):
             m.d.comb += moments.sums[c].eq(column.sums)
             m.d.comb += [column.moments[bank].eq(moments.moments[bank][c]) for bank in range(2)]
 
-    def scales(self, m: Module, now: data.View, step: data.View, columns: list[Column]) -> None:
+    def scales(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
         """From the columns' totals (`step` in stage 15) to row scales."""
         m.submodules.scales = scales = RowScales(self.accelerator)
         recip = self.table(m, isa.LoadTarget.RECIP, 256, 16, 1)
