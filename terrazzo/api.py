@@ -29,6 +29,7 @@ from .examples.digits import models as digits_models
 from .hw import bundle, top
 from .quant import data, frontend, onnx_export, quantizer
 from .quant import source as sources
+from .quant.floatgraph import FloatGraph
 from .sim import compare as comparison
 from .sim import cycle, functional, reference
 from .sim.rtl import RtlSimulator
@@ -163,13 +164,18 @@ def quantize(
     *,
     rows: str = "mixed",
     activation_bits: int = 8,
+    float_graph: FloatGraph | None = None,
     progress: Progress = silent,
 ) -> Quantized:
-    """Import, calibrate and quantize a model: rows "mixed" follow the lane mixture of `target`, "fixed8" do not."""
+    """Import (unless `float_graph` is the imported model), calibrate and quantize a model.
+
+    Rows "mixed" follow the lane mixture of `target`; "fixed8" are all Fixed-8.
+    """
     if rows not in ("mixed", "fixed8"):
         raise UserError(f"rows must be mixed or fixed8, not {rows!r}")
-    progress(f"{model.name}: importing")
-    float_graph = frontend.import_module(model.module, model.sample, model.name)
+    if float_graph is None:
+        progress(f"{model.name}: importing")
+        float_graph = frontend.import_module(model.module, model.sample, model.name)
     mixture = target.lanes.by_scheme if rows == "mixed" else {Scheme.FIXED8: target.lanes.fixed8}
     progress(f"{model.name}: quantizing, {rows} rows")
     graph, report = quantizer.quantize(
