@@ -20,6 +20,7 @@ from .decode import instruction_layout
 from .delay import delayed
 from .ports import ROW_BITS, LoadPort, ReadPort, RowScalePort, WritePort, row_scale_layout
 from .requantize import saturate
+from .shared import Shared
 from .weights import DrainWrite
 
 __all__ = ["SUMS_CYCLE", "Drain"]
@@ -77,7 +78,7 @@ class Output(wiring.Component):
         p5_total = register(p4_product + self.p4_constant)
         p7 = register(saturate(register(p5_total >> self.p5_n), 16))
         index = Mux(self.p7_wide, saturate(p7, 10) ^ 0x200, (saturate(p7, 8) ^ 0x80)[:8])
-        m.d.sync += self.p8_index.eq(index)
+        m.d.comb += self.p8_index.eq(register(index))
 
         p6_scaled = register(self.p5_residual * self.p5_residual_m)
         p7_scaled = register(p6_scaled + self.p6_residual_round)
@@ -91,7 +92,7 @@ class Output(wiring.Component):
 
         p12_product = register(p11 * self.p11_m)
         p13_second = register(p12_product + self.p12_constant) >> self.p13_n
-        m.d.sync += self.p14_second.eq(clamped(p13_second, self.p13_lo, self.p13_hi))
+        m.d.comb += self.p14_second.eq(register(clamped(p13_second, self.p13_lo, self.p13_hi)))
         return m
 
 
@@ -223,7 +224,7 @@ class Drain(wiring.Component):
             port.data.eq(self.load.data),
         ]
 
-    def arithmetic(self, m: Module, steps: Steps) -> list[list[Output]]:
+    def arithmetic(self, m: Module, steps: Steps) -> list[list[Shared]]:
         """The outputs of every bank and column, with their parameters and sums."""
         accelerator, columns, drain = self.accelerator, self.accelerator.columns, self.accelerator.drain
         params = memory.Memory(shape=RecordLayout.size * drain, depth=accelerator.param_rows, init=[])
@@ -285,7 +286,7 @@ class Drain(wiring.Component):
             p4_constant, p5_n = delayed(m, record.constant, 2), delayed(m, record.n, 3)
             outputs.append([])
             for c in range(columns):
-                output = Output()
+                output = Shared(Output)
                 m.submodules[f"output_{i}_{c}"] = output
                 m.d.comb += [
                     output.p2_sum.eq(sums[c]),
@@ -297,7 +298,7 @@ class Drain(wiring.Component):
                 outputs[-1].append(output)
         return outputs
 
-    def tables(self, m: Module, outputs: list[list[Output]]) -> None:
+    def tables(self, m: Module, outputs: list[list[Shared]]) -> None:
         """The unary tables: a read port for each output."""
         rows = 1024 // TABLE_ROW_BYTES
         ram = memory.Memory(shape=TABLE_ROW_BYTES * 8, depth=self.accelerator.table_pages * rows, init=[])
@@ -311,7 +312,7 @@ class Drain(wiring.Component):
                     output.p9_row.eq(read.data),
                 ]
 
-    def residuals(self, m: Module, steps: Steps, outputs: list[list[Output]]) -> None:
+    def residuals(self, m: Module, steps: Steps, outputs: list[list[Shared]]) -> None:
         """Residual codes: requested in p2, there in p4."""
         depth, drain = self.accelerator.depth, self.accelerator.drain
         parts = depth // (2 * drain)
@@ -330,7 +331,7 @@ class Drain(wiring.Component):
             for i in range(drain):
                 m.d.comb += outputs[i][c].p5_residual.eq(p5.word_select(i, 16))
 
-    def writes(self, m: Module, steps: Steps, outputs: list[list[Output]]) -> None:
+    def writes(self, m: Module, steps: Steps, outputs: list[list[Shared]]) -> None:
         """Rows, masks and data of all destinations."""
         accelerator, columns = self.accelerator, self.accelerator.columns
         depth, drain, fixed8 = accelerator.depth, accelerator.drain, accelerator.lanes.fixed8
