@@ -123,7 +123,7 @@ def source(model: str, input: str | None = None, weights: str | Path | None = No
         mean=(0.5,) if grey else (0.485, 0.456, 0.406),
         std=(0.5,) if grey else (0.229, 0.224, 0.225),
     )
-    name = model.partition(":")[0].removesuffix(".py").replace("/", ".").strip(".")
+    name = Path(model.partition(":")[0]).name.removesuffix(".py")
     return sources.load(
         sources.factory(model),
         name=name,
