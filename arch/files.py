@@ -42,10 +42,16 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_bundle(path: str | Path, kind: str, header: dict, arrays: dict[str, np.ndarray]) -> Path:
-    """Write a safetensors file whose metadata holds `kind` and the JSON `header`."""
+    """Write a safetensors file whose metadata holds `kind` and the JSON `header`; equal contents give equal bytes."""
     metadata = {"terrazzo": kind, "header": json.dumps(header, sort_keys=True)}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return write_bytes(path, save(contiguous, metadata=metadata))
+    data = save(contiguous, metadata=metadata)
+    end = 8 + int.from_bytes(data[:8], "little")
+    described = json.loads(data[8:end])  # safetensors writes the metadata in any order
+    described["__metadata__"] = metadata
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return write_bytes(path, len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def read_bundle(path: str | Path, kind: str) -> tuple[dict, dict[str, np.ndarray]]:
