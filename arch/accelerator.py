@@ -171,6 +171,8 @@ class Accelerator:
             return _ADAPTER.validate_python(values)
         except ValidationError as error:
             first = error.errors()[0]
+            if first["type"] == "value_error":
+                raise first["ctx"]["error"] from None
             where = ".".join(map(str, first["loc"])) or "record"
             raise AcceleratorError(f"accelerator parameter {where}: {first['msg']}") from None
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from models import MEAN, SCALE, STD, build
 from safetensors.torch import save
+
 from terrazzo.arch.files import write_bytes
 from terrazzo.quant.data import digits
 

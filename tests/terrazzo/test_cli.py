@@ -179,7 +179,7 @@ def mistakes(files, tmp_path):
     yield ("sim", graph, program, "--images", tmp_path / "empty"), "must hold images"
     yield ("sim", graph, program, "--images", images, "--board", "zcu1"), "board must be one of"
     yield (
-        ("rtl", "--board", "zcu102", "--set", "depth=64", "--set", "columns=64", "-o", out),
+        ("rtl", "--board", "zcu102", "--set", "depth=64", "--set", "lanes.fixed8=128", "-o", out),
         "nearest that fits",
     )
     yield ("rtl", "--board", "nowhere", "-o", out), "board must be one of zcu102"
