@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -92,3 +93,39 @@ def test_rows(bus_bytes, stall):
     assert seen == expected
     assert done == signals
     assert isa.LoadTarget(seen[0][0]) == jobs[0][1]
+
+
+def test_full_buffer():
+    """While the memory takes no row, no more beats are requested than the buffer holds; none is lost."""
+    machine = accelerator(bus_bytes=4, burst_beats=8)
+    shell, rows, closed = _Shell(machine), 100, 1000
+    b = Bench(machine, MemoryModel(latency=7), top=shell)
+    b.memory[:] = np.random.default_rng(2).integers(0, 256, len(b.memory))
+    engine, size = shell.engine, load_bytes(machine, LoadTarget.SCRATCHPAD)
+    assert rows * machine.beats(size) > load.BUFFER_BEATS + 200 and closed > load.BUFFER_BEATS + 200
+    beats, seen = [], []
+
+    async def sink(ctx):
+        for cycle in itertools.count():
+            beats.append(ctx.get(engine.axi.rvalid))
+            ctx.set(engine.bus.ready, cycle >= closed)
+            if ctx.get(engine.bus.valid & engine.bus.ready):
+                seen.append(ctx.get(engine.bus.data).to_bytes(len(engine.bus.data) // 8, "little")[:size])
+            await ctx.tick()
+
+    async def host(ctx):
+        ctx.set(engine.regions[Region.WEIGHTS].base, 0x1000)
+        ctx.set(engine.regions[Region.WEIGHTS].limit, 0x2000)
+        ctx.set(engine.control.i.payload.rows, rows)
+        ctx.set(engine.control.i.valid, 1)
+        while not ctx.get(engine.control.i.ready):
+            await ctx.tick()
+        await ctx.tick()
+        ctx.set(engine.control.i.valid, 0)
+        while not ctx.get(engine.control.done):
+            await ctx.tick()
+
+    b.simulate(host, sink, deadline=5000)
+    held = machine.beats(size) + 1  # a row and a beat have left the buffer
+    assert load.BUFFER_BEATS - machine.burst_beats < sum(beats[:closed]) <= load.BUFFER_BEATS + held
+    assert b"".join(seen) == b.memory[0x1000 : 0x1000 + rows * size].tobytes()
