@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from platformdirs import user_cache_dir
 
 from ..arch.errors import UserError
 from ..arch.files import write_text
-from ..hw.verilog import module_bodies, module_instances
+from ..hw.verilog import module_bodies, module_instances, without_clearing
 from .board import Board, Resources
 
 __all__ = ["FLOWS", "Flow", "Resources", "SynthesisError", "count", "count_flat"]
@@ -79,7 +80,7 @@ xilinx_dffopt
 opt_lut_ins -tech xilinx
 clean
 """
-_ECP5 = "synth_lattice -family ecp5 -top {top} -noabc9 -noiopad -no-rw-check\n"
+_ECP5 = "synth_lattice -family ecp5 -top {top} -noflatten -noabc9 -noiopad -no-rw-check\n"
 
 FLOWS = {
     "xcup": Flow(
@@ -116,38 +117,65 @@ def count(verilog: str, top: str, board: Board, progress: Callable[[str], None] 
         raise SynthesisError(
             f"top must be the top module of the Verilog ({next(iter(instances))}), not {top}"
         )
-    bodies = module_bodies(verilog)
-    sources = {name: _alone(name, bodies) for name in instances}
+    bodies = module_bodies(without_clearing(verilog))
     flow = FLOWS[board.flow]
+    files = {name: _cache_file(_with_stubs([name], bodies), flow) for name in instances}
+    cached = [name for name, file in files.items() if file.exists()]
 
-    def synthesised(name: str) -> Resources:
-        return flow.resources(_cells(sources[name], name, flow))
+    def synthesised(names: list[str]) -> dict[str, Resources]:
+        tops = "".join(f"  (* keep *) {name} {name}_alone();\n" for name in names)
+        source = f"{_with_stubs(names, bodies)}module {_ALL};\n{tops}endmodule\n"
+        modules = _cells(source, _ALL, flow)
+        for name in names:
+            write_text(files[name], json.dumps(modules[name]))
+        return read(names)
 
-    total = Resources(lut=0, ff=0, dsp=0, bram=0)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for number, (name, one) in enumerate(
-            zip(instances, pool.map(synthesised, instances), strict=True), 1
-        ):
-            total += one * instances[name]
-            if progress:
-                progress(f"synthesis {number}/{len(instances)}: {instances[name]} x {name}: {one.lut} LUT")
+    def read(names: list[str]) -> dict[str, Resources]:
+        return {name: flow.resources(json.loads(files[name].read_text())) for name in names}
+
+    done, total = 0, Resources(lut=0, ff=0, dsp=0, bram=0)
+    with ThreadPoolExecutor(_PROCESSES) as pool:
+        batches = _batches({name: len(bodies[name]) for name in instances if name not in cached})
+        for results in itertools.chain([read(cached)], pool.map(synthesised, batches)):
+            for name, one in results.items():
+                done, total = done + 1, total + one * instances[name]
+                if progress:
+                    progress(f"synthesis {done}/{len(instances)}: {instances[name]} x {name}: {one.lut} LUT")
     return total
 
 
 def count_flat(verilog: str, top: str, board: Board) -> Resources:
     """Resources of the whole design, flattened and optimised across module borders: slow, for comparison."""
     flow = FLOWS[board.flow]
-    return flow.resources(_cells(verilog, top, flow, flatten=True))
+    return flow.resources(_cells(without_clearing(verilog), top, flow, flatten=True)[top])
 
 
-def _alone(name: str, bodies: Mapping[str, str]) -> str:
-    """A module's text, and the ports of those it instantiates as black boxes."""
+_ALL = "all_modules"
+"""A top for modules that are synthesised together: an own process each would take three seconds to start."""
+_PROCESSES = os.cpu_count() or 1
+_BATCHES = 2 * _PROCESSES
+
+
+def _batches(lengths: Mapping[str, int]) -> list[list[str]]:
+    """Names in groups of about equal length of text."""
+    groups: list[list[str]] = [[] for _ in range(_BATCHES)]
+    sums = [0] * _BATCHES
+    for name in sorted(lengths, key=lengths.get, reverse=True):
+        smallest = sums.index(min(sums))
+        groups[smallest].append(name)
+        sums[smallest] += lengths[name]
+    return [group for group in groups if group]
+
+
+def _with_stubs(names: list[str], bodies: Mapping[str, str]) -> str:
+    """Modules' text, and the ports of the others that they instantiate, as black boxes."""
+    text = "".join(bodies[name] for name in names)
     stubs = [
         "(* blackbox *)\n" + "\n".join(_interface(bodies[child])) + "\nendmodule\n"
         for child in bodies
-        if re.search(rf"^  {child} ", bodies[name], re.MULTILINE)
+        if child not in names and re.search(rf"^  {child} ", text, re.MULTILINE)
     ]
-    return bodies[name] + "".join(stubs)
+    return text + "".join(stubs)
 
 
 def _interface(body: str) -> list[str]:
@@ -156,30 +184,30 @@ def _interface(body: str) -> list[str]:
     return [header, *re.findall(r"^  (?:input|output) .*;$", body, re.MULTILINE)]
 
 
-def _cells(source: str, top: str, flow: Flow, flatten: bool = False) -> dict[str, int]:
-    """Mapped cells of `top` by type, from the cache or from Yosys."""
+def _cache_file(source: str, flow: Flow) -> Path:
+    key = hashlib.sha256("\0".join([source, _PREPARE, flow.script, ADDERS, _yosys_version()]).encode())
+    return Path(user_cache_dir("terrazzo")) / "synthesis" / f"{key.hexdigest()}.json"
+
+
+def _cells(source: str, top: str, flow: Flow, flatten: bool = False) -> dict[str, dict[str, int]]:
+    """Mapped cells of each module by type."""
     steps = ["read_verilog design.v", f"hierarchy -check -top {top}"]
     if flatten:
         steps += ["proc", "flatten"]
     steps += [_PREPARE, flow.script.format(top=top), "tee -q -o stat.json stat -json"]
-    script = "\n".join(steps)
-    key = hashlib.sha256("\0".join([source, script, ADDERS, _yosys_version()]).encode()).hexdigest()
-    cached = Path(user_cache_dir("terrazzo")) / "synthesis" / f"{key}.json"
-    if cached.exists():
-        return json.loads(cached.read_text())
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in {"design.v": source, "adders.v": ADDERS, "run.ys": script}.items():
+        for name, text in {"design.v": source, "adders.v": ADDERS, "run.ys": "\n".join(steps)}.items():
             (Path(folder) / name).write_text(text)
         run = _yosys(["-q", "-s", "run.ys"], folder)
         stat = Path(folder) / "stat.json"
         # Yosys may end early with exit status 0.
         if run.returncode or not stat.exists():
             message = (run.stderr or run.stdout).strip().splitlines() or ["no message"]
-            raise SynthesisError(f"Yosys must give a netlist of module {top}, not stop with: {message[-1]}")
+            modules = ", ".join(name for name in module_bodies(source) if name != _ALL)
+            raise SynthesisError(f"Yosys must give a netlist of {modules}, not stop with: {message[-1]}")
         text = stat.read_text()
-    cells = json.loads(text[text.index("{") :])["design"].get("num_cells_by_type", {})
-    write_text(cached, json.dumps(cells))
-    return cells
+    modules = json.loads(text[text.index("{") :])["modules"]
+    return {name.lstrip("\\"): module.get("num_cells_by_type", {}) for name, module in modules.items()}
 
 
 def _yosys(arguments: list[str], folder: str) -> subprocess.CompletedProcess:
