@@ -14,6 +14,8 @@ from terrazzo.boards import (
     large_accelerator,
     second_accelerator,
 )
+from terrazzo.boards.synthesis import count
+from terrazzo.hw import top
 
 ZCU102, ULX3S = BOARDS["zcu102"], BOARDS["ulx3s-85f"]
 
@@ -76,3 +78,18 @@ def test_what_cannot_fit_is_named_with_the_nearest(board, request_, message):
 def test_unknown_parameters_are_refused():
     with pytest.raises(AcceleratorError, match="colums"):
         fit(ZCU102, {"colums": 4})
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "accelerator, board",
+    [(ULX3S.default, ULX3S), (second_accelerator(), ZCU102)],
+    ids=["ulx3s-85f", "second-zcu102"],
+)
+def test_estimate_is_near_synthesis_which_fits(accelerator, board):
+    """The second accelerator took no part in the choice of costs."""
+    guess, real = estimate(accelerator, board), count(top.verilog(accelerator), top.MODULE, board)
+    print(guess, real)
+    for name in ("lut", "ff", "dsp", "bram"):
+        assert getattr(real, name) <= getattr(board.budget, name)
+        assert getattr(guess, name) == pytest.approx(getattr(real, name), rel=0.15), name
