@@ -28,6 +28,13 @@ def test_every_code_survives_storage(scheme):
     assert np.array_equal(decode(encode(codes.reshape(1, -1, 1), scheme), scheme), codes.reshape(1, -1, 1))
 
 
+def test_patterns_that_no_code_uses():
+    """What the lanes make of them: the smallest two's complement number, or 0."""
+    assert decode(np.array([0x80]), Scheme.FIXED8).tolist() == [-128]
+    assert decode(np.array([8]), Scheme.FIXED4).tolist() == [-8]
+    assert decode(np.array([7, 15]), Scheme.SP2_4).tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("scheme", Scheme)
 def test_every_other_number_is_refused(scheme):
     for number in sorted(set(range(-140, 141)) - set(EXPECTED[scheme])):
