@@ -109,7 +109,7 @@ def test_errors(cache, monkeypatch):
     ):
         count("module rows(a);\n  input a;\nendmodule\n", "other", ZCU102)
     with pytest.raises(
-        SynthesisError, match=r"^Yosys must give a netlist of module rows, not stop with: .*ERROR"
+        SynthesisError, match=r"^Yosys must give a netlist of rows, not stop with: .*ERROR"
     ):
         count("module rows(a);\n  input a;\n  syntax error\nendmodule\n", "rows", ZCU102)
     monkeypatch.setattr(subject.sys, "executable", "/nowhere/python")
