@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from ..arch.program import Program
 from ..arch.registers import REGISTERS, Cause, Control, Status, address
 from ..hw import verilator
 from ..hw.dram import AddressMap, image, read_output
+from ..hw.verilog import module_bodies, module_instances
 from . import taps
 
 __all__ = ["EVENT", "RtlError", "RtlResult", "RtlSimulator", "Wave", "build", "cache_directory", "engine_of"]
@@ -45,6 +46,8 @@ _FLAGS = [
     "-Wno-lint",
     "-Wno-style",
 ]
+_LARGE = 3_000_000
+"""Characters of Verilog, each instance counted; the demo's machine has half of it."""
 _VARIABLES = {"OPT_FAST": "-O3", "OPT_GLOBAL": "-O1", "LDLIBS": "-pthread"}
 
 
@@ -111,8 +114,9 @@ class RtlSimulator:
         self.accelerator = accelerator
         self.trace = trace
         self.watch = watch
+        separate = _separate_modules(verilog)
         verilog, header = taps.instrument(accelerator, verilog) if watch else (verilog, "")
-        self.executable = build(verilog, trace=trace, tap_sizes=header)
+        self.executable = build(verilog, trace=trace, tap_sizes=header, separate=separate)
 
     def run(
         self,
@@ -301,30 +305,45 @@ def cache_directory() -> Path:
     return Path(platformdirs.user_cache_dir("terrazzo")) / "rtl"
 
 
-def build(verilog: str, *, trace: bool = False, tap_sizes: str = "") -> Path:
-    """The executable simulation of `verilog`, compiled unless the cache has it. Raises ToolError."""
+def build(verilog: str, *, trace: bool = False, tap_sizes: str = "", separate: Sequence[str] = ()) -> Path:
+    """The executable simulation of `verilog`, compiled unless the cache has it; modules named in `separate` are not
+    compiled into those around them. Raises ToolError."""
     verilator.require_tools()
     tools = [verilator.version(), verilator.compiler_version(), _FLAGS, _VARIABLES, trace]
-    design = [verilog, _HARNESS.read_text(), tap_sizes]
+    design = [verilog, _HARNESS.read_text(), tap_sizes, *separate]
     executable = cache_directory() / _digest(tools + design)
     if not executable.exists():
         runtime = cache_directory() / f"runtime-{_digest(tools)}"
         with tempfile.TemporaryDirectory(prefix="terrazzo-build-") as name:
-            _install(_compile(Path(name), verilog, trace, tap_sizes, runtime), executable)
+            _install(_compile(Path(name), verilog, trace, tap_sizes, separate, runtime), executable)
     return executable
+
+
+def _separate_modules(verilog: str) -> list[str]:
+    """Modules of a large design that Verilator compiles once instead of at each instance, which takes a fraction of
+    the time. None of a small design, which simulates faster in one piece."""
+    bodies, counts = module_bodies(verilog), module_instances(verilog)
+    sizes = {name: len(bodies[name]) * count for name, count in counts.items()}
+    if sum(sizes.values()) < _LARGE:
+        return []
+    return [name for name, count in counts.items() if count >= 4 and sizes[name] > _LARGE // 100]
 
 
 def _digest(values: list) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
-def _compile(directory: Path, verilog: str, trace: bool, tap_sizes: str, runtime: Path) -> Path:
+def _compile(
+    directory: Path, verilog: str, trace: bool, tap_sizes: str, separate: Sequence[str], runtime: Path
+) -> Path:
     (directory / "top.v").write_text(verilog)
     (directory / "taps.h").write_text(tap_sizes)
+    rules = "".join(f'no_inline -module "{name}"\n' for name in separate)
+    (directory / "separate.vlt").write_text(f"`verilator_config\n{rules}")
     arguments = ["--cc", "--exe", "--top-module", verilator.TOP, "--prefix", "Vtop", "--Mdir", "model"]
     arguments += [*_FLAGS, *(["--trace-fst"] if trace else [])]
     cflags = f"-I{directory} -I{_FST} -std=c++17" + (" -DTAPS" if tap_sizes else "")
-    arguments += ["-CFLAGS", cflags, "top.v", str(_HARNESS)]
+    arguments += ["-CFLAGS", cflags, "separate.vlt", "top.v", str(_HARNESS)]
     result = verilator.verilate(arguments, directory)
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if line.startswith("%Error")]
