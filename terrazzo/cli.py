@@ -290,7 +290,7 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)
     except UserError as error:
-        _err.print(f"error: {error}", style="red", highlight=False, markup=False)
+        _err.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
     except click.exceptions.ClickException as error:
         error.show()

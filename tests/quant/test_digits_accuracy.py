@@ -28,7 +28,7 @@ MIXTURES = {
 @pytest.fixture(scope="module", params=["vit", "cnn"])
 def digits_model(request):
     """(float graph, preprocessing) of a trained model."""
-    from examples.digits import models
+    from terrazzo.examples.digits import models
 
     module = models.build(request.param).eval()
     module.load_state_dict(load_file(ROOT / "examples" / "digits" / f"{request.param}.safetensors"))
