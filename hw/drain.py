@@ -13,7 +13,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from ..arch import isa
-from ..arch.accelerator import PARAM_BYTES, TABLE_ROW_BYTES, Accelerator
+from ..arch.accelerator import PARAM_BYTES, TABLE_PAGE_ENTRIES, TABLE_ROW_BYTES, Accelerator
 from ..arch.numerics import ACCUMULATOR_BITS
 from .compute import BlockLayout
 from .decode import instruction_layout
@@ -299,14 +299,14 @@ class Drain(wiring.Component):
         return outputs
 
     def tables(self, m: Module, outputs: list[list[Shared]]) -> None:
-        """The unary tables: a read port for each output."""
-        rows = 1024 // TABLE_ROW_BYTES
-        ram = memory.Memory(shape=TABLE_ROW_BYTES * 8, depth=self.accelerator.table_pages * rows, init=[])
-        m.submodules.tables = ram
-        self.loaded(ram, isa.LoadTarget.TABLE, m)
+        """The unary tables: a copy for each output, because a block RAM has one port beside that which loads it."""
+        depth = self.accelerator.table_pages * TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
         for bank in outputs:
             for output in bank:
-                read = ram.read_port()
+                copy = memory.Memory(shape=TABLE_ROW_BYTES * 8, depth=depth, init=[])
+                m.submodules += copy
+                self.loaded(copy, isa.LoadTarget.TABLE, m)
+                read = copy.read_port()
                 m.d.comb += [
                     read.addr.eq(Cat(output.p8_index[3:], self.field(8, "table_page"))),
                     output.p9_row.eq(read.data),
