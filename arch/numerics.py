@@ -11,12 +11,15 @@ import numpy as np
 __all__ = [
     "ACCUMULATOR_BITS",
     "EXP_STEP",
+    "LOGIT_BIAS_RANGE",
     "LOGIT_BITS",
+    "MASKED",
     "RowScale",
     "average_pool_scale",
     "clamp",
     "exp_table",
     "layernorm",
+    "logit_bias",
     "lookup",
     "quantize_input",
     "recip_table",
@@ -32,6 +35,10 @@ __all__ = [
 
 ACCUMULATOR_BITS = 27
 LOGIT_BITS = 12
+LOGIT_BIAS_RANGE = (-30719, 30720)
+"""Biases that cannot saturate a sum with a logit."""
+MASKED = -32768
+"""A bias that hides its key."""
 EXP_STEP = 6.3 / 255
 """Step of attention logits, in nats; the exponential table spans 255 of them."""
 _CONSTANT_BITS = 48
@@ -115,6 +122,12 @@ def recip_table() -> np.ndarray:
 def rsqrt_table() -> np.ndarray:
     """RSQRT[i] = round(2**23 / sqrt(64 * (i + 0.5))), u16, 1024 entries; only 256..1023 are ever indexed."""
     return np.minimum(np.floor(2**23 / np.sqrt(64 * (np.arange(1024) + 0.5)) + 0.5), 65535).astype(np.int64)
+
+
+def logit_bias(logits: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """sat16(l + bias) of 12-bit logits, or MASKED where the bias is MASKED."""
+    bias = np.asarray(bias, dtype=np.int64)
+    return np.where(bias == MASKED, MASKED, saturate(np.asarray(logits, dtype=np.int64) + bias, 16))
 
 
 def softmax_exp(logits: np.ndarray, exp: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

@@ -54,6 +54,8 @@ def lower(lowering: _Lowering, tag: int, operator: g.Attention) -> None:
 def _supported(lowering: _Lowering, operator: g.Attention) -> bool:
     tensors, a = lowering.tensors, lowering.accelerator
     before = len(tensors.problems)
+    if operator.windows > 1 or operator.bias:
+        tensors.problem(operator.name, "windows and bias of attention are not compiled yet")
     for role, name in (("keys", operator.keys), ("values", operator.values)):
         if name not in lowering.projections:
             tensors.problem(operator.name, f"{role} must come from a Linear layer, not from tensor {name}")

@@ -26,7 +26,9 @@ def lower(tensors: Tensors) -> None:
     lowering = _Lowering(tensors)
     lowering.input()
     for tag, operator in enumerate(graph.operators):
-        if all(name in tensors.places for name in lowering.needs(operator)):
+        if not hasattr(lowering, operator.op):
+            tensors.problem(operator.name, f"{operator.op} is not compiled yet")
+        elif all(name in tensors.places for name in lowering.needs(operator)):
             getattr(lowering, operator.op)(tag, operator)
     if not tensors.problems and tensors.places[graph.output].slots is not None:
         tensors.problem(
@@ -47,19 +49,14 @@ class _Lowering:
         self.read = {self.graph.output}
         """Tensors that must be in the scratchpad."""
         for operator in self.graph.operators:
-            names = [operator.input] if not isinstance(operator, g.Constant) else []
-            drain = g.drained(operator)
-            if drain is not None and drain.residual is not None:
-                names.append(drain.residual.tensor)
-            self.read.update(names)
+            self.read.update(self.needs(operator))
 
     def needs(self, operator: g.Operator) -> list[str]:
         """Tensors that the operator reads from the scratchpad."""
-        names = [] if isinstance(operator, g.Constant) else [operator.input]
-        drain = g.drained(operator)
-        if drain is not None and drain.residual is not None:
-            names.append(drain.residual.tensor)
-        return names
+        names = g.reads(operator)
+        if isinstance(operator, g.Attention):
+            return [name for name in names if name not in (operator.keys, operator.values)]
+        return list(names)
 
     def input(self) -> None:
         """Place the input: as an image of joined pixels where every reader gains by that."""
@@ -173,6 +170,8 @@ class _Lowering:
         return Output(place=place, second=second, residual=residual)
 
     def conv(self, tag: int, operator: g.Conv) -> None:
+        if operator.dilation != (1, 1):
+            self.tensors.problem(operator.name, f"dilation must be (1, 1), not {operator.dilation}")
         if windows.unfit(self.tensors, operator):
             self.tensors.output(self.graph.tensor(operator.output))
             return

@@ -13,13 +13,16 @@ from ..arch.errors import UserError
 from ..arch.graph import (
     Attention,
     AvgPool,
+    Concat,
     Constant,
     Conv,
     Elementwise,
+    Gather,
     Graph,
     LayerNorm,
     Linear,
     MaxPool,
+    Multiply,
     Operator,
     Reshape,
     Slice,
@@ -67,8 +70,8 @@ def quantize_batch(graph: Graph, images: np.ndarray) -> np.ndarray:
 def run(graph: Graph, codes: np.ndarray, *, keep: bool = False) -> np.ndarray | dict[str, np.ndarray]:
     """The output codes (N, ...) for input codes (N, *input shape), or with `keep` every tensor by its name.
 
-    With `keep`, an attention operator A adds A/logits and A/exp (N, heads, T, T) and A/row_m, A/row_n
-    (N, heads, T). Raises BatchError for codes of another shape, type or range.
+    With `keep`, an attention operator A adds A/logits (bias included) and A/exp (N, heads, T, Tk / windows), keys
+    counted inside the query's window, and A/row_m, A/row_n (N, heads, T). Raises BatchError for codes of another shape, type or range.
     """
     codes = np.asarray(codes)
     tensor = graph.tensor(graph.input)
@@ -94,6 +97,9 @@ def evaluate(graph: Graph, operator: Operator, values: dict[str, np.ndarray]) ->
         value = graph.constant(operator, "value")
         results[operator.output] = np.broadcast_to(value, (count, *value.shape))
         return _narrow(graph, results)
+    if isinstance(operator, Concat):
+        results[operator.output] = _concat(operator, values)
+        return _narrow(graph, results)
     x = values[operator.input].astype(np.int64)
     match operator:
         case Linear():
@@ -118,6 +124,10 @@ def evaluate(graph: Graph, operator: Operator, values: dict[str, np.ndarray]) ->
             _drain(graph, operator, windows.sum(axis=(-2, -1)), values, results)
         case Elementwise():
             _drain(graph, operator, x, values, results)
+        case Multiply():
+            _drain(graph, operator, x * values[operator.other].astype(np.int64), values, results)
+        case Gather():
+            results[operator.output] = _gather(graph, operator, x)
         case Slice():
             results[operator.output] = x[:, operator.start : operator.start + operator.count]
         case Reshape():
@@ -163,20 +173,26 @@ def _matmul(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def _windows(
-    x: np.ndarray, operator: Conv | MaxPool | AvgPool, kernel: tuple[int, int], fill: int
+    x: np.ndarray,
+    operator: Conv | MaxPool | AvgPool,
+    kernel: tuple[int, int],
+    fill: int,
+    dilation: tuple[int, int] = (1, 1),
 ) -> np.ndarray:
     """(N, Ho, Wo, C, kh, kw) windows of (N, H, W, C), padded with `fill`."""
     top, bottom, left, right = operator.padding
     x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
-    windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(1, 2))
-    return windows[:, :: operator.stride[0], :: operator.stride[1]]
+    span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+    windows = np.lib.stride_tricks.sliding_window_view(x, span, axis=(1, 2))
+    windows = windows[:, :: operator.stride[0], :: operator.stride[1]]
+    return windows[..., :: dilation[0], :: dilation[1]]
 
 
 def _conv(graph: Graph, operator: Conv, x: np.ndarray) -> np.ndarray:
     weight = graph.constant(operator, "weight")
     zero_point = graph.tensor(operator.input).zero_point
     outputs, kh, kw, depth = weight.shape
-    windows = _windows(x, operator, (kh, kw), zero_point)
+    windows = _windows(x, operator, (kh, kw), zero_point, operator.dilation)
     n, height, width = windows.shape[:3]
     patches = windows.reshape(n, height, width, operator.groups, depth, kh * kw).swapaxes(-1, -2)
     patches = patches.reshape(n, height * width, operator.groups, kh * kw * depth).swapaxes(1, 2)
@@ -188,6 +204,21 @@ def _conv(graph: Graph, operator: Conv, x: np.ndarray) -> np.ndarray:
     padding = zero_point * weight.astype(np.int64).sum(axis=(1, 2, 3))
     prefix = np.broadcast_to(padding, (n, operator.prefix, outputs))
     return np.concatenate([prefix, acc], axis=1)
+
+
+def _gather(graph: Graph, operator: Gather, x: np.ndarray) -> np.ndarray:
+    index = graph.constant(operator, "index")
+    rows = x.reshape(len(x), -1, x.shape[-1])
+    return np.where(
+        index[:, None] < 0, graph.tensor(operator.input).zero_point, rows[:, np.maximum(index, 0)]
+    )
+
+
+def _concat(operator: Concat, values: dict[str, np.ndarray]) -> np.ndarray:
+    parts = [values[name].astype(np.int64) for name in operator.inputs]
+    if operator.axis == "channels":
+        return np.concatenate(parts, axis=-1)
+    return np.concatenate([part.reshape(len(part), -1, part.shape[-1]) for part in parts], axis=1)
 
 
 def _drain(graph: Graph, operator: Operator, acc: np.ndarray, values: dict, results: dict) -> None:
@@ -209,9 +240,13 @@ def _drain(graph: Graph, operator: Operator, acc: np.ndarray, values: dict, resu
 
 
 def _attention(graph: Graph, operator: Attention, values: dict) -> tuple[np.ndarray, dict]:
+    """The output, and the steps in between by name."""
+
     def heads(name: str) -> np.ndarray:
+        """(N, windows, heads, tokens of a window, channels of a head)."""
         x = values[name].astype(np.int64)
-        return x.reshape(*x.shape[:2], operator.heads, -1).swapaxes(1, 2)
+        x = x.reshape(len(x), operator.windows, -1, operator.heads, x.shape[-1] // operator.heads)
+        return x.swapaxes(2, 3)
 
     def per_head(field: str, axes: int) -> np.ndarray:
         return graph.constant(operator, field).astype(np.int64).reshape(-1, *(1,) * axes)
@@ -220,12 +255,22 @@ def _attention(graph: Graph, operator: Attention, values: dict) -> tuple[np.ndar
     half = 1 << (numerics.LOGIT_BITS - 1)
     m, n, constant = per_head("m", 2), per_head("n", 2), per_head("C", 2)
     logits = numerics.requantize(_matmul(q, k.swapaxes(-1, -2)), m, n, constant, -half, half - 1)
-    exp = numerics.softmax_exp(logits, graph.constant(operator, "exp"))
+    mask = None
+    if operator.bias:
+        bias = graph.constant(operator, "bias")
+        logits, mask = numerics.logit_bias(logits, bias), bias != numerics.MASKED
+    exp = numerics.softmax_exp(logits, graph.constant(operator, "exp"), mask)
     row = numerics.softmax_row_scale(
         exp.sum(axis=-1), per_head("m2", 1), per_head("n2", 1), numerics.recip_table()
     )
     rm, rn, rc = (a[..., None] for a in (row.m, row.n, row.constant))
     y = numerics.requantize(_matmul(exp, v), rm, rn, rc, operator.lo, operator.hi)
+
+    def joined(step: np.ndarray) -> np.ndarray:
+        """(N, windows, heads, t, ...) as (N, heads, windows * t, ...)."""
+        step = step.swapaxes(1, 2)
+        return step.reshape(*step.shape[:2], -1, *step.shape[4:])
+
     steps = {"logits": logits, "exp": exp, "row_m": row.m, "row_n": row.n}
-    intermediates = {f"{operator.name}/{step}": value for step, value in steps.items()}
-    return y.swapaxes(1, 2).reshape(*values[operator.input].shape), intermediates
+    intermediates = {f"{operator.name}/{step}": joined(value) for step, value in steps.items()}
+    return joined(y).swapaxes(1, 2).reshape(*values[operator.input].shape), intermediates

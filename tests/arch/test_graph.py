@@ -9,14 +9,18 @@ import pytest
 from terrazzo.arch import files
 from terrazzo.arch.files import FileError
 from terrazzo.arch.graph import (
+    Attention,
+    Concat,
     Constant,
     Conv,
     Drain,
     Elementwise,
+    Gather,
     Graph,
     GraphError,
     LayerNorm,
     Linear,
+    Multiply,
     Preprocessing,
     Residual,
     Second,
@@ -184,6 +188,14 @@ BROKEN = {
     ),
     "names": ({"operators": operators("ln", name="head")}, "operator head: name must be unique"),
     "eps": ({"operators": operators("ln", eps=0)}, "operator ln: LayerNorm needs s16 input .* eps >= 1"),
+    "dilation": (
+        {"operators": operators("patch", dilation=(0, 1))},
+        "operator patch: stride, dilation and groups must be at least 1",
+    ),
+    "dilated shape": (
+        {"operators": operators("patch", dilation=(2, 1))},
+        r"operator patch: output tokens must have shape \(3, 6\), not \(5, 6\)",
+    ),
     "output": ({"output": "nothing"}, "output nothing must be tensors of the graph"),
 }
 
@@ -198,3 +210,154 @@ def test_broken_graphs(case):
 def test_all_problems_are_listed():
     with pytest.raises(GraphError, match=r"(?s)tensor pos: scale.*constant n must be present"):
         make(tensors=tensors("pos", scale=0.0), constants=without("head/n"))
+
+
+def moves(operator, *shapes, constants=None, zero_points=(0, 0, 0)):
+    """A graph of x (4, 2, 6), the 8 tokens `t` and `operator`, which reads them and writes y of shape shapes[0]."""
+    z = dict(zip("xty", zero_points, strict=True))
+    fields = {"dtype": "s8", "scale": 0.1, "bits": 8}
+    return Graph(
+        name="moves",
+        input="x",
+        output="y",
+        preprocessing=Preprocessing(scale=1 / 255, mean=(0.5,), std=(0.5,)),
+        tensors=(
+            Tensor(name="x", shape=(4, 2, 6), zero_point=z["x"], **fields),
+            Tensor(name="t", shape=(8, 6), zero_point=z["t"], **fields),
+            Tensor(name="y", shape=shapes[0], zero_point=z["y"], **fields),
+        ),
+        operators=(Gather(name="t", input="x", output="t"), operator),
+        constants={"t/index": np.arange(8, dtype=np.int32)} | (constants or {}),
+    )
+
+
+INDEX = {"g/index": np.arange(-1, 5, dtype=np.int32)}
+HEADS = drained("a", 2) | {
+    "a/m2": np.full(2, 40000, np.uint16), "a/n2": np.full(2, 20, np.uint8), "a/exp": np.zeros(256, np.uint8),
+    "a/bias": np.zeros((2, 1, 4, 4), np.int16),
+}  # fmt: skip
+
+
+def attends(**fields):
+    usual = {"input": "t", "heads": 2, "windows": 2, "bias": True}
+    return Attention(name="a", keys="t", values="t", output="y", lo=-127, hi=127, **usual | fields)
+
+
+def test_moves_round_trip(tmp_path):
+    graphs = [
+        moves(Gather(name="g", input="x", output="y"), (2, 3, 6), constants=INDEX),
+        moves(Concat(name="c", inputs=("t", "t"), output="y"), (8, 12)),
+        moves(Concat(name="c", inputs=("t", "x"), output="y", axis="positions"), (16, 6)),
+        moves(Multiply(name="m", input="t", other="t", output="y", drain=Drain(lo=0, hi=1)), (8, 6),
+              constants=drained("m", 1)),
+        moves(attends(), (8, 6), constants=HEADS),
+    ]  # fmt: skip
+    for graph in graphs:
+        loaded = Graph.load(graph.save(tmp_path / "moves.graph"))
+        assert loaded.operators == graph.operators and loaded.constants.keys() == graph.constants.keys()
+    assert graphs[-1].macs(graphs[-1].operators[-1]) == 2 * 8 * 4 * 6
+
+
+MOVES = {
+    "index out of range": (
+        (Gather(name="g", input="x", output="y"), (1, 6)),
+        {"constants": {"g/index": np.array([8], np.int32)}},
+        r"operator g: index must be in -1\.\.7, not 8\.\.8",
+    ),
+    "index of another length": (
+        (Gather(name="g", input="x", output="y"), (5, 6)),
+        {"constants": INDEX},
+        r"operator g: constant index must have shape \(5,\), not \(6,\)",
+    ),
+    "gathered channels": (
+        (Gather(name="g", input="x", output="y"), (6, 5)),
+        {"constants": INDEX},
+        "operator g: output y must have 6 channels, not 5",
+    ),
+    "another zero point": (
+        (Gather(name="g", input="x", output="y"), (6, 6)),
+        {"constants": INDEX, "zero_points": (3, 3, 4)},
+        "operator g: input x must have y's type, bits, scale and zero point",
+    ),
+    "one input": (
+        (Concat(name="c", inputs=("t",), output="y"), (8, 6)),
+        {},
+        "operator c: inputs must be two or more tensors, not 1",
+    ),
+    "other positions": (
+        (Concat(name="c", inputs=("t", "x"), output="y"), (8, 12)),
+        {},
+        r"operator c: input x must have t's positions \(8,\), not \(4, 2\)",
+    ),
+    "concatenated channels": (
+        (Concat(name="c", inputs=("t", "t"), output="y"), (8, 11)),
+        {},
+        r"operator c: output y must have shape \(8, 12\), not \(8, 11\)",
+    ),
+    "concatenated positions": (
+        (Concat(name="c", inputs=("t", "x"), output="y", axis="positions"), (15, 6)),
+        {},
+        r"operator c: output y must have 16 positions of 6 channels, not \(15, 6\)",
+    ),
+    "factor of another shape": (
+        (Multiply(name="m", input="t", other="x", output="y", drain=Drain(lo=0, hi=1)), (8, 6)),
+        {"constants": drained("m", 1)},
+        r"operator m: other x must have the shape \(8, 6\) of t or one position, not \(4, 2, 6\)",
+    ),
+    "factor with zero point": (
+        (Multiply(name="m", input="t", other="t", output="y", drain=Drain(lo=0, hi=1)), (8, 6)),
+        {"constants": drained("m", 1), "zero_points": (2, 2, 0)},
+        "operator m: factor t must have no zero point, not 2",
+    ),
+    "product with residual": (
+        (
+            Multiply(
+                name="m",
+                input="t",
+                other="t",
+                output="y",
+                drain=Drain(lo=0, hi=1, residual=Residual(tensor="t", m=1, n=1)),
+            ),
+            (8, 6),
+        ),
+        {"constants": drained("m", 1)},
+        "operator m: a product must have no residual",
+    ),
+    "queries with zero point": (
+        (attends(), (8, 6)),
+        {"constants": HEADS, "zero_points": (2, 2, 0)},
+        r"operator a: t must be s8 tokens \(T, C\) without zero point",
+    ),
+    "queries of an image": (
+        (attends(input="x"), (8, 6)),
+        {"constants": HEADS},
+        r"operator a: x must be s8 tokens \(T, C\) without zero point",
+    ),
+    "windows": (
+        (attends(windows=3), (8, 6)),
+        {"constants": HEADS},
+        "operator a: 3 windows must divide 8 queries and 8 keys",
+    ),
+    "heads": (
+        (attends(heads=4), (8, 6)),
+        {"constants": HEADS},
+        "operator a: channels of queries, keys and values must be equal and a multiple of 4 heads",
+    ),
+    "shape of the bias": (
+        (attends(windows=4), (8, 6)),
+        {"constants": HEADS},
+        r"operator a: constant bias must have shape \(1 or 4, 1 or 2, 2, 2\), not \(2, 1, 4, 4\)",
+    ),
+    "range of the bias": (
+        (attends(), (8, 6)),
+        {"constants": HEADS | {"a/bias": np.full((1, 1, 4, 4), -32767, np.int16)}},
+        r"operator a: constant bias must be -32768 or in -30719\.\.30720, not -32767\.\.-32767",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MOVES)
+def test_broken_moves(case):
+    arguments, more, message = MOVES[case]
+    with pytest.raises(GraphError, match=message):
+        moves(*arguments, **more)

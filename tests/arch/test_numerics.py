@@ -128,6 +128,13 @@ def test_masked_keys_have_no_weight():
     assert exp[0].tolist() == [int(numerics.exp_table()[2]), 0, 255] and exp[1].tolist() == [0, 0, 0]
 
 
+def test_bias_is_added_after_the_logit_is_clamped():
+    bias = np.array([0, 30720, -30719, -32768, 32767])
+    assert numerics.logit_bias(np.array([-2048, 2047, -2048, 2047, 2047]), bias).tolist() == [
+        -2048, 32767, -32767, numerics.MASKED, 32767,
+    ]  # fmt: skip
+
+
 def python_layernorm(x, g, b, n, eps, lo, hi):
     """The page of the specification, one number at a time."""
     d, s, q = len(x), sum(x), sum(v * v for v in x)

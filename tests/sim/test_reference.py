@@ -6,13 +6,16 @@ import pytest
 from terrazzo.arch.graph import (
     Attention,
     AvgPool,
+    Concat,
     Constant,
     Conv,
     Drain,
     Elementwise,
+    Gather,
     Graph,
     Linear,
     MaxPool,
+    Multiply,
     Preprocessing,
     Reshape,
     Residual,
@@ -74,23 +77,24 @@ def codes_for(graph, count=3, seed=1):
 
 
 @pytest.mark.parametrize(
-    ("groups", "stride", "padding", "prefix"),
+    ("groups", "stride", "padding", "prefix", "dilation"),
     [
-        (1, (1, 1), (0, 0, 0, 0), 0),
-        (1, (2, 1), (1, 0, 2, 1), 0),
-        (2, (1, 2), (1, 1, 1, 1), 0),
-        (1, (2, 2), (0, 1, 0, 0), 2),
+        (1, (1, 1), (0, 0, 0, 0), 0, (1, 1)),
+        (1, (2, 1), (1, 0, 2, 1), 0, (1, 1)),
+        (2, (1, 2), (1, 1, 1, 1), 0, (1, 1)),
+        (1, (2, 2), (0, 1, 0, 0), 2, (1, 1)),
+        (2, (1, 2), (2, 1, 3, 0), 0, (2, 3)),
     ],
 )
-def test_convolution(groups, stride, padding, prefix):
+def test_convolution(groups, stride, padding, prefix, dilation):
     rng = np.random.default_rng(0)
     height, width, channels, outputs, kh, kw = 5, 6, 4, 6, 3, 2
-    oh = (height + padding[0] + padding[1] - kh) // stride[0] + 1
-    ow = (width + padding[2] + padding[3] - kw) // stride[1] + 1
+    oh = (height + padding[0] + padding[1] - (kh - 1) * dilation[0] - 1) // stride[0] + 1
+    ow = (width + padding[2] + padding[3] - (kw - 1) * dilation[1] - 1) // stride[1] + 1
     shape = (prefix + oh * ow, outputs) if prefix else (oh, ow, outputs)
     operator = Conv(
         name="c", input="x", output="y", stride=stride, padding=padding, groups=groups, prefix=prefix,
-        drain=Drain(lo=-100, hi=90),
+        dilation=dilation, drain=Drain(lo=-100, hi=90),
     )  # fmt: skip
     constants = weights(rng, "c", outputs, kh, kw, channels // groups) | drain_constants(
         rng, "c", outputs, 23
@@ -110,8 +114,8 @@ def test_convolution(groups, stride, padding, prefix):
                     for kx in range(kw):
                         for c in range(depth):
                             iy, ix = (
-                                (p // ow) * stride[0] + ky - padding[0],
-                                (p % ow) * stride[1] + kx - padding[2],
+                                (p // ow) * stride[0] + ky * dilation[0] - padding[0],
+                                (p % ow) * stride[1] + kx * dilation[1] - padding[2],
                             )
                             inside = p >= 0 and 0 <= iy < height and 0 <= ix < width
                             code = int(image[iy, ix, (o // per_group) * depth + c]) if inside else -7
@@ -225,46 +229,144 @@ def test_pools_and_moves():
         assert got["mean"][i, 0].tolist() == [clip(drained(graph, mean, int(s), 0), -9, 9) for s in sums]
 
 
-def test_attention():
-    rng = np.random.default_rng(4)
-    tokens, heads, size = 6, 2, 3
-    names = ["q", "k", "v"]
-    tensors = [tensor("x", tokens, 5), *(tensor(n, tokens, 6) for n in names), tensor("y", tokens, 6)]
-    operators = [Linear(name=n, input="x", output=n, drain=Drain(lo=-128, hi=127)) for n in names]
-    operators.append(
-        Attention(name="a", input="q", keys="k", values="v", output="y", heads=heads, lo=-120, hi=110)
-    )
+@pytest.mark.parametrize("broadcast", [False, True])
+def test_multiply(broadcast):
+    rng = np.random.default_rng(5)
+    tensors = [
+        tensor("x", 2, 3, 4),
+        tensor("wide", 2, 3, 4, dtype="s16"),
+        tensor("gate", *((1, 1) if broadcast else (2, 3)), 4),
+        tensor("y", 2, 3, 4),
+        tensor("z", 2, 3, 4, dtype="s16"),
+    ]
+    operators = [
+        Constant(name="gate", output="gate"),
+        Elementwise(name="wide", input="x", output="wide", drain=Drain(lo=-32768, hi=32767)),
+        Multiply(name="a", input="x", other="gate", output="y", drain=Drain(lo=-128, hi=127, table=True)),
+        Multiply(
+            name="b", input="wide", other="gate" if broadcast else "wide", output="z",
+            drain=Drain(lo=-32768, hi=30000),
+        ),
+    ]  # fmt: skip
     constants = {
-        k: v for n in names for k, v in (weights(rng, n, 6, 5) | drain_constants(rng, n, 6, 22)).items()
-    }
-    constants |= drain_constants(rng, "a", heads, 20) | {
-        "a/m2": np.array([40000, 65535], np.uint16),
-        "a/n2": np.array([15, 16], np.uint8),
-        "a/exp": np.minimum(255, 255 - np.arange(256)).astype(np.uint8),
+        **drain_constants(rng, "wide", 1, 8),
+        **drain_constants(rng, "a", 1, 20),
+        **drain_constants(rng, "b", 1, 30),
+        "gate/value": rng.integers(-128, 128, tensors[2].shape).astype(np.int8),
+        "a/table": rng.integers(-128, 128, 256).astype(np.int8),
     }
     graph = graph_of(tensors, operators, constants)
     got = reference.run(graph, codes_for(graph), keep=True)
-    assert got["a/logits"].shape == got["a/exp"].shape == (3, heads, tokens, tokens)
+    for i, y, x, c in np.ndindex(3, 2, 3, 4):
+        gate = int(constants["gate/value"][(0, 0, c) if broadcast else (y, x, c)])
+        index = clip(drained(graph, operators[2], int(got["x"][i, y, x, c]) * gate, 0), -128, 127)
+        assert got["y"][i, y, x, c] == constants["a/table"][index + 128]
+        wide = int(got["wide"][i, y, x, c])
+        acc = wide * (gate if broadcast else wide)
+        assert got["z"][i, y, x, c] == clip(drained(graph, operators[3], acc, 0), -32768, 30000)
+
+
+def test_gather_and_concat():
+    index = np.array([5, -1, 0, 0, 3, -1, 2, 1], np.int32)
+    tensors = [
+        tensor("x", 2, 3, 2, zero_point=-9),
+        tensor("moved", 4, 2, 2, zero_point=-9),
+        tensor("channels", 4, 2, 4, zero_point=-9),
+        tensor("tokens", 8, 2, zero_point=-9),
+        tensor("positions", 14, 2, zero_point=-9),
+    ]
+    operators = [
+        Gather(name="moved", input="x", output="moved"),
+        Concat(name="channels", inputs=("moved", "moved"), output="channels"),
+        Gather(name="tokens", input="moved", output="tokens"),
+        Concat(name="positions", inputs=("tokens", "x"), output="positions", axis="positions"),
+    ]
+    constants = {"moved/index": index, "tokens/index": np.arange(8, dtype=np.int32)[::-1].copy()}
+    graph = graph_of(tensors, operators, constants)
+    x = codes_for(graph)
+    got = reference.run(graph, x, keep=True)
+    for i in range(len(x)):
+        flat = x[i].reshape(6, 2).tolist()
+        moved = [flat[p] if p >= 0 else [-9, -9] for p in index]
+        assert got["moved"][i].reshape(8, 2).tolist() == moved
+        assert got["channels"][i].reshape(8, 4).tolist() == [row + row for row in moved]
+        assert got["positions"][i].tolist() == moved[::-1] + flat
+
+
+@pytest.mark.parametrize(
+    ("tokens", "keys", "windows", "bias"),
+    [(6, 6, 1, None), (6, 4, 1, (1, 1)), (6, 9, 3, (3, 2)), (6, 6, 3, (1, 2)), (4, 6, 2, (2, 1))],
+)
+def test_attention(tokens, keys, windows, bias):
+    rng = np.random.default_rng(4)
+    heads, size = 2, 3
+    counts = {"q": tokens, "k": keys, "v": keys}
+    tensors = [
+        tensor("x", tokens, 5),
+        tensor("context", keys, 5),
+        *(tensor(n, count, 6) for n, count in counts.items()),
+        tensor("y", tokens, 6),
+    ]
+    operators = [Gather(name="context", input="x", output="context")]
+    operators += [
+        Linear(name=n, input="x" if n == "q" else "context", output=n, drain=Drain(lo=-128, hi=127))
+        for n in counts
+    ]
+    operators.append(
+        Attention(
+            name="a", input="q", keys="k", values="v", output="y", heads=heads, windows=windows,
+            bias=bias is not None, lo=-120, hi=110,
+        )
+    )  # fmt: skip
+    constants = {
+        k: v for n in counts for k, v in (weights(rng, n, 6, 5) | drain_constants(rng, n, 6, 22)).items()
+    }
+    constants["context/index"] = rng.integers(0, tokens, keys).astype(np.int32)
+    constants |= drain_constants(rng, "a", heads, 20) | {
+        "a/m2": np.array([40000, 65535], np.uint16),
+        "a/n2": np.array([15, 16], np.uint8),
+        "a/exp": np.maximum(0, 254 - np.arange(256)).astype(np.uint8),
+    }
+    tq, tk = tokens // windows, keys // windows
+    if bias is not None:
+        constants["a/bias"] = rng.integers(-300, 300, (*bias, tq, tk)).astype(np.int16)
+        constants["a/bias"][rng.random(constants["a/bias"].shape) < 0.2] = -32768
+        constants["a/bias"][-1, -1, 0] = -32768  # a query that sees nothing
+    graph = graph_of(tensors, operators, constants)
+    got = reference.run(graph, codes_for(graph), keep=True)
+    assert got["a/logits"].shape == got["a/exp"].shape == (3, heads, tokens, tk)
     assert got["a/row_m"].shape == got["a/row_n"].shape == (3, heads, tokens)
-    for i in range(3):
-        q, k, v = (got[n][i].astype(object).reshape(tokens, heads, size) for n in names)
-        for h in range(heads):
-            for t in range(tokens):
-                dots = [int((q[t, h] * k[j, h]).sum()) for j in range(tokens)]
-                logits = [clip(drained(graph, operators[-1], d, h), -2048, 2047) for d in dots]
-                exp = [255 - min(max(logits) - logit, 255) for logit in logits]
-                total = sum(exp)
-                e = total.bit_length() - 1
-                index = ((total << 8) >> e) - 256
-                product = int(constants["a/m2"][h]) * int(2**24 / (256.5 + index) + 0.5)
-                high = int(product >= 1 << 31)
-                m = min((product + (1 << (14 + high))) >> (15 + high), 65535)
-                n = int(constants["a/n2"][h]) + e + 1 - high
-                assert got["a/logits"][i, h, t].tolist() == logits and got["a/exp"][i, h, t].tolist() == exp
-                assert (got["a/row_m"][i, h, t], got["a/row_n"][i, h, t]) == (m, n)
-                for c in range(size):
-                    acc = sum(e_j * int(v[j, h, c]) for j, e_j in enumerate(exp))
-                    assert got["y"][i, t, h * size + c] == clip((acc * m + (1 << (n - 1))) >> n, -120, 110)
+    for i, h, t in np.ndindex(3, heads, tokens):
+        q, k, v = (got[n][i].astype(object).reshape(-1, heads, size) for n in counts)
+        window = t // tq
+        seen = range(window * tk, (window + 1) * tk)
+        dots = [int((q[t, h] * k[j, h]).sum()) for j in seen]
+        logits = [clip(drained(graph, operators[-1], d, h), -2048, 2047) for d in dots]
+        hidden = [False] * tk
+        if bias is not None:
+            row = constants["a/bias"][window % bias[0], h % bias[1], t % tq].tolist()
+            hidden = [b == -32768 for b in row]
+            logits = [-32768 if b == -32768 else logit + b for logit, b in zip(logits, row, strict=True)]
+        top = max((logit for logit, masked in zip(logits, hidden, strict=True) if not masked), default=0)
+        exp = [
+            0 if masked else max(0, 254 - min(top - logit, 255))
+            for logit, masked in zip(logits, hidden, strict=True)
+        ]
+        total = sum(exp)
+        assert got["a/logits"][i, h, t].tolist() == logits and got["a/exp"][i, h, t].tolist() == exp
+        if total == 0:
+            assert got["y"][i, t, h * size : (h + 1) * size].tolist() == [0] * size
+            continue
+        e = total.bit_length() - 1
+        index = ((total << 8) >> e) - 256
+        product = int(constants["a/m2"][h]) * int(2**24 / (256.5 + index) + 0.5)
+        high = int(product >= 1 << 31)
+        m = min((product + (1 << (14 + high))) >> (15 + high), 65535)
+        n = int(constants["a/n2"][h]) + e + 1 - high
+        assert (got["a/row_m"][i, h, t], got["a/row_n"][i, h, t]) == (m, n)
+        for c in range(size):
+            acc = sum(e_j * int(v[j, h, c]) for e_j, j in zip(exp, seen, strict=True))
+            assert got["y"][i, t, h * size + c] == clip((acc * m + (1 << (n - 1))) >> n, -120, 110)
 
 
 @pytest.fixture
