@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import nn
 
-from terrazzo.quant.data import DataError, digits, load_images, load_labelled, load_weights
+from terrazzo.quant.data import DataError, digits, load_images, load_labelled, load_weights, open_images
 
 
 def test_digits_split_every_image_once_and_a_third_of_each_class():
@@ -187,3 +187,107 @@ def test_a_list_is_no_state_dict(tmp_path, model):
     torch.save([torch.zeros(3)], tmp_path / "list.pt")
     with pytest.raises(DataError, match=r"must hold a state dict of tensors, not list"):
         load_weights(model, tmp_path / "list.pt")
+
+
+# Images of any kind of source
+
+
+def _files(folder, pixels, count):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(np.roll(pixels, i, axis=0)).save(folder / f"{i}.png")
+
+
+def test_folder_with_a_table(tmp_path, pixels):
+    _files(tmp_path / "val", pixels, 3)
+    (tmp_path / "labels.csv").write_text("file,label\nval/2.png,7\nval/0.png,1\n")
+    images = open_images(tmp_path, (6, 5, 3), classes=8)
+    assert len(images) == 2 and images.labels.tolist() == [7, 1] and images.names[0] == "val/2.png"
+    assert np.array_equal(images[0], np.roll(pixels, 2, axis=0)) and images[:2].shape == (2, 6, 5, 3)
+
+
+def test_every_kind_of_source_gives_the_same_images(tmp_path, pixels):
+    _files(tmp_path / "classes" / "b", pixels, 2)
+    _files(tmp_path / "classes" / "a", pixels, 1)
+    x = np.stack([pixels, pixels, np.roll(pixels, 1, axis=0)])
+    y = np.array([0, 1, 1])
+    np.savez(tmp_path / "all.npz", x=x, y=y)
+    tensors = torch.utils.data.TensorDataset(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y))
+    for source in (tmp_path / "classes", tmp_path / "all.npz", tensors):
+        images = open_images(source, (6, 5, 3), classes=2)
+        assert np.array_equal(images[:], x) and images.labels.tolist() == [0, 1, 1]
+    plain = open_images(x, (6, 5, 3))
+    assert plain.labels is None and [len(b) for b in plain.batches(2)] == [2, 1]
+
+
+def test_split_uses_every_image_once():
+    x = np.arange(7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
+    first, rest = open_images(x, (2, 2, 1)).split(3)
+    assert [int(i.max()) for i in first] == [0, 3, 6] and [int(i.max()) for i in rest] == [1, 2, 4, 5]
+    with pytest.raises(DataError, match=r"^a split must take 1\.\.6 of 7 images, not 7$"):
+        open_images(x, (2, 2, 1)).split(7)
+
+
+def test_shorter_side_is_resized_and_the_centre_is_cut(tmp_path):
+    """A ramp along the longer side: its middle stays in the middle."""
+    ramp = np.broadcast_to(np.arange(120, dtype=np.uint8) * 2, (40, 120)).copy()
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    image = open_images(tmp_path, (16, 16, 1), resize=20)[0]
+    assert image.shape == (16, 16, 1)
+    assert abs(float(image.mean()) - ramp.mean()) < 1.5
+    slope = float(image[:, -1].mean() - image[:, 0].mean())
+    assert abs(slope - 15 * 4) < 3  # half the pixels: two grey levels become four a pixel
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (np.zeros((0, 4, 4, 3), np.uint8), r"^images: must hold images, but holds none; give at least one$"),
+        (
+            np.zeros((2, 4, 4, 1), np.uint8),
+            r"^images: must be images of shape \(N, 4, 4, 3\), not \(2, 4, 4, 1\)",
+        ),
+        ([np.full((4, 4, 3), 300)], r"^image 0: must have raw values up to 255, not 300; give images before"),
+        ([np.full((4, 4, 3), np.nan)], r"^image 0: must be finite, not NaN or infinite"),
+        ([np.full((4, 4, 4), 1)], r"^image 0: must have shape \(4, 4, 3\), not \(4, 4, 4\)"),
+        ([np.full((4, 4, 3), "a")], r"^image 0: must hold numbers, not <U1"),
+        (7, r"^images must be a folder, an \.npz file, an array or a Dataset with a length, not int$"),
+    ],
+)
+def test_unusable_sources(source, reason):
+    with pytest.raises(DataError, match=reason):
+        open_images(source, (4, 4, 3))[:]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("file,label\n0.png,2\n", r"labels must be 0\.\.1, not 2 of 0\.png; correct the labels"),
+        ("file,label\n0.png,-1\n", r"labels must be 0\.\.1, not -1"),
+        ("file,label\n0.png,x\n", r'labels\.csv: must have columns "file" and "label"'),
+        ("name,label\n0.png,1\n", r'labels\.csv: must have columns "file" and "label"'),
+        ("file,label\n9.png,1\n", r"labels\.csv: must name existing images, but 9\.png do not exist"),
+        ("file,label\n", r"must hold images, but holds none"),
+    ],
+)
+def test_unusable_label_tables(tmp_path, pixels, text, reason):
+    _files(tmp_path, pixels, 1)
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=reason):
+        open_images(tmp_path, (6, 5, 3), classes=2)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "without x"])
+def test_unusable_npz(tmp_path, damage):
+    path = tmp_path / "x.npz"
+    np.savez(path, **{"z" if damage == "without x" else "x": np.zeros((2, 4, 4, 3), np.uint8)})
+    if damage != "without x":
+        path.write_bytes(path.read_bytes()[:90] if damage == "truncated" else b"hello" * 9)
+    with pytest.raises(DataError, match=r'x\.npz: must be an \.npz file with an array "x", but fails with'):
+        open_images(path, (4, 4, 3))
+
+
+def test_mode_that_cannot_be_read_without_loss(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32) * 1e5).save(tmp_path / "x.tiff")
+    with pytest.raises(DataError, match=r"must have eight or sixteen bits per channel, not mode F; convert"):
+        load_images(tmp_path, (4, 4, 1))
