@@ -53,10 +53,7 @@ class _Lowering:
 
     def needs(self, operator: g.Operator) -> list[str]:
         """Tensors that the operator reads from the scratchpad."""
-        names = g.reads(operator)
-        if isinstance(operator, g.Attention):
-            return [name for name in names if name not in (operator.keys, operator.values)]
-        return list(names)
+        return [operator.input] if isinstance(operator, g.Attention) else list(g.reads(operator))
 
     def input(self) -> None:
         """Place the input: as an image of joined pixels where every reader gains by that."""
