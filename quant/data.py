@@ -260,7 +260,7 @@ def _table(table: Path) -> tuple[list[Path], np.ndarray]:
 
 def _of_npz(path: Path, shape, raw_max: float) -> Images:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays.get("y")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
