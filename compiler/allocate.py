@@ -56,23 +56,26 @@ def peak(lives: dict[Buffer, Life]) -> int:
     return highest
 
 
-def allocate(accelerator: Accelerator, items: list[Item], memory: Memory, residents: list[Buffer]) -> None:
-    """Choose `row` of every buffer of `memory` in `items`: `residents` one after the other from row 0, the others
-    above them for their lifetimes. Raises Overflow."""
+def allocate(accelerator: Accelerator, items: list[Item], memory: Memory) -> int:
+    """Choose `row` of every buffer of `memory` in `items`: those of the scratchpad with data one after the other from
+    row 0, those that items write above them for their lifetimes. Returns the rows taken. Raises Overflow."""
     size, base = capacity(accelerator, memory), 0
-    for buffer in residents:
+    found = lifetimes(items, memory)
+    lives = {buffer: life for buffer, life in found.items() if buffer.data is None}
+    for buffer in [b for b in found if b not in lives and memory == Memory.SCRATCHPAD]:
         buffer.row = base
         base += buffer.rows
-    lives = {b: life for b, life in lifetimes(items, memory).items() if b not in set(residents)}
     if base + peak(lives) > size:
-        largest = max(lives or residents, key=lambda b: b.rows)
-        raise Overflow(memory, largest, base + peak(lives))
+        raise Overflow(memory, max(found, key=lambda b: b.rows), base + peak(lives))
+    if not lives:
+        return base
     region = accelerator.scratchpad_rows if memory == Memory.SCRATCHPAD else size
     rivals = _rivals(items, memory) if region < size else {}
     for rest, near in ((rest, near) for rest in _RESTS for near in ((region, rivals), (size, {}))):
         try:
             longer = {buffer: Life(life.first, life.last + rest) for buffer, life in lives.items()}
-            return _pack(longer, base, size, *near)
+            _pack(longer, base, size, *near)
+            return max(buffer.row + buffer.rows for buffer in lives)
         except Overflow as overflow:
             last = overflow
     raise last

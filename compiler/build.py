@@ -10,18 +10,17 @@ from ..arch.graph import Conv, Graph
 from ..arch.isa import Instruction, Opcode, Region
 from ..arch.program import Layer, Program
 from . import check
-from .allocate import Overflow, allocate, lifetimes, peak
+from .allocate import Overflow, allocate
 from .ir import PAGE_ROWS, At, CompileError, Item, Memory, Page, Span, capacity
 from .lower import lower
 from .schedule import synchronize
-from .stream import Image, insert_loads, residents, setup_loads
+from .stream import Image, Plan, plan, residents, setup_loads
 from .tensors import Tensors
 
 __all__ = ["compile"]
 
-_STREAMS = ((2, True), (3, True), (4, True), (1, False), (2, False))
-"""Ways to stream a memory, best first: the part of the free rows that one instruction may take, and whether the
-next instruction's data is loaded meanwhile."""
+_PIECES = (8, 6, 4, 3, 2, 1)
+"""Parts of a memory's free rows that one instruction may take where data is streamed, best first."""
 
 _REMEDIES = {
     Memory.SCRATCHPAD: "Raise scratchpad_rows or scratchpad_regions, or use smaller images",
@@ -35,48 +34,51 @@ _REMEDIES = {
 
 def compile(graph: Graph, accelerator: Accelerator, name: str | None = None) -> Program:
     """The program that computes `graph` on `accelerator`. Raises CompileError with every reason why not."""
-    ways: dict[Memory, int] = {}
-    """Memories whose data is streamed, and the way in _STREAMS."""
-    free: dict[Memory, int] = {}
+    pieces: dict[Memory, int] = {}
+    """Memories whose data is streamed, and the way in _PIECES."""
+    free: dict[Memory, tuple[int, int]] = {}
     ahead = 3
     while True:
-        limits = {memory: max(1, free[memory] // _STREAMS[way][0]) for memory, way in ways.items()}
-        tensors = Tensors(graph, accelerator, frozenset(ways), limits, ahead)
+        limits = {memory: max(1, free[memory][1] // _PIECES[way]) for memory, way in pieces.items()}
+        tensors = Tensors(graph, accelerator, limits, ahead)
         lower(tensors)
         if tensors.problems:
-            if not _next_way(ways, tensors.short):
+            if not _larger(pieces, tensors.short):
                 raise CompileError(graph.name, tensors.problems)
             continue
-        image = Image(accelerator)
         items = _frame(tensors)
-        items = insert_loads(image, items, {memory: _STREAMS[way][1] for memory, way in ways.items()})
         try:
-            kept = []
             for memory in Memory:
-                stay = [] if memory in ways else residents(items, memory)
-                allocate(accelerator, items, memory, stay)
-                kept += stay
+                taken = allocate(accelerator, items, memory)
+                free[memory] = taken, capacity(accelerator, memory) - taken
         except Overflow as overflow:
-            memory = overflow.memory
-            if memory == Memory.SCRATCHPAD and ahead > 1:
-                ahead = 1
-                continue
-            streams = memory in ways or (memory != Memory.SCRATCHPAD and residents(items, memory))
-            if memory not in ways and streams:
-                lives = {b: life for b, life in lifetimes(items, memory).items() if b.data is None}
-                free[memory] = capacity(accelerator, memory) - peak(lives)
-                ways[memory] = 0
-            elif not _next_way(ways, {memory} if streams else set()):
+            if overflow.memory != Memory.SCRATCHPAD or ahead == 1:
                 raise CompileError(graph.name, [_too_small(tensors, accelerator, overflow)]) from None
+            ahead = 1
             continue
-        return _program(tensors, name or graph.name, setup_loads(image, accelerator, kept), items, image)
+        loaded = {memory: free[memory] for memory in Memory if memory != Memory.SCRATCHPAD}
+        found = plan(accelerator, items, loaded)
+        short = {memory for memory in (Memory.WEIGHT, Memory.PARAM) if _rows(items, memory) > free[memory][1]}
+        if short - pieces.keys():
+            pieces |= dict.fromkeys(short - pieces.keys(), 0)
+        elif isinstance(found, Plan):
+            return _program(tensors, name or graph.name, items, found)
+        else:
+            largest = max(residents(items, found), key=lambda buffer: buffer.rows)
+            overflow = Overflow(found, largest, free[found][0] + largest.rows)
+            raise CompileError(graph.name, [_too_small(tensors, accelerator, overflow)])
 
 
-def _next_way(ways: dict[Memory, int], memories: set[Memory]) -> bool:
-    """Stream the first of `memories` that can be streamed otherwise; False where there is none."""
+def _rows(items: list[Item], memory: Memory) -> int:
+    """Rows of all data of a memory."""
+    return sum(buffer.rows for buffer in residents(items, memory))
+
+
+def _larger(pieces: dict[Memory, int], memories: set[Memory]) -> bool:
+    """Let an instruction take more of the first of `memories` that can be; False where there is none."""
     for memory in sorted(memories, key=lambda m: m.name):
-        if memory in ways and ways[memory] + 1 < len(_STREAMS):
-            ways[memory] += 1
+        if pieces[memory] + 1 < len(_PIECES):
+            pieces[memory] += 1
             return True
     return False
 
@@ -110,9 +112,13 @@ def _frame(tensors: Tensors) -> list[Item]:
     return [first, *tensors.items, last]
 
 
-def _program(tensors: Tensors, name: str, setup: list[Item], frame: list[Item], image: Image) -> Program:
-    """Encode both sections and check what came out."""
+def _program(tensors: Tensors, name: str, items: list[Item], found: Plan) -> Program:
+    """Insert the LOADs, encode both sections and check what came out."""
     graph, accelerator = tensors.graph, tensors.accelerator
+    image = Image(accelerator)
+    frame = found.insert(image, items)
+    kept = [*found.rows, *residents(items, Memory.SCRATCHPAD)]
+    setup = setup_loads(image, accelerator, kept)
     problems: list[str] = []
     sections = [
         [*_encode(graph, section, problems), isa.encode(Instruction(Opcode.END))]

@@ -114,6 +114,19 @@ class Item:
     reads: tuple[Span, ...] = ()
     writes: tuple[Span, ...] = ()
 
+    def reading(self, found: dict[Buffer, Buffer]) -> Item:
+        """The item on other buffers of the same content."""
+        values = {
+            key: dataclasses.replace(value, buffer=found.get(value.buffer, value.buffer))
+            if isinstance(value, At | Page)
+            else value
+            for key, value in self.values.items()
+        }
+        reads = tuple(
+            dataclasses.replace(span, buffer=found.get(span.buffer, span.buffer)) for span in self.reads
+        )
+        return dataclasses.replace(self, values=values, reads=reads)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:

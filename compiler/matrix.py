@@ -92,7 +92,7 @@ def emit(
         if count < part.blocks:
             count = count // unit * unit
         if count < 1:
-            tensors.short |= {m for m in (Memory.WEIGHT, Memory.PARAM) if m in tensors.streamed}
+            tensors.short |= {m for m in (Memory.WEIGHT, Memory.PARAM) if m in tensors.limited}
         if count < 1 or (groups > 1 and step > 1 and k > a.operand_chunks):
             tensors.problem(
                 name,

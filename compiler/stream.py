@@ -1,16 +1,31 @@
-"""LOADs: data that stays is loaded once by the setup section, the rest in the frame, one user ahead."""
+"""Weights, parameters and tables on their way in: what stays on chip, what is loaded in every frame, and when.
+
+Data that stays is loaded once by the setup section. The rest shares a ring of rows in each memory: data enters in
+the order of its use, as early as the rows are free again, so that loading overlaps the computing of what came before.
+"""
 
 from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
 
 import numpy as np
 
 from ..arch.accelerator import Accelerator
-from ..arch.isa import Opcode, Region
-from .ir import At, Buffer, Item, Memory, Span, row_bytes
+from ..arch.isa import Engine, Opcode, Region
+from . import estimate
+from .ir import PAGE_ROWS, At, Buffer, Item, Memory, Span, row_bytes
 
-__all__ = ["Image", "insert_loads", "load", "residents", "setup_loads"]
+__all__ = ["Image", "Plan", "load", "plan", "residents", "setup_loads"]
 
 _ROWS_MAX = 65535
+_QUEUE_AHEAD = 2
+"""LOADs that may wait in the engine's queue (of 4) without holding up the instructions behind them."""
+_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
+"""Parts of the free rows that are tried as rings."""
+_TOLERANCE = 1.005
+"""Estimated cycles that count as equal: then what loads less is better."""
 
 
 class Image:
@@ -76,23 +91,208 @@ def setup_loads(image: Image, accelerator: Accelerator, buffers: list[Buffer]) -
     return items
 
 
-def insert_loads(image: Image, items: list[Item], streamed: dict[Memory, bool]) -> list[Item]:
-    """`items` with a LOAD for every buffer with data of the streamed memories: before the item that uses it first,
-    or (where the memory's value is True) before the previous user of that memory, so that loading overlaps."""
-    before: dict[int, list[Item]] = {}
-    for memory, ahead in streamed.items():
-        seen: set[Buffer] = set()
-        previous = None
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What stays, and when the rest is loaded."""
+
+    cycles: int
+    """Of a frame, estimated."""
+    rows: dict[Buffer, int]
+    """First row of the data that stays."""
+    copies: list[_Copy]
+    uses: dict[int, dict[Buffer, _Copy]]
+    """By item: what it reads of the rings."""
+    begins: list[int]
+    """Estimated start of each item."""
+    bytes: int
+    """Loaded in every frame."""
+
+    def insert(self, image: Image, items: list[Item]) -> list[Item]:
+        """Place what stays; `items` with the LOADs of the rest, and reading that."""
+        for buffer, row in self.rows.items():
+            buffer.row = row
+        latest = list(itertools.accumulate(self.begins, max))
+        before: dict[int, list[Item]] = {}
+        at = 0
+        for index, copy in enumerate(self.copies):
+            ready = self.copies[index - _QUEUE_AHEAD].begin if index >= _QUEUE_AHEAD else 0
+            at = max(at, copy.earliest, min(bisect.bisect_left(latest, ready), copy.first))
+            span = Span(copy.buffer, 0, len(copy.buffer.data))
+            made = load(
+                image, copy.buffer.memory, copy.buffer.data, copy.buffer.row, copy.buffer.tag, (span,)
+            )
+            before.setdefault(at, []).append(made)
+        merged = []
         for index, item in enumerate(items):
-            used = [s.buffer for s in item.reads if s.buffer.memory == memory and s.buffer.data is not None]
-            for buffer in dict.fromkeys(used):
-                if buffer not in seen:
-                    seen.add(buffer)
-                    at = previous if ahead and previous is not None else index
-                    span = Span(buffer, 0, len(buffer.data))
-                    before.setdefault(at, []).append(
-                        load(image, memory, buffer.data, At(buffer), buffer.tag, (span,))
-                    )
-            if used:
-                previous = index
-    return [each for index, item in enumerate(items) for each in (*before.get(index, []), item)]
+            found = {buffer: copy.buffer for buffer, copy in self.uses.get(index, {}).items()}
+            merged += [*before.get(index, []), item.reading(found) if found else item]
+        return merged
+
+
+@dataclasses.dataclass(eq=False)
+class _Copy:
+    """Data in a ring, from its LOAD to its last reader."""
+
+    buffer: Buffer
+    """A copy of the layer's buffer, with its rows."""
+    start: int
+    """Rows that entered the ring before it."""
+    earliest: int
+    """Item before which its LOAD may stand at the earliest."""
+    first: int
+    last: int
+    """Items that read it."""
+    begin: int
+    """Estimated start of its LOAD."""
+    end: int
+    done: int = 0
+    """Estimated end of its last reader."""
+
+
+class _Ring:
+    """Rows first..first+size of a memory, filled in order and reused from the beginning."""
+
+    def __init__(self, first: int, size: int):
+        self.first, self.size, self.head = first, size, 0
+        self.copies: list[_Copy] = []
+        self.latest: dict[Buffer, _Copy] = {}
+
+    def current(self, buffer: Buffer) -> _Copy | None:
+        """The copy of a buffer, if it is still there."""
+        copy = self.latest.get(buffer)
+        return copy if copy is not None and copy.start >= self.head - self.size else None
+
+    def enter(self, buffer: Buffer, index: int, free: int, cycles: int) -> _Copy | None:
+        """A new copy for item `index`, loaded when the engine is `free` and its rows are; None where they are not."""
+        if buffer.rows > self.size:
+            return None
+        at = self.head % self.size
+        start = self.head if at + buffer.rows <= self.size else self.head + self.size - at
+        end = start + buffer.rows
+        gone = [copy for copy in self.copies if copy.start < end - self.size]
+        earliest = max((copy.last + 1 for copy in gone), default=1)
+        if earliest > index:
+            return None
+        begin = max([free, *(copy.done for copy in gone)])
+        row = self.first + start % self.size
+        copy = _Copy(
+            dataclasses.replace(buffer, row=row), start, max(1, earliest), index, index, begin, begin + cycles
+        )
+        self.copies = [c for c in self.copies if c.start >= end - self.size] + [copy]
+        self.latest[buffer], self.head = copy, end
+        return copy
+
+
+def plan(accelerator: Accelerator, items: list[Item], free: dict[Memory, tuple[int, int]]) -> Plan | Memory:
+    """The fastest plan, by estimate, for the data of the memories in `free` (row number and count of the rows that
+    other buffers leave); among equally fast ones the one that loads least. A memory that is too small where there is none."""
+    work = _Work(accelerator, items)
+    if all(work.total(memory) <= rows for memory, (_, rows) in free.items()):
+        return work.run({memory: (first, rows, 0) for memory, (first, rows) in free.items()})
+    tried = []
+    for share in _SHARES:
+        rings = {}
+        for memory, (first, rows) in free.items():
+            unit = PAGE_ROWS if memory == Memory.TABLE else 1
+            ring = min(rows, max(work.largest(memory), int(rows * share))) // unit * unit
+            rings[memory] = (first, rows, 0 if work.total(memory) <= rows else ring)
+        tried.append(work.run(rings))
+    plans = [found for found in tried if isinstance(found, Plan)]
+    if not plans:
+        return tried[0]
+    fast = min(found.cycles for found in plans) * _TOLERANCE
+    return min((found for found in plans if found.cycles <= fast), key=lambda found: found.bytes)
+
+
+class _Work:
+    """The items of a frame, with what they read and how long they take."""
+
+    def __init__(self, accelerator: Accelerator, items: list[Item]):
+        self.accelerator, self.items = accelerator, items
+        self.costs = [estimate.cycles(accelerator, item) for item in items]
+        self.users: dict[Buffer, list[int]] = {}
+        for index, item in enumerate(items):
+            for buffer in _data(item):
+                self.users.setdefault(buffer, []).append(index)
+
+    def buffers(self, memory: Memory) -> list[Buffer]:
+        """Data of a memory in order of first use."""
+        return [buffer for buffer in self.users if buffer.memory == memory]
+
+    def total(self, memory: Memory) -> int:
+        """Rows of all data of a memory."""
+        return sum(buffer.rows for buffer in self.buffers(memory))
+
+    def largest(self, memory: Memory) -> int:
+        """Rows of the largest piece of data."""
+        return max((buffer.rows for buffer in self.buffers(memory)), default=0)
+
+    def load_cycles(self, buffer: Buffer) -> int:
+        """Cycles of a LOAD."""
+        a = self.accelerator
+        return len(buffer.data) * a.beats(row_bytes(a, buffer.memory))
+
+    def kept(self, memory: Memory, rows: int) -> list[Buffer]:
+        """Data that stays in so many rows: the frame's first, then what is loaded longest for the computing that
+        it serves, spread over the frame."""
+        found = self.buffers(memory)
+
+        def worth(index: int) -> tuple[int, int]:
+            buffer = found[index]
+            served = sum(self.costs[user] for user in self.users[buffer])
+            ratio = self.load_cycles(buffer) * len(self.users[buffer]) / max(1, served)
+            spread = int(f"{index:016b}"[::-1], 2)
+            return (-99 if index == 0 else -round(np.log2(max(ratio, 1e-9))), spread)
+
+        kept = []
+        for index in sorted(range(len(found)), key=worth):
+            if found[index].rows <= rows:
+                kept.append(found[index])
+                rows -= found[index].rows
+        return kept
+
+    def run(self, places: dict[Memory, tuple[int, int, int]]) -> Plan | Memory:
+        """The plan for (first row, rows, rows of them in the ring) of each memory, or the memory that is too small."""
+        rows: dict[Buffer, int] = {}
+        rings: dict[Memory, _Ring] = {}
+        for memory, (first, count, ring) in places.items():
+            for buffer in self.kept(memory, count - ring):
+                rows[buffer] = first
+                first += buffer.rows
+            rings[memory] = _Ring(first, places[memory][0] + count - first)
+        free, ready = dict.fromkeys(Engine, 0), {}
+        copies, uses, begins, loaded = [], {}, [], 0
+        for index, item in enumerate(self.items):
+            begin = max([0, *(ready.get(span.buffer, 0) for span in item.reads)])
+            for buffer in _data(item):
+                if buffer in rows or buffer.memory not in rings:
+                    continue
+                ring = rings[buffer.memory]
+                copy = ring.current(buffer)
+                if copy is None:
+                    copy = ring.enter(buffer, index, free[Engine.LOAD], self.load_cycles(buffer))
+                    if copy is None:
+                        return buffer.memory
+                    copies.append(copy)
+                    free[Engine.LOAD] = copy.end
+                    loaded += self.load_cycles(buffer) * self.accelerator.bus_bytes
+                copy.last = index
+                uses.setdefault(index, {})[buffer] = copy
+                begin = max(begin, copy.end)
+            engine = estimate.engine(item)
+            begin = max(begin, free[engine])
+            free[engine] = end = begin + self.costs[index]
+            begins.append(begin)
+            for span in item.writes:
+                ready[span.buffer] = max(end, ready.get(span.buffer, 0))
+            for copy in uses.get(index, {}).values():
+                copy.done = end
+        return Plan(
+            cycles=max(free.values()), rows=rows, copies=copies, uses=uses, begins=begins, bytes=loaded
+        )
+
+
+def _data(item: Item) -> list[Buffer]:
+    """What an item reads of the data memories."""
+    found = (span.buffer for span in item.reads)
+    return list(dict.fromkeys(b for b in found if b.data is not None and b.memory != Memory.SCRATCHPAD))

@@ -12,21 +12,20 @@ __all__ = ["Tensors"]
 
 
 class Tensors:
-    """Collects what a lowering makes. `streamed` memories get the data of every layer apart, so that it can come
-    and go; `limits` bounds the rows that one instruction takes of a memory."""
+    """Collects what a lowering makes. `limits` bounds the rows that one instruction takes of a memory, so that data
+    comes and goes in pieces."""
 
     def __init__(
         self,
         graph: Graph,
         accelerator: Accelerator,
-        streamed: frozenset[Memory] = frozenset(),
         limits: dict[Memory, int] | None = None,
         heads_ahead: int = 3,
     ):
         self.graph, self.accelerator = graph, accelerator
         self.heads_ahead = heads_ahead
         """Heads of an attention whose softmax may be under way at once."""
-        self.streamed = streamed
+        self.limited = frozenset(limits or {})
         self.limits = {memory: capacity(accelerator, memory) for memory in Memory} | (limits or {})
         self.items: list[Item] = []
         self.places: dict[str, Place] = {}
@@ -61,7 +60,7 @@ class Tensors:
 
     def data(self, memory: Memory, name: str, tag: int, data: np.ndarray, rows: int | None = None) -> Buffer:
         """A buffer with content; equal contents are one buffer."""
-        key = (memory, data.tobytes(), tag if memory in self.streamed else None)
+        key = (memory, data.tobytes())
         if key not in self._shared:
             self._shared[key] = Buffer(name=name, memory=memory, rows=rows or len(data), data=data, tag=tag)
         return self._shared[key]

@@ -84,6 +84,35 @@ def test_small_memories_are_streamed(accelerator, small):
         assert opcodes(program).count(Opcode.LOAD) > resident
 
 
+@pytest.mark.parametrize("accelerator", [DEMO, OTHER], ids=["demo", "other"])
+def test_what_fits_stays_and_the_rest_is_prefetched(accelerator):
+    graph = transformer(accelerator)
+
+    def rows(program: Program, first: int, end: int | None) -> int:
+        found = [i for i in map(isa.decode, program.instructions[first:end]) if i.opcode == Opcode.LOAD]
+        return sum(i.rows for i in found if i.target == isa.LoadTarget.WEIGHT)
+
+    whole = compile(graph, accelerator)
+    total = rows(whole, 0, whole.frame_entry)
+    program = assert_exact(graph, dataclasses.replace(accelerator, weight_rows=total * 3 // 4))
+    kept, loaded = rows(program, 0, program.frame_entry), rows(program, program.frame_entry, None)
+    assert kept + loaded == total and kept > total // 4
+    frame = [isa.decode(words) for words in program.instructions[program.frame_entry :]]
+    loads = [n for n, i in enumerate(frame) if i.opcode == Opcode.LOAD and i.target == isa.LoadTarget.WEIGHT]
+    users = [
+        next(
+            n
+            for n, i in enumerate(frame)
+            if i.opcode == Opcode.MATRIX and i.weight == frame[at].row and n > at
+        )
+        for at in loads
+    ]
+    between = [
+        sum(i.opcode == Opcode.MATRIX for i in frame[at:user]) for at, user in zip(loads, users, strict=True)
+    ]
+    assert np.mean(between) >= 1, "loading overlaps the layer before"
+
+
 def test_everything_resident():
     program = assert_exact(transformer(DEMO), DEMO)
     loads = opcodes(program)

@@ -1,0 +1,157 @@
+"""Real architectures at full size as integer graphs with random weights: shapes and operators of the published models,
+nothing of their accuracy. `python -m tests.models NAME` compiles one and says what that cost."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import resource
+import time
+
+from terrazzo.arch.accelerator import Lanes
+from terrazzo.arch.graph import Graph
+from terrazzo.arch.memory import MemoryModel
+from terrazzo.boards import ZCU102
+from terrazzo.compiler import compile
+from terrazzo.sim import cycle
+
+from .graphs import Builder
+
+__all__ = ["FIXED8", "MODELS", "deit", "mobilenet_v1", "mobilenet_v2", "resnet"]
+
+FIXED8 = dataclasses.replace(
+    ZCU102.default, lanes=Lanes(fixed8=64), columns=4, bus_bytes=32, drain=8, vector=8
+)
+"""4,096 multipliers of one kind, with a wider drain, vector engine and bus than the board's default."""
+
+_MOBILENET_V2 = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+"""Expansion, channels, blocks, stride of the first (Sandler et al. 2018, table 2)."""
+_MOBILENET_V1 = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *[(512, 1)] * 5,
+    (1024, 2),
+    (1024, 1),
+)
+"""Channels at width 1, stride (Howard et al. 2017, table 1)."""
+
+
+def deit(
+    dim: int = 192,
+    heads: int = 3,
+    blocks: int = 12,
+    side: int = 224,
+    lanes: Lanes | None = None,
+    drain: int = 1,
+) -> Graph:
+    """DeiT (Touvron et al. 2021), without the distillation token: Tiny by default."""
+    b = Builder(1, (side, side, 3), lanes, drain)
+    tokens = 1 + (side // 16) ** 2
+    x = b.conv(b.input, dim, (16, 16), (16, 16), prefix=1, dtype="s16", residual=b.constant((tokens, dim)))
+    for _ in range(blocks):
+        y = b.layernorm(x)
+        q, k, v = (b.linear(y, dim) for _ in range(3))
+        x = b.linear(b.attention(q, k, v, heads), dim, "s16", residual=x)
+        x = b.linear(b.linear(b.layernorm(x), 4 * dim, table=1024), dim, "s16", residual=x)
+    return b.graph(b.linear(b.slice(b.layernorm(x), 0, 1), 1000, "s16"), f"deit-{dim}")
+
+
+def mobilenet_v2(side: int = 224, lanes: Lanes | None = None, drain: int = 1) -> Graph:
+    """MobileNetV2 at width 1."""
+    b = Builder(2, (side, side, 3), lanes, drain)
+    x, channels, skip = b.conv(b.input, 32, (3, 3), (2, 2), (0, 1, 0, 1), relu=True), 32, None
+    for expansion, out, blocks, first in _MOBILENET_V2:
+        for block in range(blocks):
+            stride = first if block == 0 else 1
+            y = b.conv(x, channels * expansion, (1, 1), relu=True) if expansion > 1 else x
+            y = _depthwise(b, y, stride)
+            last = block == blocks - 1
+            skip = b.conv(y, out, (1, 1), dtype="s16", residual=skip if block else None, second=True)
+            x, channels = f"{skip}.second", out
+            if last:
+                skip = None
+    x = b.conv(x, 1280, (1, 1), relu=True)
+    height, width, _ = b.tensors[x].shape
+    x = b.flatten(b.avgpool(x, (height, width), (height, width)))
+    return b.graph(b.linear(x, 1000, "s16"), f"mobilenet-v2-{side}")
+
+
+def mobilenet_v1(width: float = 0.25, side: int = 224, lanes: Lanes | None = None, drain: int = 1) -> Graph:
+    """MobileNetV1."""
+    b = Builder(3, (side, side, 3), lanes, drain)
+    x = b.conv(b.input, int(32 * width), (3, 3), (2, 2), (0, 1, 0, 1), relu=True)
+    for channels, stride in _MOBILENET_V1:
+        x = b.conv(_depthwise(b, x, stride), int(channels * width), (1, 1), relu=True)
+    height, columns, _ = b.tensors[x].shape
+    x = b.flatten(b.avgpool(x, (height, columns), (height, columns)))
+    return b.graph(b.linear(x, 1000, "s16"), f"mobilenet-v1-{width}-{side}")
+
+
+def resnet(depth: int = 20, lanes: Lanes | None = None, drain: int = 1) -> Graph:
+    """The ResNets for CIFAR-10 (He et al. 2016), with projections where the shape changes."""
+    b = Builder(4, (32, 32, 3), lanes, drain)
+    around, x = (1, 1, 1, 1), None
+    wide = b.conv(b.input, 16, (3, 3), padding=around, dtype="s16", second=True, relu=True)
+    for channels in (16, 32, 64):
+        for block in range((depth - 2) // 6):
+            stride = 2 if channels > 16 and block == 0 else 1
+            x = f"{wide}.second"
+            y = b.conv(x, channels, (3, 3), (stride, stride), around, relu=True)
+            if stride > 1:
+                wide = b.conv(x, channels, (1, 1), (2, 2), dtype="s16")
+            wide = b.conv(
+                y, channels, (3, 3), padding=around, dtype="s16", residual=wide, second=True, relu=True
+            )
+    x = b.flatten(b.avgpool(f"{wide}.second", (8, 8), (8, 8)))
+    return b.graph(b.linear(x, 10, "s16"), f"resnet{depth}")
+
+
+def _depthwise(b: Builder, x: str, stride: int) -> str:
+    """A 3 x 3 depthwise convolution with the padding of PyTorch's models."""
+    channels = b.tensors[x].channels
+    return b.conv(x, channels, (3, 3), (stride, stride), (1, 1, 1, 1), groups=channels, relu=True)
+
+
+MODELS = {
+    "deit-tiny": deit,
+    "mobilenet-v2": mobilenet_v2,
+    "mobilenet-v1-0.25": mobilenet_v1,
+    "resnet20": resnet,
+}
+MACHINES = {"zcu102": ZCU102.default, "fixed8": FIXED8}
+
+
+def main() -> None:
+    """Compile one model for one machine; the figures as JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("machine", choices=MACHINES, nargs="?", default="zcu102")
+    arguments = parser.parse_args()
+    machine = MACHINES[arguments.machine]
+    graph = MODELS[arguments.model](lanes=machine.lanes, drain=machine.drain)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    program = compile(graph, machine)
+    seconds = time.perf_counter() - began
+    found = {"model": graph.name, "machine": arguments.machine, "compile_seconds": round(seconds, 2)}
+    found["compile_megabytes"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    found["instructions"] = len(program.instructions)
+    found["cycles"] = cycle.predict(program, MemoryModel(latency=60)).cycles
+    found["multiply_accumulates"] = sum(layer.macs for layer in program.layers)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
