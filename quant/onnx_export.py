@@ -19,14 +19,17 @@ from ..arch.files import write_bytes
 from ..arch.graph import (
     Attention,
     AvgPool,
+    Concat,
     Constant,
     Conv,
     Drain,
     Elementwise,
+    Gather,
     Graph,
     LayerNorm,
     Linear,
     MaxPool,
+    Multiply,
     Operator,
     Reshape,
     Slice,
@@ -36,6 +39,8 @@ __all__ = ["export", "model"]
 
 _OPSET = 17
 _OFFSET = 128
+_HIDDEN = 1 << 20
+"""Taken from a masked logit."""
 
 
 def export(graph: Graph, path: str | Path) -> Path:
@@ -76,12 +81,15 @@ class _Writer:
         writers: dict[type, Callable] = {
             Attention: self._attention,
             AvgPool: self._avgpool,
+            Concat: self._concat,
             Constant: self._constant,
             Conv: self._conv,
             Elementwise: lambda o: self._drain(o, self.values[o.input]),
+            Gather: self._gather,
             LayerNorm: self._layernorm,
             Linear: self._linear,
             MaxPool: self._maxpool,
+            Multiply: lambda o: self._drain(o, self.op("Mul", self.values[o.input], self.values[o.other])),
             Reshape: lambda o: self._publish(o.output, self._reshaped(self.values[o.input], o.output)),
             Slice: self._slice,
         }
@@ -154,7 +162,8 @@ class _Writer:
             x = self.op("Pad", x, pads, self.array(zero_point + _OFFSET, np.uint8))
         w = self.array(weight.transpose(0, 3, 1, 2).astype(np.int64) + _OFFSET, np.uint8)
         zeros = self.array(_OFFSET, np.uint8), self.array(_OFFSET, np.uint8)
-        acc = self.op("ConvInteger", x, w, *zeros, strides=operator.stride, group=groups)
+        spread = {"dilations": operator.dilation} if isinstance(operator, Conv) else {}
+        acc = self.op("ConvInteger", x, w, *zeros, strides=operator.stride, group=groups, **spread)
         return self.cast(self.op("Transpose", acc, perm=(0, 2, 3, 1)), TensorProto.INT64)
 
     def _publish(self, name: str, value: str) -> None:
@@ -225,6 +234,25 @@ class _Writer:
         y = self.cast(self.op("Transpose", y, perm=(0, 2, 3, 1)), TensorProto.INT64)
         self._publish(operator.output, self.add(y, -_OFFSET))
 
+    def _gather(self, operator: Gather) -> None:
+        """From the positions and, after them, one of zero points."""
+        tensor, (index,) = self.graph.tensor(operator.input), self._fields(operator, "index")
+        rows = self.op("Reshape", self.values[operator.input], self.array([0, -1, tensor.channels]))
+        if (index < 0).any():
+            pads = self.array([0, 0, 0, 0, 1, 0])
+            rows = self.op("Pad", rows, pads, self.array(tensor.zero_point))
+            index = np.where(index < 0, tensor.positions, index)
+        y = self.op("Gather", rows, self.array(index), axis=1)
+        self._publish(operator.output, self._reshaped(y, operator.output))
+
+    def _concat(self, operator: Concat) -> None:
+        values = [self.values[name] for name in operator.inputs]
+        if operator.axis == "positions":
+            shape = self.array([0, -1, self.graph.tensor(operator.output).channels])
+            values = [self.op("Reshape", value, shape) for value in values]
+        y = self.op("Concat", *values, axis=1 if operator.axis == "positions" else -1)
+        self._publish(operator.output, self._reshaped(y, operator.output))
+
     def _slice(self, operator: Slice) -> None:
         start, end = [operator.start], [operator.start + operator.count]
         y = self.op("Slice", self.values[operator.input], *(self.array(a) for a in (start, end, [1])))
@@ -254,11 +282,11 @@ class _Writer:
         return self.reduce(self.cast(reached, TensorProto.INT64))
 
     def _attention(self, operator: Attention) -> None:
-        heads = operator.heads
+        heads, windows = operator.heads, operator.windows
 
         def split(name: str, perm: tuple[int, ...]) -> str:
             tokens, channels = self.graph.tensor(name).shape
-            shape = self.array([-1, tokens, heads, channels // heads])
+            shape = self.array([-1, windows, tokens // windows, heads, channels // heads])
             return self.op(
                 "Transpose", self.op("Reshape", self.unsigned(self.values[name]), shape), perm=perm
             )
@@ -266,19 +294,25 @@ class _Writer:
         def per_head(field: str) -> np.ndarray:
             return self._fields(operator, field)[0].reshape(-1, 1, 1)
 
-        q, k = split(operator.input, (0, 2, 1, 3)), split(operator.keys, (0, 2, 3, 1))
-        v = split(operator.values, (0, 2, 1, 3))
+        q, k = split(operator.input, (0, 1, 3, 2, 4)), split(operator.keys, (0, 1, 3, 4, 2))
+        v = split(operator.values, (0, 1, 3, 2, 4))
         scaled = self.add(self.mul(self.matmul(q, k), per_head("m")), per_head("C"))
         half = 1 << (numerics.LOGIT_BITS - 1)
         logits = self.clamp(self.shift(scaled, self.powers(per_head("n"))), -half, half - 1)
+        if operator.bias:  # no sum of a legal bias saturates, and a masked key is further away than any other
+            (bias,) = self._fields(operator, "bias")
+            logits = self.add(logits, np.where(bias == numerics.MASKED, -_HIDDEN, bias))
         top = self.op("ReduceMax", logits, axes=[-1], keepdims=1)
         distance = self.op("Min", self.op("Sub", top, logits), self.array(255))
+        if operator.bias:
+            hidden = self.array(np.where(bias == numerics.MASKED, 255, 0))
+            distance = self.op("Max", distance, hidden)
         exp = self.gather(self._fields(operator, "exp")[0], distance)
         m, power = self._row_scale(self.reduce(exp), per_head("m2"), per_head("n2"))
         pv = self.matmul(self.cast(exp, TensorProto.UINT8), v, a_zero=0)
         rounded = self.add(self.op("Mul", pv, m), self.op("Div", power, self.array(2)))
         y = self.clamp(self.shift(rounded, power), operator.lo, operator.hi)
-        y = self.op("Transpose", y, perm=(0, 2, 1, 3))
+        y = self.op("Transpose", y, perm=(0, 1, 3, 2, 4))
         self._publish(operator.output, self._reshaped(y, operator.output))
 
     def _row_scale(self, total: str, m2: np.ndarray, n2: np.ndarray) -> tuple[str, str]:

@@ -9,14 +9,17 @@ from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.graph import (
     Attention,
     AvgPool,
+    Concat,
     Constant,
     Conv,
     Drain,
     Elementwise,
+    Gather,
     Graph,
     LayerNorm,
     Linear,
     MaxPool,
+    Multiply,
     Preprocessing,
     Reshape,
     Residual,
@@ -128,13 +131,15 @@ class Builder:
         groups: int = 1,
         prefix: int = 0,
         dtype: str = "s8",
+        dilation: tuple[int, int] = (1, 1),
         **drain,
     ) -> str:
         """A convolution."""
         name, tensor = self._name("conv"), self.tensors[x]
         weight = self._weights(name, channels, (*kernel, tensor.channels // groups))
         self.constants[f"{name}/weight"] = weight
-        height, width = _window(tensor.shape, kernel, stride, padding)
+        spans = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+        height, width = _window(tensor.shape, spans, stride, padding)
         shape = (prefix + height * width, channels) if prefix else (height, width, channels)
         made = self._drain(name, shape, dtype, tensor, weight.reshape(channels, -1), **drain)
         output = self._tensor(name, shape, dtype)
@@ -145,6 +150,7 @@ class Builder:
                 output=output,
                 stride=stride,
                 padding=padding,
+                dilation=dilation,
                 groups=groups,
                 prefix=prefix,
                 drain=made,
@@ -152,8 +158,17 @@ class Builder:
         )
         return name
 
-    def attention(self, q: str, k: str, v: str, heads: int) -> str:
-        """Attention with random scales."""
+    def attention(
+        self,
+        q: str,
+        k: str,
+        v: str,
+        heads: int,
+        windows: int = 1,
+        bias: tuple[int, int] | None = None,
+        hidden: float = 0.0,
+    ) -> str:
+        """Attention with random scales; `bias` is the shape of a bias over windows and heads, `hidden` of which masks."""
         name, tensor = self._name("attention"), self.tensors[q]
         size, tokens = tensor.channels // heads, tensor.positions
         scales = [
@@ -166,9 +181,26 @@ class Builder:
         values |= {"m2": (m2, np.uint16), "n2": (n2, np.uint8), "exp": (numerics.exp_table(), np.uint8)}
         for field, (value, dtype) in values.items():
             self.constants[f"{name}/{field}"] = np.asarray(value).astype(dtype)
+        if bias is not None:
+            shape = (*bias, tokens // windows, self.tensors[k].positions // windows)
+            codes = np.rint(self.random.normal(0, 60, shape)).astype(np.int16)
+            self.constants[f"{name}/bias"] = np.where(
+                self.random.random(shape) < hidden, numerics.MASKED, codes
+            )
         output = self._tensor(name, (tokens, tensor.channels))
         self.operators.append(
-            Attention(name=name, input=q, keys=k, values=v, output=output, heads=heads, lo=-127, hi=127)
+            Attention(
+                name=name,
+                input=q,
+                keys=k,
+                values=v,
+                output=output,
+                heads=heads,
+                windows=windows,
+                bias=bias is not None,
+                lo=-127,
+                hi=127,
+            )
         )
         return name
 
@@ -228,6 +260,34 @@ class Builder:
         made = self._drain(name, tensor.shape, dtype, tensor, np.ones((1, 1)), entries=1, **drain)
         output = self._tensor(name, tensor.shape, dtype)
         self.operators.append(Elementwise(name=name, input=x, output=output, drain=made))
+        return name
+
+    def multiply(self, x: str, other: str, dtype: str = "s8", **drain) -> str:
+        """A product of two tensors, or of a tensor and one position."""
+        name, tensor, factor = self._name("multiply"), self.tensors[x], self.tensors[other]
+        spread = np.full((1, 1), 50 if factor.dtype == "s8" else 1000)
+        made = self._drain(name, tensor.shape, dtype, tensor, spread, entries=1, **drain)
+        output = self._tensor(name, tensor.shape, dtype)
+        self.operators.append(Multiply(name=name, input=x, other=other, output=output, drain=made))
+        return name
+
+    def gather(self, x: str, index: np.ndarray, shape: tuple[int, ...] | None = None) -> str:
+        """Positions `index` of a tensor, as tokens or with the positions of `shape`."""
+        name, tensor = self._name("gather"), self.tensors[x]
+        self.constants[f"{name}/index"] = np.asarray(index).ravel().astype(np.int32)
+        shape = (*(shape or (len(self.constants[f"{name}/index"]),)), tensor.channels)
+        output = self._tensor(name, shape, tensor.dtype, tensor.zero_point)
+        self.operators.append(Gather(name=name, input=x, output=output))
+        return name
+
+    def concat(self, *inputs: str, axis: str = "channels") -> str:
+        """Tensors of one zero point side by side in channels, or in positions as tokens."""
+        name, tensors = self._name("concat"), [self.tensors[x] for x in inputs]
+        shape = (*tensors[0].shape[:-1], sum(t.channels for t in tensors))
+        if axis == "positions":
+            shape = (sum(t.positions for t in tensors), tensors[0].channels)
+        output = self._tensor(name, shape, tensors[0].dtype, tensors[0].zero_point)
+        self.operators.append(Concat(name=name, inputs=inputs, output=output, axis=axis))
         return name
 
     def slice(self, x: str, start: int, count: int) -> str:
