@@ -67,7 +67,7 @@ endmodule
 
 _PREPARE = "proc; opt_expr; opt_merge; opt_clean; wreduce; opt_clean; techmap -map adders.v"
 
-# Yosys 0.70 from PyPI stops silently in abc9, so both flows use abc.
+# Yosys 0.70 from PyPI stops silently in abc9 here, so this flow uses abc.
 _XCUP = """
 synth_xilinx -family xcup -top {top} -noiopad -noclkbuf -run begin:map_luts
 opt_expr -mux_undef
@@ -80,7 +80,12 @@ xilinx_dffopt
 opt_lut_ins -tech xilinx
 clean
 """
-_ECP5 = "synth_lattice -family ecp5 -top {top} -noflatten -noabc9 -noiopad -no-rw-check\n"
+# A delay target of 100 MHz: without one abc9 makes each module as fast as it can, its short paths in wide LUTs,
+# and the same logic behind a longer path of another module smaller.
+_ECP5 = """
+scratchpad -set abc9.D 10000
+synth_lattice -family ecp5 -top {top} -noflatten -noiopad -no-rw-check
+"""
 
 FLOWS = {
     "xcup": Flow(
