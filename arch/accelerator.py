@@ -84,6 +84,8 @@ class Accelerator:
     """Capacity of the operand buffer in chunks (depth bytes for every column); a power of two."""
     row_scales: int
     """Rows of the softmax row-scale memory: one row holds (m, n) for every column."""
+    index_rows: int
+    """Entries of the index memory, 16 bits each; a multiple of 4."""
     table_pages: int
     """Unary tables of 1024 bytes held at once."""
     instructions: int
@@ -128,7 +130,9 @@ class Accelerator:
             yield f"bus_bytes must be 4..128, not {self.bus_bytes}"
         if self.burst_beats > 256 or self.burst_beats * self.bus_bytes > 4096:
             yield f"burst_beats must be at most {min(256, 4096 // self.bus_bytes)}, not {self.burst_beats}"
-        for name in ("weight_rows", "param_rows", "norm_rows", "row_scales", "instructions"):
+        if self.index_rows % 4:
+            yield f"index_rows must be a multiple of 4, not {self.index_rows}"
+        for name in ("weight_rows", "param_rows", "norm_rows", "row_scales", "index_rows", "instructions"):
             if getattr(self, name) > 65536:
                 yield f"{name} must be at most 65536, not {getattr(self, name)}"
         if self.scratchpad_regions * self.scratchpad_rows > 65536:

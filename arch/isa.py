@@ -1,6 +1,6 @@
 """The instruction set: opcodes, fields, encoding. Everything else that knows an instruction derives from here.
 
-An instruction is 512 bits, sixteen little-endian 32-bit words. Fields are packed from bit 0 in the order of
+An instruction is 1024 bits, thirty-two little-endian 32-bit words. Fields are packed from bit 0 in the order of
 their declaration, the common ones first. docs/machine.md says what each engine does with them.
 """
 
@@ -14,9 +14,13 @@ import numpy as np
 from .errors import UserError
 
 __all__ = [
+    "INDEX_BITS",
     "INSTRUCTION_BITS",
     "INSTRUCTION_WORDS",
+    "REGISTERS",
+    "REGISTER_BITS",
     "SEMAPHORES",
+    "SLOTS",
     "Destination",
     "Engine",
     "FetchMode",
@@ -33,12 +37,23 @@ __all__ = [
     "encode",
     "fields",
     "manual",
+    "operands",
     "semaphore",
+    "slot",
+    "used_bits",
 ]
 
-INSTRUCTION_WORDS = 16
-INSTRUCTION_BITS = 512
+INSTRUCTION_WORDS = 32
+INSTRUCTION_BITS = 1024
 SEMAPHORES = 16
+REGISTERS = 16
+"""Count registers, which operand slots read."""
+REGISTER_BITS = 18
+"""Of a count register, unsigned."""
+INDEX_BITS = 16
+"""Of an entry of the index memory, unsigned."""
+SLOTS = ("a", "b", "c")
+"""Operand slots of every instruction."""
 
 
 class IsaError(UserError):
@@ -84,6 +99,10 @@ class LoadTarget(enum.IntEnum):
     EXP = 5
     RECIP = 6
     RSQRT = 7
+    REGISTER = 8
+    """Count registers, one a row: its low bits."""
+    INDEX = 9
+    """Index memory, four entries a row."""
 
 
 class FetchMode(enum.IntEnum):
@@ -124,6 +143,12 @@ class VectorOp(enum.IntEnum):
     ELEMENTWISE = 0
     LAYERNORM = 1
     SOFTMAX = 2
+    MULTIPLY = 3
+    """The product of two tensors."""
+    COMPACT = 4
+    """Numbers of the positions whose score is high enough, and their count."""
+    GATHER = 5
+    """Positions in the order of the index memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +160,8 @@ class Field:
     doc: str
     signed: bool = False
     kind: type[enum.IntEnum] | None = None
+    least: int = 0
+    """Smallest value with which the instruction may run."""
 
     @property
     def lo(self) -> int:
@@ -154,42 +181,65 @@ _COMMON = (
         "wait", 16, "semaphores (bit mask) that must be positive before the start; each is decremented once"
     ),
     Field("signal", 16, "semaphores (bit mask) that are incremented when the last write has been made"),
+    *(
+        field
+        for slot in SLOTS
+        for field in (
+            Field(
+                f"{slot}_field",
+                6,
+                f"operand slot {slot}: the field (1 + its place in `operands`) to add to; 0 none",
+            ),
+            Field(f"{slot}_register", 4, f"operand slot {slot}: count register"),
+            Field(f"{slot}_shift", 4, f"operand slot {slot}: adds ceil(register / 2**shift)"),
+        )
+    ),
 )
 _DRAM = (
     Field("region", 2, "base and limit register pair", kind=Region),
     Field("offset", 32, "bytes from the base; a multiple of bus_bytes"),
     Field("row", 16, "first row of the on-chip memory"),
-    Field("rows", 16, "number of rows, at least 1; each takes a whole number of beats"),
+    Field("rows", 16, "number of rows, at least 1; each takes a whole number of beats", least=1),
 )
 _FIELDS: dict[Opcode, tuple[Field, ...]] = {
     Opcode.END: (),
-    Opcode.LOAD: (Field("target", 3, "memory to fill", kind=LoadTarget), *_DRAM),
+    Opcode.LOAD: (
+        Field("target", 4, "memory to fill", kind=LoadTarget),
+        *_DRAM,
+        Field("gather", 1, "take items of `item_rows` rows in the order of the index memory"),
+        Field("index", 16, "first entry of the index memory (gather)"),
+        Field("item_rows", 16, "rows of an item, at least 1 (gather)"),
+    ),
     Opcode.STORE: _DRAM,
     Opcode.MATRIX: (
         Field("mode", 2, "operand fetch", kind=FetchMode),
         Field("unsigned", 1, "operand bytes are unsigned (softmax numerators)"),
         Field("maximum", 1, "accumulate by maximum instead of sum"),
-        Field("positions", 18, "output positions, at least 1"),
+        Field("positions", 18, "output positions, at least 1", least=1),
         Field("src", 16, "scratchpad row of the operand"),
         Field("src_stride", 12, "scratchpad rows per tile of `columns` positions of the operand"),
-        Field("groups", 11, "groups of input chunks, each with its own blocks, at least 1"),
-        Field("blocks", 11, "blocks of output channels per group, at least 1"),
-        Field("chunks", 12, "chunks summed per block, at least 1: taps_y * taps_x * tap_chunks"),
+        Field("groups", 11, "groups of input chunks, each with its own blocks, at least 1", least=1),
+        Field("blocks", 11, "blocks of output channels per group, at least 1", least=1),
+        Field("chunks", 12, "chunks summed per block, at least 1: taps_y * taps_x * tap_chunks", least=1),
         Field("taps_y", 8, "window rows (CONV, JOIN)"),
         Field("taps_x", 4, "window columns (CONV)"),
         Field("tap_chunks", 10, "chunks per tap (CONV) or per window row (JOIN), of one group"),
         Field("stride_y", 6, "window step in rows (CONV, JOIN)"),
         Field("stride_x", 12, "window step in columns (CONV) or bytes (JOIN)"),
-        Field("pad_top", 4, "padding rows above (CONV, JOIN)"),
+        Field("start_y", 12, "first window's begin in rows, negative in padding (CONV, JOIN)", signed=True),
         Field("start_x", 12, "first window's begin in columns (CONV) or bytes (JOIN)", signed=True),
         Field("height", 10, "input rows (CONV, JOIN)"),
         Field("width", 12, "input columns (CONV) or bytes of an image row (JOIN); beyond is padding"),
         Field("out_width", 10, "output columns (CONV, JOIN)"),
+        Field("advance_y", 10, "columns // out_width: output rows from tile to tile (CONV, JOIN)"),
+        Field("advance_x", 10, "columns % out_width: output columns from tile to tile besides (CONV, JOIN)"),
         Field("prefix", 4, "leading output positions that see only padding (CONV, JOIN)"),
         Field("pad_value", 8, "operand byte for padding", signed=True),
         Field("weight", 16, "first row of the weight memory"),
         Field("weight_stride", 12, "weight rows from block to block"),
-        Field("steps", 8, "drain steps per block, at least 1: block channels / drain"),
+        Field("gather", 1, "take every chunk's weight row from the index memory"),
+        Field("index", 16, "first entry of the index memory (gather)"),
+        Field("steps", 8, "drain steps per block, at least 1: block channels / drain", least=1),
         Field("param_mode", 2, "source of m, n, C", kind=ParamMode),
         Field("param", 16, "first row of the parameter or row-scale memory"),
         Field(
@@ -211,6 +261,7 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field(
             "dst_stride", 12, "rows per tile (SCRATCHPAD), per block of tokens (KEYS) or of channels (VALUES)"
         ),
+        Field("dst_channel", 12, "first output channel in the destination (SCRATCHPAD), a multiple of drain"),
         Field("second", 1, "write a second, 8-bit output to the scratchpad"),
         Field("second_dst", 16, "first row of the second output"),
         Field("second_stride", 12, "rows per tile of the second output"),
@@ -221,9 +272,9 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("second_hi", 8, "upper clamp of the second output", signed=True),
     ),
     Opcode.VECTOR: (
-        Field("op", 2, "what to compute", kind=VectorOp),
-        Field("positions", 18, "positions, at least 1"),
-        Field("channels", 12, "valid channels of each position (keys of a softmax), at least 1"),
+        Field("op", 3, "what to compute", kind=VectorOp),
+        Field("positions", 18, "positions, at least 1", least=1),
+        Field("channels", 12, "valid channels of each position (keys of a softmax), at least 1", least=1),
         Field("src", 16, "scratchpad row of the input"),
         Field("src_stride", 12, "scratchpad rows per tile of the input"),
         Field("src_wide", 1, "input codes are 16 bits (always for LAYERNORM and SOFTMAX)"),
@@ -239,11 +290,16 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("table_wide", 1, "the table has 1024 entries instead of 256"),
         Field("table_page", 2, "which unary table"),
         Field("residual", 1, "add a residual (s16, ELEMENTWISE)"),
+        Field("residual_wide", 1, "codes of the second factor are 16 bits (MULTIPLY)"),
+        Field("broadcast", 1, "the second factor is one position, for all (MULTIPLY)"),
+        Field("bias", 1, "add the residual tensor (s16) to the logits (SOFTMAX)"),
         Field("residual_row", 16, "scratchpad row of the residual"),
         Field("residual_stride", 12, "scratchpad rows per tile of the residual"),
         Field("residual_m", 16, "multiplier of the residual"),
         Field("residual_n", 6, "shift of the residual, at least 1"),
         Field("param", 16, "first row of LayerNorm parameters (LAYERNORM) or of row scales (SOFTMAX)"),
+        Field("index", 16, "first entry of the index memory (COMPACT, GATHER)"),
+        Field("count_register", 4, "count register that takes the number of kept positions (COMPACT)"),
     ),
 }
 
@@ -251,6 +307,21 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
 def fields(opcode: Opcode) -> tuple[Field, ...]:
     """All fields of an opcode from bit 0 upwards."""
     return _COMMON + _FIELDS[opcode]
+
+
+def operands(opcode: Opcode) -> tuple[Field, ...]:
+    """The fields of an opcode to which an operand slot can add: its own unsigned numbers."""
+    return tuple(f for f in _FIELDS[opcode] if f.kind is None and not f.signed and f.bits > 1)
+
+
+def slot(opcode: Opcode, name: str) -> int:
+    """What an operand slot's `_field` says to name the field `name`."""
+    return 1 + [field.name for field in operands(opcode)].index(name)
+
+
+def used_bits(opcode: Opcode) -> int:
+    """Bits of an instruction that mean anything; the others are 0."""
+    return sum(field.bits for field in fields(opcode))
 
 
 def semaphore(producer: Engine, consumer: Engine) -> int:
@@ -277,7 +348,7 @@ class Instruction:
 
 
 def encode(instruction: Instruction) -> np.ndarray:
-    """Sixteen uint32 words. Raises IsaError for an unknown field or a value out of range."""
+    """`INSTRUCTION_WORDS` uint32 words. Raises IsaError for an unknown field or a value out of range."""
     declared = fields(instruction.opcode)
     unknown = set(instruction.values) - {field.name for field in declared}
     if unknown:
@@ -337,7 +408,7 @@ def manual() -> str:
     lines = [
         "# Instructions",
         "",
-        "Generated from `arch/isa.py`. An instruction is 512 bits; bit 0 comes first.",
+        "Generated from `arch/isa.py`. An instruction is 1024 bits; bit 0 comes first.",
         "",
     ]
     for opcode in Opcode:

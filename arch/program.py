@@ -75,7 +75,7 @@ class Program:
     """Of the OUTPUT buffer, read by the driver."""
     layers: tuple[Layer, ...]
     instructions: np.ndarray
-    """(N, 16) uint32."""
+    """(N, 32) uint32."""
     weights: np.ndarray
     """The WEIGHTS region, uint8."""
 
@@ -131,7 +131,7 @@ class Program:
             or weights.dtype != np.uint8
         ):
             raise FileError(
-                f"{path}: program must hold instructions (N, 16) uint32 and weights uint8. Compile again."
+                f"{path}: program must hold instructions (N, {INSTRUCTION_WORDS}) uint32 and weights uint8. Compile again."
             )
         words = np.pad(weights, (0, -len(weights) % 4)).view("<u4")
         if checksum(instructions) ^ checksum(words) != header.checksum:
@@ -160,7 +160,7 @@ def checksum(words: np.ndarray) -> int:
 
 
 def image(program: Program) -> np.ndarray:
-    """What PROGRAM points to in DRAM, uint32: a header of sixteen words, then the instructions.
+    """What PROGRAM points to in DRAM, uint32: a header as long as an instruction, then the instructions.
 
     Header words: magic, ISA version, hash low, hash high, number of instructions, checksum of the instructions, 0...
     """

@@ -30,8 +30,8 @@ class Cause(enum.IntEnum):
     WRITE_ERROR = 2
     """A write response was not OKAY; CAUSE_INFO is the address of its burst."""
     ILLEGAL_INSTRUCTION = 3
-    """An unknown opcode or enumeration value, a semaphore of another consumer in `wait`, a transfer of no rows, or no
-    instruction at all (a program without END); CAUSE_INFO is the instruction's index."""
+    """An unknown opcode or enumeration value, a semaphore of another consumer in `wait`, a transfer of no rows, a count
+    register that leads beyond its field or to a count of 0, or no instruction at all (a program without END); CAUSE_INFO is the instruction's index."""
     OUT_OF_BOUNDS = 4
     """A load or store beyond its region's limit, or an unaligned offset; CAUSE_INFO is the offset."""
     BAD_PROGRAM = 5
@@ -97,7 +97,7 @@ REGISTERS: tuple[Register, ...] = (
     Register("CAUSE_INFO", 0x1C, "r", "address, index or word that belongs to the cause"),
     Register("IRQ_ENABLE", 0x20, "rw", "bit 0: drive the irq port"),
     Register("WATCHDOG", 0x24, "rw", "longest run in cycles; 0 never times out"),
-    Register("PROGRAM", 0x28, "rw", "address of the program header, a multiple of 64"),
+    Register("PROGRAM", 0x28, "rw", "address of the program header, a multiple of 128"),
     Register("ENTRY", 0x2C, "rw", "first instruction of the next start"),
     Register("WEIGHTS_BASE", 0x40, "rw", "region 0: address"),
     Register("WEIGHTS_LIMIT", 0x44, "rw", "region 0: size in bytes"),

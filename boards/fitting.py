@@ -14,8 +14,8 @@ from ..arch.accelerator import (
     Accelerator,
     AcceleratorError,
 )
-from ..arch.isa import INSTRUCTION_BITS
 from ..arch.schemes import Scheme, storage_bits
+from ..hw.decode import STORED_BITS
 from ..hw.load import BUFFER_BEATS
 from .board import Board, BoardError, Resources
 
@@ -95,7 +95,7 @@ def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
     yield 1, a.param_rows, PARAM_BYTES * 8 * a.drain
     yield 1, a.norm_rows, NORM_BYTES * 8 * a.vector
     yield 1, a.row_scales, 22 * a.columns
-    yield 1, a.instructions, INSTRUCTION_BITS
+    yield 1, a.instructions, STORED_BITS
     yield 1, BUFFER_BEATS, a.bus_bytes * 8
     yield 1, 1024, 36  # reciprocal square roots
     table_words = a.table_pages * TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES

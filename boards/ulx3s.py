@@ -32,6 +32,7 @@ ULX3S_85F = Board(
         norm_rows=128,
         operand_chunks=128,
         row_scales=64,
+        index_rows=256,
         table_pages=2,
         instructions=256,
         bus_bytes=4,

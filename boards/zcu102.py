@@ -32,6 +32,7 @@ ZCU102 = Board(
         norm_rows=1024,
         operand_chunks=256,
         row_scales=256,
+        index_rows=2048,
         table_pages=4,
         instructions=1024,
         bus_bytes=16,

@@ -12,6 +12,7 @@ import numpy as np
 from ..arch import registers
 from ..arch.accelerator import Accelerator
 from ..arch.files import FileError
+from ..arch.isa import INSTRUCTION_WORDS
 from ..arch.program import Program
 from ..arch.registers import IDENTITY, address
 from .dram import AddressMap, image, pack
@@ -150,7 +151,7 @@ def _files(
         "frames": len(codes),
         "bus_bytes": accelerator.bus_bytes,
         "program": places.program,
-        "program_bytes": 64 + program.instructions.nbytes,
+        "program_bytes": 4 * INSTRUCTION_WORDS + program.instructions.nbytes,
         "weights": places.weights,
         "weight_bytes": len(program.weights),
         "scratch": places.scratch,

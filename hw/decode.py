@@ -7,11 +7,14 @@ from amaranth.lib import data
 
 from ..arch import isa
 
-__all__ = ["instruction_layout"]
+__all__ = ["STORED_BITS", "instruction_layout"]
+
+STORED_BITS = max(isa.used_bits(opcode) for opcode in isa.Opcode)
+"""Of an instruction in the instruction memory: the rest means nothing."""
 
 
 def instruction_layout(opcode: isa.Opcode) -> data.StructLayout:
-    """The 512-bit layout of one opcode's instructions; unused bits are the member `_unused`."""
-    members = {field.name: (signed if field.signed else unsigned)(field.bits) for field in isa.fields(opcode)}
-    used = sum(field.bits for field in isa.fields(opcode))
-    return data.StructLayout({**members, "_unused": unsigned(isa.INSTRUCTION_BITS - used)})
+    """The layout of the used bits of one opcode's instructions."""
+    return data.StructLayout(
+        {field.name: (signed if field.signed else unsigned)(field.bits) for field in isa.fields(opcode)}
+    )

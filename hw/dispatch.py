@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from enum import IntEnum
+
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..arch import isa
 from ..arch.accelerator import Accelerator
-from .decode import instruction_layout
+from .decode import STORED_BITS, instruction_layout
 from .ports import EngineSignature
 from .queue import Queue
 from .semaphores import Semaphores, foreign_waits
@@ -17,6 +19,25 @@ __all__ = ["QUEUE", "Dispatch"]
 
 QUEUE = 4
 """Instructions that wait for each engine."""
+
+
+UNKNOWN_MEMBERS: dict[type[IntEnum], tuple[IntEnum, ...]] = {
+    isa.LoadTarget: (isa.LoadTarget.REGISTER, isa.LoadTarget.INDEX),
+    isa.VectorOp: (isa.VectorOp.MULTIPLY, isa.VectorOp.COMPACT, isa.VectorOp.GATHER),
+}
+"""Values of the instruction set that no engine executes yet."""
+UNKNOWN_FIELDS = {
+    isa.Opcode.LOAD: ("gather", "a_field", "b_field", "c_field"),
+    isa.Opcode.MATRIX: ("gather", "dst_channel", "a_field", "b_field", "c_field"),
+    isa.Opcode.VECTOR: ("bias", "a_field", "b_field", "c_field"),
+    isa.Opcode.STORE: ("a_field", "b_field", "c_field"),
+}
+"""Fields that must be 0, because no engine knows them yet."""
+
+
+def known(kind: type[IntEnum]) -> list[IntEnum]:
+    """The members of an enumeration that the hardware executes."""
+    return [member for member in kind if member not in UNKNOWN_MEMBERS.get(kind, ())]
 
 
 class Dispatch(wiring.Component):
@@ -41,7 +62,7 @@ class Dispatch(wiring.Component):
                 "index": Out(17),
                 "dispatched": Out(32),
                 "read_index": Out(17),
-                "instruction": In(isa.INSTRUCTION_BITS),
+                "instruction": In(STORED_BITS),
                 **{e.name.lower(): In(EngineSignature(isa.Opcode[e.name])) for e in isa.Engine},
             }
         )
@@ -50,7 +71,7 @@ class Dispatch(wiring.Component):
         m = Module()
         m.submodules.semaphores = semaphores = Semaphores(self._accelerator)
         running, advance = Signal(), Signal()
-        common = data.View(instruction_layout(isa.Opcode.END), self.instruction)
+        common = self._view(isa.Opcode.END)
         legal, accepted, ended = Signal(), Signal(), Signal()
         m.d.comb += [
             advance.eq(accepted & running & ~self.halt),
@@ -83,9 +104,8 @@ class Dispatch(wiring.Component):
         queue has room and whether nothing is in flight."""
         name, opcode = engine.name.lower(), isa.Opcode[engine.name]
         port, layout = getattr(self, name), instruction_layout(opcode)
-        used = sum(field.bits for field in isa.fields(opcode))
-        m.submodules[f"{name}_queue"] = queue = Queue(used, QUEUE)
-        head = data.View(layout, Cat(queue.o.payload, Const(0, isa.INSTRUCTION_BITS - used)))
+        m.submodules[f"{name}_queue"] = queue = Queue(layout.size, QUEUE)
+        head = data.View(layout, queue.o.payload)
         start, in_flight = Signal(name=f"{name}_start"), Signal(6, name=f"{name}_in_flight")
         m.d.comb += [
             queue.i.payload.eq(self.instruction),
@@ -103,14 +123,21 @@ class Dispatch(wiring.Component):
         m.d.sync += in_flight.eq(in_flight + put - port.done)
         return queue.i.ready, in_flight == 0
 
+    def _view(self, opcode: isa.Opcode):
+        """`instruction` as one of `opcode`."""
+        layout = instruction_layout(opcode)
+        return data.View(layout, self.instruction[: layout.size])
+
     def _legal(self, opcode: isa.Opcode, engine: isa.Engine):
         """Whether `instruction` is a legal one of its opcode."""
-        fields = data.View(instruction_layout(opcode), self.instruction)
+        fields = self._view(opcode)
         legal = (fields.wait & foreign_waits(engine)) == 0
         for field in isa.fields(opcode):
             value = getattr(fields, field.name)
-            if field.kind is not None and len(field.kind) < 1 << field.bits:
-                legal &= Cat(value == int(member) for member in field.kind).any()
+            if field.kind is not None and len(known(field.kind)) < 1 << field.bits:
+                legal &= Cat(value == int(member) for member in known(field.kind)).any()
+            if field.name in UNKNOWN_FIELDS.get(opcode, ()):
+                legal &= value == 0
             if field.name == "rows":
                 legal &= value != 0
         return legal

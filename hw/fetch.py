@@ -116,7 +116,7 @@ class Walk(wiring.Component):
                     self.valid.eq(~tile_last),
                 ]
         start = Signal(Origin)
-        m.d.comb += [start.skip.eq(ins.prefix), start.x.eq(ins.start_x), start.y.eq(-ins.pad_top)]
+        m.d.comb += [start.skip.eq(ins.prefix), start.x.eq(ins.start_x), start.y.eq(ins.start_y)]
         with m.If(self.start):
             m.d.sync += [
                 self.valid.eq(1),

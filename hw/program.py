@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import xor
+
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -12,6 +15,7 @@ from ..arch.program import MAGIC
 from ..arch.registers import Cause
 from .axi import ADDRESS_BITS, ReadChannel
 from .bursts import FAULT
+from .decode import STORED_BITS
 
 __all__ = ["Memory"]
 
@@ -39,7 +43,7 @@ class Memory(wiring.Component):
                 "count": Out(17),
                 "axi": Out(ReadChannel(accelerator)),
                 "read_index": In(17),
-                "instruction": Out(isa.INSTRUCTION_BITS),
+                "instruction": Out(STORED_BITS),
             }
         )
 
@@ -47,12 +51,12 @@ class Memory(wiring.Component):
         m = Module()
         accelerator, axi = self._accelerator, self.axi
         bus_bytes = accelerator.bus_bytes
-        beats = max(1, _BYTES // bus_bytes)
+        beats = _BYTES // bus_bytes
         burst_beats = min(beats, accelerator.burst_beats)
-        burst_bytes = min(_BYTES, burst_beats * bus_bytes)
+        burst_bytes = burst_beats * bus_bytes
 
         m.submodules.memory = storage = memory.Memory(
-            shape=isa.INSTRUCTION_BITS, depth=accelerator.instructions, init=[]
+            shape=STORED_BITS, depth=accelerator.instructions, init=[]
         )
         write, read = storage.write_port(), storage.read_port()
         m.d.comb += [read.addr.eq(self.read_index), self.instruction.eq(read.data)]
@@ -65,31 +69,32 @@ class Memory(wiring.Component):
         with m.If(~axi.arvalid | axi.arready):
             m.d.sync += [
                 axi.arvalid.eq(issue),
-                axi.araddr.eq(request & ~(bus_bytes - 1)),
+                axi.araddr.eq(request),
                 axi.arlen.eq(burst_beats - 1),
             ]
         with m.If(issue):
             m.d.sync += [request.eq(request + burst_bytes), bursts_left.eq(bursts_left - 1)]
 
-        # Beats to instructions.
-        word, word_valid = Signal(isa.INSTRUCTION_BITS), Signal()
+        # Beats to instructions; bits that are not stored only enter the checksum.
+        segments = [
+            Signal(bus_bytes * 8, name=f"segment_{i}") for i in range(-(-STORED_BITS // (bus_bytes * 8)))
+        ]
+        word, word_valid = Cat(segments)[:STORED_BITS], Signal()
         response, position = Signal(ADDRESS_BITS), Signal(range(beats))
-        if bus_bytes > _BYTES:
-            joined = axi.rdata.word_select(response[6 : bus_bytes.bit_length() - 1], isa.INSTRUCTION_BITS)
-        else:
-            joined = Cat(word, axi.rdata)[-isa.INSTRUCTION_BITS :]
+        checksum, expected = Signal(_WORD), Signal(_WORD)
         m.d.sync += word_valid.eq(0)
         with m.If(axi.rvalid):
             m.d.sync += [
-                word.eq(joined),
                 word_valid.eq(position == beats - 1),
                 position.eq(Mux(position == beats - 1, 0, position + 1)),
+                checksum.eq(reduce(xor, _words(axi.rdata), checksum)),
             ]
+            for i, segment in enumerate(segments):
+                with m.If(position == i):
+                    m.d.sync += segment.eq(axi.rdata)
             with m.If(axi.rlast):
                 m.d.sync += response.eq(response + burst_bytes)
 
-        words = [word.word_select(i, _WORD) for i in range(isa.INSTRUCTION_WORDS)]
-        checksum, expected = Signal(_WORD), Signal(_WORD)
         index, size = Signal(17), Signal(17)
         m.d.comb += [write.addr.eq(index), write.data.eq(word), self.busy.eq(1)]
 
@@ -110,16 +115,15 @@ class Memory(wiring.Component):
                         position.eq(0),
                         bursts_left.eq(_BYTES // burst_bytes),
                         index.eq(0),
-                        checksum.eq(0),
                         self.loaded.eq(0),
                         self.count.eq(0),
                     ]
                     m.next = "HEADER"
             with m.State("HEADER"):
-                magic, version, hash_low, hash_high, count = words[:5]
+                magic, version, hash_low, hash_high, count, check = _words(word)[:6]
                 wrong_hash = Cat(hash_low, hash_high) != accelerator.hash
                 with m.If(read_error):
-                    fail(Cause.READ_ERROR, response & ~(bus_bytes - 1))
+                    fail(Cause.READ_ERROR, response)
                 with m.Elif(word_valid & (magic != MAGIC)):
                     fail(Cause.BAD_PROGRAM, magic)
                 with m.Elif(word_valid & (version != VERSION)):
@@ -132,18 +136,16 @@ class Memory(wiring.Component):
                     m.d.sync += [
                         size.eq(count),
                         bursts_left.eq(count[:17] * (_BYTES // burst_bytes)),
-                        expected.eq(words[5]),
+                        expected.eq(check),
+                        checksum.eq(0),
                     ]
                     m.next = "BODY"
             with m.State("BODY"):
                 with m.If(read_error):
-                    fail(Cause.READ_ERROR, response & ~(bus_bytes - 1))
+                    fail(Cause.READ_ERROR, response)
                 with m.Elif(word_valid):
-                    total = checksum
-                    for part in words:
-                        total = total ^ part
                     m.d.comb += write.en.eq(1)
-                    m.d.sync += [checksum.eq(total), index.eq(index + 1)]
+                    m.d.sync += index.eq(index + 1)
                     with m.If(index == size - 1):
                         m.next = "CHECK"
             with m.State("CHECK"):
@@ -155,3 +157,8 @@ class Memory(wiring.Component):
             with m.State("DRAIN"), m.If(~axi.arvalid & (owed == 0)):
                 m.next = "IDLE"
         return m
+
+
+def _words(value) -> list:
+    """The 32-bit words of `value`."""
+    return [value[i : i + _WORD] for i in range(0, len(value), _WORD)]

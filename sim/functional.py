@@ -97,6 +97,7 @@ class Machine:
     def execute(self, instruction: Instruction, index: int = 0) -> None:
         """Execute one instruction, which errors and the log call `index`. Raises MachineError."""
         self._index = index
+        self._check(instruction)
         self._wait(instruction)
         getattr(self, f"_{instruction.opcode.name.lower()}")(instruction)
         self._signal(instruction)
@@ -110,6 +111,19 @@ class Machine:
             except isa.IsaError as error:
                 raise MachineError(f"instruction {index}: {error}") from None
         return self._decoded[index]
+
+    def _check(self, i: Instruction) -> None:
+        """Refuse what no engine executes yet."""
+        unknown = [f"{slot}_field" for slot in isa.SLOTS] + ["gather", "dst_channel", "bias"]
+        for name in unknown:
+            if getattr(i, name):
+                self._fail(
+                    f"{i.opcode.name}.{name} must be 0, not {getattr(i, name)}: the machine cannot do it"
+                )
+        if i.opcode == Opcode.LOAD and i.target in (LoadTarget.REGISTER, LoadTarget.INDEX):
+            self._fail(f"LOAD.target must be a memory of the machine, not {LoadTarget(i.target).name}")
+        if i.opcode == Opcode.VECTOR and i.op in (VectorOp.MULTIPLY, VectorOp.COMPACT, VectorOp.GATHER):
+            self._fail(f"VECTOR.op must be one that the machine executes, not {VectorOp(i.op).name}")
 
     def _wait(self, i: Instruction) -> None:
         for s in range(isa.SEMAPHORES):
@@ -342,7 +356,7 @@ class Machine:
         oy, ox = p // i.out_width, p % i.out_width
         k = np.arange(i.chunks)
         ky, kx, cc = k // (taps_x * i.tap_chunks), k // i.tap_chunks % taps_x, k % i.tap_chunks
-        iy = oy[:, None] * i.stride_y + ky - i.pad_top
+        iy = oy[:, None] * i.stride_y + ky + i.start_y
         visible = (p[:, None] >= 0) & (p[:, None] < i.positions - i.prefix) & (iy >= 0) & (iy < i.height)
         pad = np.array(i.pad_value, np.int8).view(dtype)
         if i.mode == FetchMode.CONV:

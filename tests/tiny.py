@@ -29,6 +29,7 @@ MACHINE = Accelerator(
     norm_rows=256,
     operand_chunks=256,
     row_scales=64,
+    index_rows=64,
     table_pages=2,
     instructions=256,
     bus_bytes=8,

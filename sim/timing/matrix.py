@@ -19,7 +19,7 @@ _MODE, _POSITIONS, _GROUPS = COLUMN["mode"], COLUMN["positions"], COLUMN["groups
 _BLOCKS, _CHUNKS, _STEPS = COLUMN["blocks"], COLUMN["chunks"], COLUMN["steps"]
 _SRC, _SRC_STRIDE = COLUMN["src"], COLUMN["src_stride"]
 _TAPS_Y, _TAPS_X, _TAP_CHUNKS = COLUMN["taps_y"], COLUMN["taps_x"], COLUMN["tap_chunks"]
-_STRIDE_Y, _STRIDE_X, _PAD_TOP = COLUMN["stride_y"], COLUMN["stride_x"], COLUMN["pad_top"]
+_STRIDE_Y, _STRIDE_X, _START_Y = COLUMN["stride_y"], COLUMN["stride_x"], COLUMN["start_y"]
 _START_X, _HEIGHT, _WIDTH = COLUMN["start_x"], COLUMN["height"], COLUMN["width"]
 _OUT_WIDTH, _PREFIX = COLUMN["out_width"], COLUMN["prefix"]
 _RESIDUAL, _RESIDUAL_ROW = COLUMN["residual"], COLUMN["residual_row"]
@@ -272,7 +272,7 @@ def _fetch(s, T, cfg, freed, granted):
         s[_SKIP] = s[_FIRST_SKIP] = T[ins, _PREFIX]
         s[_OUT_X] = s[_FIRST_OUT_X] = 0
         s[_X] = s[_FIRST_X] = T[ins, _START_X]
-        s[_Y] = s[_FIRST_Y] = -T[ins, _PAD_TOP]
+        s[_Y] = s[_FIRST_Y] = T[ins, _START_Y]
 
 
 @numba.njit

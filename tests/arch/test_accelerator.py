@@ -20,6 +20,7 @@ SMALL = Accelerator(
     norm_rows=16,
     operand_chunks=32,
     row_scales=8,
+    index_rows=64,
     table_pages=1,
     instructions=64,
     bus_bytes=16,

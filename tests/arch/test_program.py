@@ -64,7 +64,7 @@ def test_program_for_another_accelerator_names_the_difference():
 def test_image_starts_with_a_header():
     program = make_program()
     words = image(program)
-    assert words[0] == MAGIC and words[4] == 2 and len(words) == 16 * 3
+    assert words[0] == MAGIC and words[4] == 2 and len(words) == 32 * 3
     assert (int(words[3]) << 32 | int(words[2])) == SMALL.hash
 
 

@@ -11,6 +11,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, with_timeout
 from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiSlave, MemoryRegion
 
+from terrazzo.arch.isa import INSTRUCTION_WORDS
 from terrazzo.arch.program import Program, checksum
 from terrazzo.arch.registers import Cause, Control, Status, address
 from terrazzo.hw.dram import AddressMap, image, read_output
@@ -19,7 +20,7 @@ JOB = Path(os.environ["TERRAZZO_JOB"])
 PROGRAM = Program.load(JOB / "program")
 CODES, EXPECTED = (np.load(JOB / f"{name}.npy") for name in ("codes", "expected"))
 PLACES = AddressMap.of(PROGRAM, len(CODES))
-HEADER_WORDS = 16
+HEADER_WORDS = INSTRUCTION_WORDS
 PATIENCE_US = 400
 """Of every wait: 40,000 cycles."""
 

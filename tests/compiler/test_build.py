@@ -236,9 +236,9 @@ def test_every_reason_is_listed():
 
 
 def test_fields_out_of_range_name_the_layer():
-    b = Builder(0, (2, 1, 9))
-    x = b.conv(b.input, 4, (2, 1), padding=(20, 0, 0, 0))
+    b = Builder(0, (80, 1, 9))
+    x = b.conv(b.input, 4, (2, 1), stride=(70, 1))
     found = problems(b.graph(x), DEMO)
     assert found == [
-        f"layer {x}: MATRIX.pad_top must be 0..15, not 20 (padding rows above (CONV, JOIN)). Make the layer smaller."
+        f"layer {x}: MATRIX.stride_y must be 0..63, not 70 (window step in rows (CONV, JOIN)). Make the layer smaller."
     ]

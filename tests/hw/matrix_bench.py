@@ -26,6 +26,7 @@ SMALL = Accelerator(
     norm_rows=8,
     operand_chunks=16,
     row_scales=16,
+    index_rows=64,
     table_pages=2,
     instructions=16,
     bus_bytes=8,
@@ -228,7 +229,7 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
         v["taps_y"], v["taps_x"], v["tap_chunks"] = pick(1, 3), pick(1, 2), pick(1, 2)
         v["chunks"] = v["taps_y"] * (v["taps_x"] if conv else 1) * v["tap_chunks"]
         v["stride_y"], v["stride_x"] = pick(1, 2), pick(1, 2) if conv else pick(1, 7)
-        v["pad_top"], v["start_x"], v["prefix"] = pick(0, 2), pick(-3, 2), pick(0, 3)
+        v["start_y"], v["start_x"], v["prefix"] = -pick(0, 2), pick(-3, 2), pick(0, 3)
         v["height"], v["width"], v["out_width"] = (
             pick(1, 6),
             pick(1, 7) if conv else pick(1, 4 * a.depth),

@@ -66,7 +66,7 @@ def operand(memory, ins, t, g, k, c):
         ky = k // ins.tap_chunks // columns_of_taps
         p = t * a.columns + c - ins.prefix
         oy, ox = p // ins.out_width, p % ins.out_width
-        iy = oy * ins.stride_y + ky - ins.pad_top
+        iy = oy * ins.stride_y + ky + ins.start_y
         outside = p < 0 or not 0 <= iy < ins.height
         if ins.mode == FetchMode.CONV:
             ix = ox * ins.stride_x + kx + ins.start_x

@@ -88,22 +88,22 @@ CASES = {
     },
     "stem 3 x 3 x 3, padded": {
         "mode": FetchMode.JOIN, "positions": 30, "taps_y": 3, "tap_chunks": 1, "chunks": 3, "stride_y": 2,
-        "stride_x": 6, "pad_top": 1, "start_x": -3, "height": 11, "width": 33, "out_width": 6, "src_stride": 3,
+        "stride_x": 6, "start_y": -1, "start_x": -3, "height": 11, "width": 33, "out_width": 6, "src_stride": 3,
         "pad_value": 77,
     },
     "3 x 3, stride 2, two groups": {
         "mode": FetchMode.CONV, "positions": 20, "groups": 2, "taps_y": 3, "taps_x": 3, "tap_chunks": 2, "chunks": 18,
-        "stride_y": 2, "stride_x": 2, "pad_top": 1, "start_x": -1, "height": 7, "width": 9, "out_width": 5,
+        "stride_y": 2, "stride_x": 2, "start_y": -1, "start_x": -1, "height": 7, "width": 9, "out_width": 5,
         "src_stride": 4, "pad_value": 3,
     },
     "3 x 3, more chunks than the ring": {
         "mode": FetchMode.CONV, "positions": 6, "taps_y": 3, "taps_x": 3, "tap_chunks": 8, "chunks": 72, "stride_y": 1,
-        "stride_x": 1, "pad_top": 1, "start_x": -1, "height": 3, "width": 2, "out_width": 2, "src_stride": 8,
+        "stride_x": 1, "start_y": -1, "start_x": -1, "height": 3, "width": 2, "out_width": 2, "src_stride": 8,
         "pad_value": 0,
     },
     "5 x 5 on one pixel": {
         "mode": FetchMode.CONV, "positions": 1, "taps_y": 5, "taps_x": 5, "tap_chunks": 1, "chunks": 25, "stride_y": 1,
-        "stride_x": 1, "pad_top": 2, "start_x": -2, "height": 1, "width": 1, "out_width": 1, "src_stride": 1,
+        "stride_x": 1, "start_y": -2, "start_x": -2, "height": 1, "width": 1, "out_width": 1, "src_stride": 1,
         "pad_value": 255 - 128,
     },
 }  # fmt: skip

@@ -160,12 +160,12 @@ def test_starts(bench):
 
 
 ILLEGAL = {
-    "opcode 0": np.zeros(16, np.uint32),
-    "opcode 6": np.array([6] + 15 * [0], np.uint32),
+    "opcode 0": np.zeros(32, np.uint32),
+    "opcode 6": np.array([6] + 31 * [0], np.uint32),
     "fetch mode 3": isa.encode(Instruction(Opcode.MATRIX, {"mode": 3})),
     "parameter mode 3": isa.encode(Instruction(Opcode.MATRIX, {"param_mode": 3})),
     "destination 3": isa.encode(Instruction(Opcode.MATRIX, {"destination": 3})),
-    "vector op 3": isa.encode(Instruction(Opcode.VECTOR, {"op": 3})),
+    "vector op 6": isa.encode(Instruction(Opcode.VECTOR, {"op": 6})),
     "no rows": isa.encode(load(0, 0, 0)),
     "foreign semaphore": isa.encode(load(0, 0, 1, wait=LOADED)),
 }
@@ -177,7 +177,7 @@ def test_illegal_instruction(bench, name):
 
     async def host(ctx):
         b.put_program([store(0, 0, 1), store(0, 0, 1), END])
-        words = b.memory[PROGRAM : PROGRAM + 256].view("<u4").reshape(4, 16)
+        words = b.memory[PROGRAM : PROGRAM + 512].view("<u4").reshape(4, 32)
         words[2] = ILLEGAL[name]
         words[0, 5] = np.bitwise_xor.reduce(words[1:], axis=None)
         await b.set_regions(ctx)
@@ -285,10 +285,7 @@ def test_program_errors(bench, name, bus_bytes):
         info = int(np.bitwise_xor.reduce(words, axis=None))
     if cause == Cause.READ_ERROR:
         burst = b.accelerator.burst_beats * bus_bytes
-        info = (
-            (PROGRAM if name == "header read" else PROGRAM + 128) // max(64, bus_bytes) * max(64, bus_bytes)
-        )
-        info += 32 if burst == 32 else 0
+        info = (PROGRAM if name == "header read" else PROGRAM + 256) + (32 if burst == 32 else 0)
 
     async def host(ctx):
         await b.setup(ctx, [END])
@@ -303,7 +300,7 @@ def test_program_errors(bench, name, bus_bytes):
         assert await b.error(ctx) == (Cause.NO_PROGRAM, 0)
         await b.command(ctx, Control.CLEAR)
         b.read_errors.clear()
-        await b.setup(ctx, COPY, address=PROGRAM + 0x440)
+        await b.setup(ctx, COPY, address=PROGRAM + 0x480)
         await b.command(ctx, Control.START)
         assert not await b.settle(ctx) & Status.ERROR
 

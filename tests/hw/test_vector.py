@@ -33,6 +33,7 @@ def accelerator(columns: int, depth: int, vector: int) -> Accelerator:
         norm_rows=520,
         operand_chunks=8,
         row_scales=32,
+        index_rows=64,
         table_pages=2,
         instructions=16,
         bus_bytes=8,

@@ -46,7 +46,7 @@ def accelerator(**changes) -> Accelerator:
     """A small machine."""
     values = dict(
         lanes=Lanes(fixed8=4, fixed4=2), columns=4, depth=8, drain=2, vector=2, scratchpad_regions=2, scratchpad_rows=32,
-        weight_rows=64, param_rows=16, norm_rows=16, operand_chunks=8, row_scales=8, table_pages=1, instructions=64,
+        weight_rows=64, param_rows=16, norm_rows=16, operand_chunks=8, row_scales=8, index_rows=64, table_pages=1, instructions=64,
         bus_bytes=8, burst_beats=8,
     )  # fmt: skip
     return Accelerator(**values | changes)

@@ -43,6 +43,7 @@ def machine(seed: int) -> Accelerator:
         norm_rows=256,
         operand_chunks=128,
         row_scales=64,
+        index_rows=64,
         table_pages=2,
         instructions=256,
         bus_bytes=int(random.choice([4, 8, 16, 32])),

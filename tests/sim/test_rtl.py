@@ -31,6 +31,7 @@ ACCELERATOR = Accelerator(
     norm_rows=16,
     operand_chunks=16,
     row_scales=16,
+    index_rows=64,
     table_pages=1,
     instructions=16,
     bus_bytes=8,
@@ -50,7 +51,7 @@ def program(frame_entry: int = 1) -> Program:
         input=layout,
         output=layout,
         layers=(),
-        instructions=np.zeros((1, 16), dtype=np.uint32),
+        instructions=np.zeros((1, 32), dtype=np.uint32),
         weights=np.zeros(64, dtype=np.uint8),
     )
 

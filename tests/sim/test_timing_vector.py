@@ -13,7 +13,7 @@ from terrazzo.sim.timing.table import program_table
 
 DEIT = Accelerator(
     lanes=Lanes(fixed8=32), columns=16, depth=32, drain=8, vector=8, scratchpad_regions=4, scratchpad_rows=512,
-    weight_rows=64, param_rows=16, norm_rows=64, operand_chunks=8, row_scales=32, table_pages=2, instructions=16,
+    weight_rows=64, param_rows=16, norm_rows=64, operand_chunks=8, row_scales=32, index_rows=64, table_pages=2, instructions=16,
     bus_bytes=32, burst_beats=16,
 )  # fmt: skip
 
