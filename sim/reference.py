@@ -1,11 +1,15 @@
-"""The integer graph executed as it is defined: naive, vectorised over a batch, and the truth that everything else
-is compared with.
+"""The integer graph executed: the truth that everything else is compared with.
 
-Sums of products go through float64 BLAS, which is exact below 2**53; all other arithmetic is `arch.numerics`.
+`evaluate` is the definition of each operator: naive, vectorised over a batch; sums of products go through float64
+BLAS, which is exact below 2**53, and all other arithmetic is `arch.numerics`. `run` takes the compiled forms of
+`sim.accelerated` where they exist, which are tested equal to it.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
 import numpy as np
 
 from ..arch import numerics
@@ -27,12 +31,15 @@ from ..arch.graph import (
     Reshape,
     Slice,
     Tensor,
+    reads,
 )
+from . import accelerated
 
 __all__ = ["BatchError", "evaluate", "quantize_batch", "run"]
 
 _DTYPES = {"s8": np.int8, "s16": np.int16}
-_CHUNK = 64
+_CHUNK, _CHUNK_BYTES = 64, 1 << 25
+"""Images that go through the graph together: so many, or fewer with tensors of so many bytes in all."""
 
 
 class BatchError(UserError):
@@ -67,8 +74,13 @@ def quantize_batch(graph: Graph, images: np.ndarray) -> np.ndarray:
     )
 
 
-def run(graph: Graph, codes: np.ndarray, *, keep: bool = False) -> np.ndarray | dict[str, np.ndarray]:
+def run(
+    graph: Graph, codes: np.ndarray, *, keep: bool = False, threads: int | None = None
+) -> np.ndarray | dict[str, np.ndarray]:
     """The output codes (N, ...) for input codes (N, *input shape), or with `keep` every tensor by its name.
+
+    Up to `threads` (None: numba's NUMBA_NUM_THREADS, by default the processors) work on different images. Memory
+    does not grow with the number of images, except for the results.
 
     With `keep`, an attention operator A adds A/logits (bias included) and A/exp (N, heads, T, Tk / windows), keys
     counted inside the query's window, and A/row_m, A/row_n (N, heads, T). Raises BatchError for codes of another shape, type or range.
@@ -83,7 +95,16 @@ def run(graph: Graph, codes: np.ndarray, *, keep: bool = False) -> np.ndarray | 
         raise BatchError(
             f"input codes must be in {lo}..{hi}, not {codes.min()}..{codes.max()}; use quantize_batch"
         )
-    parts = [_run_chunk(graph, codes[i : i + _CHUNK], keep) for i in range(0, max(len(codes), 1), _CHUNK)]
+    plan = _plan(graph, keep)
+    size = sum(t.positions * t.channels * _DTYPES[t.dtype]().itemsize for t in graph.tensors)
+    threads = threads or numba.config.NUMBA_NUM_THREADS
+    chunk = min(_CHUNK, max(_CHUNK_BYTES // size, 1), -(-max(len(codes), 1) // threads))
+    chunks = [codes[i : i + chunk] for i in range(0, max(len(codes), 1), chunk)]
+    if threads == 1 or len(chunks) == 1:
+        parts = [_run_chunk(graph, plan, part, keep) for part in chunks]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(lambda part: _run_chunk(graph, plan, part, keep), chunks))
     if keep:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return np.concatenate([part[graph.output] for part in parts])
@@ -135,10 +156,27 @@ def evaluate(graph: Graph, operator: Operator, values: dict[str, np.ndarray]) ->
     return _narrow(graph, results)
 
 
-def _run_chunk(graph: Graph, codes: np.ndarray, keep: bool) -> dict[str, np.ndarray]:
-    values = {graph.input: codes.astype(_DTYPES[graph.tensor(graph.input).dtype])}
-    for operator in graph.operators:
-        values |= evaluate(graph, operator, values)
+_Plan = list[tuple[Operator, accelerated.Step | None, tuple[str, ...]]]
+
+
+def _plan(graph: Graph, keep: bool) -> _Plan:
+    """The operators with their compiled forms and, without `keep`, the tensors that nobody reads after them."""
+    plan: _Plan = []
+    needed = {graph.output}
+    for operator in reversed(graph.operators):
+        last = () if keep else tuple(set(reads(operator)) - needed)
+        needed |= set(last)
+        plan.insert(0, (operator, accelerated.prepare(graph, operator), last))
+    return plan
+
+
+def _run_chunk(graph: Graph, plan: _Plan, codes: np.ndarray, keep: bool) -> dict[str, np.ndarray]:
+    values = {graph.input: np.ascontiguousarray(codes, dtype=_DTYPES[graph.tensor(graph.input).dtype])}
+    for operator, step, last in plan:
+        found = evaluate(graph, operator, values) if step is None else step(values, keep)
+        values |= {name: np.ascontiguousarray(value) for name, value in found.items()}
+        for name in last:
+            del values[name]
     return values if keep else {graph.output: values[graph.output]}
 
 
