@@ -15,13 +15,16 @@ from ..arch import numerics
 from ..arch.graph import (
     Attention,
     AvgPool,
+    Concat,
     Conv,
     Drain,
     Elementwise,
+    Gather,
     Graph,
     LayerNorm,
     Linear,
     MaxPool,
+    Multiply,
     Operator,
     Reshape,
     Slice,
@@ -42,12 +45,15 @@ _LONGEST_SUM = 1 << 16
 _DTYPES = {"s8": np.int8, "s16": np.int16}
 _KNOWN = {
     Linear: {"drain"},
-    Conv: {"drain", "stride", "padding", "groups", "prefix"},
-    Attention: {"keys", "values", "heads", "lo", "hi"},
+    Conv: {"drain", "stride", "padding", "dilation", "groups", "prefix"},
+    Attention: {"keys", "values", "heads", "windows", "bias", "lo", "hi"},
     LayerNorm: {"n", "eps", "lo", "hi"},
     MaxPool: {"kernel", "stride", "padding"},
     AvgPool: {"kernel", "stride", "padding", "drain"},
     Elementwise: {"drain"},
+    Multiply: {"drain", "other"},
+    Gather: set(),
+    Concat: {"inputs", "axis"},
     Slice: {"start", "count"},
     Reshape: set(),
     Drain: {"lo", "hi", "table", "residual", "second"},
@@ -61,11 +67,10 @@ def prepare(graph: Graph, operator: Operator) -> Step | None:
         return None
     if hasattr(operator, "drain") and not _understood(operator.drain):
         return None
-    codes = graph.tensor(operator.input).dtype
     match operator:
         case Linear() | Conv():
             length = graph.constant(operator, "weight")[0].size
-            if codes != "s8" or length >= _LONGEST_SUM:
+            if graph.tensor(operator.input).dtype != "s8" or length >= _LONGEST_SUM:
                 return None
             return _linear(graph, operator) if isinstance(operator, Linear) else _conv(graph, operator)
         case Attention():
@@ -78,6 +83,12 @@ def prepare(graph: Graph, operator: Operator) -> Step | None:
             return _avgpool(graph, operator)
         case Elementwise():
             return _elementwise(graph, operator)
+        case Multiply():
+            return _multiply(graph, operator)
+        case Gather():
+            return _gather(graph, operator)
+        case Concat():
+            return _concat(graph, operator)
         case Slice():
             end = operator.start + operator.count
             return lambda values, keep: {
@@ -189,9 +200,10 @@ def _window(graph: Graph, operator: Conv | MaxPool | AvgPool, kernel: tuple[int,
     shape = graph.tensor(operator.input).shape
     height, width = shape[:2] if len(shape) == 3 else (shape[0], 1)
     top, bottom, left, right = operator.padding
-    out_height = (height + top + bottom - kernel[0]) // operator.stride[0] + 1
-    out_width = (width + left + right - kernel[1]) // operator.stride[1] + 1
-    return (*kernel, *operator.stride, top, left, out_height, out_width)
+    dilation = operator.dilation if isinstance(operator, Conv) else (1, 1)
+    out_height = (height + top + bottom - (kernel[0] - 1) * dilation[0] - 1) // operator.stride[0] + 1
+    out_width = (width + left + right - (kernel[1] - 1) * dilation[1] - 1) // operator.stride[1] + 1
+    return (*kernel, *operator.stride, *dilation, top, left, out_height, out_width)
 
 
 def _conv(graph: Graph, operator: Conv) -> Step:
@@ -250,7 +262,9 @@ def _conv(graph: Graph, operator: Conv) -> Step:
 def _attention(graph: Graph, operator: Attention) -> Step:
     scales = tuple(graph.constant(operator, field).astype(np.int64) for field in ("m", "n", "C", "m2", "n2"))
     exp, recip, heads = graph.constant(operator, "exp"), numerics.recip_table(), operator.heads
-    tokens, keys = graph.tensor(operator.input).positions, graph.tensor(operator.keys).positions
+    bias = graph.constant(operator, "bias") if operator.bias else np.empty((0, 0, 0, 0), np.int16)
+    tokens = graph.tensor(operator.input).positions
+    keys = graph.tensor(operator.keys).positions // operator.windows
 
     def step(values: dict[str, np.ndarray], keep: bool) -> dict[str, np.ndarray]:
         q, k, v = (values[name] for name in (operator.input, operator.keys, operator.values))
@@ -266,7 +280,9 @@ def _attention(graph: Graph, operator: Attention) -> Step:
                 k[i],
                 v[i],
                 heads,
+                operator.windows,
                 scales,
+                bias,
                 exp,
                 recip,
                 operator.lo,
@@ -340,5 +356,42 @@ def _elementwise(graph: Graph, operator: Elementwise) -> Step:
         acc = x.reshape(-1, x.shape[-1])
         finish.rows(acc, len(acc), _flat(views), 0)
         return results
+
+    return step
+
+
+def _multiply(graph: Graph, operator: Multiply) -> Step:
+    finish = _Finish(graph, operator)
+
+    def step(values: dict[str, np.ndarray], keep: bool) -> dict[str, np.ndarray]:
+        x, other = values[operator.input], values[operator.other]
+        results, views = finish.new(values, len(x))
+        acc = np.multiply(x, other, dtype=np.int32).reshape(-1, x.shape[-1])
+        finish.rows(acc, len(acc), _flat(views), 0)
+        return results
+
+    return step
+
+
+def _gather(graph: Graph, operator: Gather) -> Step:
+    index, shape = graph.constant(operator, "index"), graph.tensor(operator.output).shape
+    fill, absent = graph.tensor(operator.input).zero_point, graph.constant(operator, "index") < 0
+
+    def step(values: dict[str, np.ndarray], keep: bool) -> dict[str, np.ndarray]:
+        x = values[operator.input]
+        out = x.reshape(len(x), -1, x.shape[-1])[:, np.maximum(index, 0)]
+        out[:, absent] = fill
+        return {operator.output: out.reshape(-1, *shape)}
+
+    return step
+
+
+def _concat(graph: Graph, operator: Concat) -> Step:
+    shape, axis = graph.tensor(operator.output).shape, -1 if operator.axis == "channels" else 1
+
+    def step(values: dict[str, np.ndarray], keep: bool) -> dict[str, np.ndarray]:
+        parts = [values[name] for name in operator.inputs]
+        parts = [part.reshape(len(part), -1, part.shape[-1]) for part in parts]
+        return {operator.output: np.concatenate(parts, axis=axis).reshape(-1, *shape)}
 
     return step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...arch.numerics import MASKED
 from ..compiled import compiled
 from . import products, rows
 from .products import LANES, depth4, multiply, pack
@@ -17,14 +18,16 @@ _LOGIT_LIMIT = 1 << 11
 
 
 @compiled(products, rows)
-def attention(q, k, v, heads, scales, exp, recip, lo, hi, out, keep, logits, exps, row_m, row_n):
-    """`arch.graph.Attention` of one image: q (T, C), k and v (S, C), int8, into out (T, C).
+def attention(
+    q, k, v, heads, windows, scales, bias, exp, recip, lo, hi, out, keep, logits, exps, row_m, row_n
+):
+    """`arch.operators.Attention` of one image: q (T, C), k and v (S, C), int8, into out (T, C).
 
-    `scales` = (m, n, C, m2, n2), each int64 (heads,); `exp` uint8 (256,), `recip` int64 (256,). With `keep` also
-    fills logits and exps (heads, T, S) and row_m and row_n (heads, T), int64.
+    `scales` = (m, n, C, m2, n2), each int64 (heads,); `bias` int16, of no entries for none; `exp` uint8 (256,), `recip`
+    int64 (256,). With `keep` also fills logits and exps (heads, T, S / windows) and row_m and row_n (heads, T).
     """
-    tokens, channels = q.shape
-    keys, size = len(k), channels // heads
+    tokens, channels = len(q) // windows, q.shape[1]
+    keys, size = len(k) // windows, channels // heads
     m, n, constant, m2, n2 = scales
     flip = np.uint8(128)
     queries = np.zeros((_BLOCK, depth4(size)), np.uint8)
@@ -33,37 +36,44 @@ def attention(q, k, v, heads, scales, exp, recip, lo, hi, out, keep, logits, exp
     probabilities = np.zeros((_BLOCK, depth4(keys)), np.uint8)
     block_m, block_n = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
     surplus, line = np.empty(keys, np.int64), np.empty(keys, np.int32)
-    for h in range(heads):
-        first = h * size
-        packed_keys = pack(k[:, first : first + size])
-        packed_values = pack(v[:, first : first + size].T)
-        for j in range(keys):
-            total = np.int64(0)
-            for c in range(size):
-                total += k[j, first + c]
-            surplus[j] = constant[h] - 128 * total * m[h]
-        for start in range(0, tokens, _BLOCK):
-            count = min(_BLOCK, tokens - start)
-            for i in range(count):
+    for window in range(windows):
+        queries_at, keys_at = window * tokens, window * keys
+        for h in range(heads):
+            first = h * size
+            packed_keys = pack(k[keys_at : keys_at + keys, first : first + size])
+            packed_values = pack(v[keys_at : keys_at + keys, first : first + size].T)
+            for j in range(keys):
+                total = np.int64(0)
                 for c in range(size):
-                    queries[i, c] = np.uint8(q[start + i, first + c]) ^ flip
-            multiply(queries, count, packed_keys, False, scores)
-            for i in range(count):
-                for j in range(keys):
-                    score = (np.int64(scores[i, j]) * m[h] + surplus[j]) >> n[h]
-                    line[j] = min(max(score, -_LOGIT_LIMIT), _LOGIT_LIMIT - 1)
-                if keep:
+                    total += k[keys_at + j, first + c]
+                surplus[j] = constant[h] - 128 * total * m[h]
+            for start in range(0, tokens, _BLOCK):
+                count, at = min(_BLOCK, tokens - start), queries_at + start
+                for i in range(count):
+                    for c in range(size):
+                        queries[i, c] = np.uint8(q[at + i, first + c]) ^ flip
+                multiply(queries, count, packed_keys, False, scores)
+                for i in range(count):
                     for j in range(keys):
-                        logits[h, start + i, j] = line[j]
-                total = softmax(line, keys, exp, probabilities[i])
-                block_m[i], block_n[i] = row_scale(total, m2[h], n2[h], recip)
-                if keep:
-                    for j in range(keys):
-                        exps[h, start + i, j] = probabilities[i, j]
-                    row_m[h, start + i], row_n[h, start + i] = block_m[i], block_n[i]
-            multiply(probabilities, count, packed_values, False, mixed)
-            for i in range(count):
-                rounding = np.int64(1) << (block_n[i] - 1)
-                for c in range(size):
-                    y = (np.int64(mixed[i, c]) * block_m[i] + rounding) >> block_n[i]
-                    out[start + i, first + c] = min(max(y, lo), hi)
+                        score = (np.int64(scores[i, j]) * m[h] + surplus[j]) >> n[h]
+                        line[j] = min(max(score, -_LOGIT_LIMIT), _LOGIT_LIMIT - 1)
+                    if bias.size:
+                        add = bias[window % bias.shape[0], h % bias.shape[1], start + i]
+                        for j in range(keys):
+                            biased = min(max(line[j] + np.int32(add[j]), -32768), 32767)
+                            line[j] = MASKED if add[j] == MASKED else biased
+                    if keep:
+                        for j in range(keys):
+                            logits[h, at + i, j] = line[j]
+                    total = softmax(line, keys, bias.size > 0, exp, probabilities[i])
+                    block_m[i], block_n[i] = row_scale(total, m2[h], n2[h], recip)
+                    if keep:
+                        for j in range(keys):
+                            exps[h, at + i, j] = probabilities[i, j]
+                        row_m[h, at + i], row_n[h, at + i] = block_m[i], block_n[i]
+                multiply(probabilities, count, packed_values, False, mixed)
+                for i in range(count):
+                    rounding = np.int64(1) << (block_n[i] - 1)
+                    for c in range(size):
+                        y = (np.int64(mixed[i, c]) * block_m[i] + rounding) >> block_n[i]
+                        out[at + i, first + c] = min(max(y, lo), hi)

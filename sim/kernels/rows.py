@@ -5,6 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from ...arch.numerics import MASKED
 from ..compiled import compiled
 
 __all__ = ["layernorm", "row_scale", "softmax"]
@@ -35,13 +36,17 @@ def layernorm(x, g, b, n, eps, rsqrt, lo, hi, out):
 
 
 @compiled()
-def softmax(logits, count, exp, out):
-    """numerics.softmax_exp of the first `count` entries of a row of logits into uint8 `out`; returns the sum."""
-    top = np.int32(-(1 << 30))
+def softmax(logits, count, masks, exp, out):
+    """numerics.softmax_exp of the first `count` entries of a row of int32 logits into uint8 `out`; returns the sum.
+
+    With `masks`, entries of numerics.MASKED are masked. Overwrites the logits.
+    """
+    top = np.int32(-(1 << 20))
     for j in range(count):
-        top = max(top, logits[j])
+        top = max(top, np.int32(-(1 << 20)) if masks and logits[j] == MASKED else logits[j])
     for j in range(count):
-        logits[j] = min(np.int32(top - logits[j]), np.int32(255))
+        distance = min(np.int32(top - logits[j]), np.int32(255))
+        logits[j] = np.int32(255) if masks and logits[j] == MASKED else distance
     total = np.int64(0)
     for j in range(count):
         value = exp[logits[j]]

@@ -29,6 +29,13 @@ from terrazzo.sim import reference
 PREPROCESSING = Preprocessing(scale=1 / 255, mean=(0.5, 0.25), std=(0.5, 2.0))
 
 
+@pytest.fixture(autouse=True, params=["compiled", "plain"])
+def form(request, monkeypatch):
+    """Everything once as `run` does it and once by the definitions alone."""
+    if request.param == "plain":
+        monkeypatch.setattr(reference.accelerated, "prepare", lambda graph, operator: None)
+
+
 def tensor(name, *shape, zero_point=0, dtype="s8", scale=0.1):
     bits = 8 if dtype == "s8" else 16
     return Tensor(name=name, shape=shape, dtype=dtype, scale=scale, zero_point=zero_point, bits=bits)

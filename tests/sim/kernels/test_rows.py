@@ -32,14 +32,23 @@ def test_layernorm_is_that_of_numerics(width, spread, extreme, n, eps, seed):
     assert np.array_equal(found, numerics.layernorm(x, g, b, n, eps, rsqrt, -32768, 32767))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(count=st.integers(1, 300), spread=st.sampled_from([1, 100, 300, 2048]), seed=st.integers(0, 2**32 - 1))
-def test_softmax_is_that_of_numerics(count, spread, seed):
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    count=st.integers(1, 300),
+    spread=st.sampled_from([1, 100, 300, 2048, 32767]),
+    hidden=st.sampled_from([None, 0.0, 0.3, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_softmax_is_that_of_numerics(count, spread, hidden, seed):
     random = np.random.default_rng(seed)
-    logits = random.integers(-spread, spread, count)
+    logits, mask = random.integers(-spread, spread, count), None
+    if hidden is not None:
+        mask = random.random(count) >= hidden
+        logits[~mask] = numerics.MASKED
     table = random.integers(0, 256, 256) if seed % 2 else numerics.exp_table()
-    found, expected = np.zeros(count, np.uint8), numerics.softmax_exp(logits, table)
-    assert softmax(logits.astype(np.int32), count, table.astype(np.uint8), found) == expected.sum()
+    found, expected = np.zeros(count, np.uint8), numerics.softmax_exp(logits, table, mask)
+    total = softmax(logits.astype(np.int32), count, mask is not None, table.astype(np.uint8), found)
+    assert total == expected.sum()
     assert np.array_equal(found, expected)
 
 
