@@ -1,4 +1,5 @@
-"""Benchmarks of the digit models on the demo's accelerator: `make bench` writes them as JSON.
+"""Benchmarks of the digit models on the demo's accelerator, and of the reference at the size of DeiT-Tiny against
+torch in float32: `make bench` writes them as JSON.
 
 Times are of this machine at this moment; compare figures of one run with each other.
 """
@@ -14,13 +15,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import api
+import numba
+import numpy as np
+
+from . import api, synthetic
 from .arch.files import write_text
 from .arch.memory import MemoryModel
 from .boards import demo_accelerator
 from .compiler import compile
+from .examples.zoo.deit import deit_tiny
 from .hw import top
 from .quant import data, frontend
+from .quant.forward import forward, torch_threads
 from .sim import cycle, functional, reference
 from .sim.rtl import RtlSimulator
 
@@ -56,8 +62,32 @@ def run(progress: api.Progress = api.silent) -> dict:
     for name in api.DIGITS:
         progress(name)
         figures["models"][name] = _model(api.source(name), machine, simulator)
+    progress("deit-tiny shapes: reference against torch float32")
+    figures["deit_tiny_shapes"] = {
+        f"{threads} threads": deit_tiny_shapes(threads)
+        for threads in sorted({1, numba.config.NUMBA_NUM_THREADS})
+    }
     figures["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return figures
+
+
+def deit_tiny_shapes(threads: int, images: int = 8, rounds: int = 3) -> dict:
+    """Images per second of `sim.reference` on a graph of DeiT-Tiny's shapes and of torch's float32 model, on the same
+    number of threads, in turn; the best of `rounds`. Weights are random."""
+    graph, model = synthetic.deit(), deit_tiny().eval()
+    random = np.random.default_rng(0)
+    codes = random.integers(-128, 128, (images, *graph.tensor(graph.input).shape)).astype(np.int8)
+    batch = random.standard_normal((images, 3, 224, 224), np.float32)
+    float_s, reference_s = [], []
+    with torch_threads(threads):
+        for _ in range(rounds + 1):  # the first warms up
+            float_s.append(_timed(lambda: forward(model, batch))[1])
+            reference_s.append(_timed(lambda: reference.run(graph, codes, threads=threads))[1])
+    fastest_float, fastest = min(float_s[1:]), min(reference_s[1:])
+    return {
+        "images_per_second": {"torch_float32": images / fastest_float, "reference": images / fastest},
+        "reference_over_torch": fastest_float / fastest,
+    }
 
 
 def _model(source, machine, simulator: RtlSimulator) -> dict:
@@ -109,6 +139,9 @@ def main() -> None:
     for name, model in figures["models"].items():
         rates = ", ".join(f"{level} {rate:.0f}/s" for level, rate in model["frames_per_second"].items())
         print(f"{name}: {rates}; RTL {model['rtl_cycles_per_second'] / 1e3:.0f} kcycles/s")
+    for threads, figure in figures["deit_tiny_shapes"].items():
+        rates = ", ".join(f"{name} {rate:.1f}/s" for name, rate in figure["images_per_second"].items())
+        print(f"DeiT-Tiny shapes, {threads}: {rates}")
     print(options.out)
 
 
