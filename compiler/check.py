@@ -170,11 +170,10 @@ def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
 
 def _vector(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bool]]:
     tiles = -(-i.positions // a.columns)
-    size = 2 if i.src_wide or i.op != VectorOp.ELEMENTWISE else 1
+    computes = i.op in (VectorOp.ELEMENTWISE, VectorOp.MULTIPLY)
+    size = 2 if i.src_wide or not computes else 1
     found = [(Memory.SCRATCHPAD, _tiles(i.src, i.src_stride, tiles, -(-i.channels * size // a.depth)), False)]
-    written = (
-        -(-i.channels // a.vector) * a.vector * (2 if i.dst_wide and i.op == VectorOp.ELEMENTWISE else 1)
-    )
+    written = -(-i.channels // a.vector) * a.vector * (2 if i.dst_wide and computes else 1)
     found.append((Memory.SCRATCHPAD, _tiles(i.dst, i.dst_stride, tiles, -(-written // a.depth)), True))
     if i.op == VectorOp.LAYERNORM:
         found.append((Memory.NORM, np.arange(i.param, i.param + -(-i.channels // a.vector)), False))
@@ -183,10 +182,12 @@ def _vector(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
         found.append((Memory.EXP, np.arange(32), False))
         found.append((Memory.RECIP, np.arange(64), False))
         found.append((Memory.ROW_SCALE, np.arange(i.param, i.param + tiles), True))
-    else:
-        if i.table:
-            found.append((Memory.TABLE, _table(i), False))
-        if i.residual:
-            rows = _tiles(i.residual_row, i.residual_stride, tiles, -(-i.channels * 2 // a.depth))
-            found.append((Memory.SCRATCHPAD, rows, False))
+    elif i.table:
+        found.append((Memory.TABLE, _table(i), False))
+    multiply = i.op == VectorOp.MULTIPLY
+    if multiply or (i.residual and computes) or (i.bias and i.op == VectorOp.SOFTMAX):
+        size = 2 if i.residual_wide or not multiply else 1
+        count = 1 if multiply and i.broadcast else tiles
+        rows = _tiles(i.residual_row, i.residual_stride, count, -(-i.channels * size // a.depth))
+        found.append((Memory.SCRATCHPAD, rows, False))
     return found

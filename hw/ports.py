@@ -11,8 +11,11 @@ from .decode import instruction_layout
 
 __all__ = [
     "EngineSignature",
+    "IndexRead",
+    "IndexWrite",
     "LoadPort",
     "ReadPort",
+    "RegisterWrite",
     "RowScalePort",
     "WritePort",
     "load_bytes",
@@ -111,3 +114,24 @@ class RowScalePort(wiring.Signature):
         super().__init__(
             {"valid": Out(1), "row": Out(ROW_BITS), "scales": Out(row_scale_layout(accelerator))}
         )
+
+
+class IndexRead(wiring.Signature):
+    """A reader of the index memory, facing it: `value` is the entry that `entry` named in the cycle before."""
+
+    def __init__(self):
+        super().__init__({"entry": Out(16), "value": In(16)})
+
+
+class IndexWrite(wiring.Signature):
+    """Entries of the index memory from the vector engine, facing it; always accepted."""
+
+    def __init__(self):
+        super().__init__({"valid": Out(1), "entry": Out(16), "value": Out(16)})
+
+
+class RegisterWrite(wiring.Signature):
+    """Registers from the vector engine, facing it; always accepted."""
+
+    def __init__(self):
+        super().__init__({"valid": Out(1), "register": Out(4), "value": Out(isa.REGISTER_BITS)})

@@ -31,7 +31,7 @@ class Write:
 
     instruction: int
     memory: str
-    """SCRATCHPAD, WEIGHT, PARAM, NORM, TABLE, EXP, RECIP, RSQRT, ROW_SCALE or OUTPUT (DRAM, rows of a transfer)."""
+    """SCRATCHPAD, WEIGHT, PARAM, NORM, TABLE, EXP, RECIP, RSQRT, INDEX, REGISTER, ROW_SCALE or OUTPUT (DRAM, rows of a transfer)."""
     rows: np.ndarray
     """(N,) row numbers."""
     mask: np.ndarray
@@ -57,6 +57,8 @@ class Machine:
         self.norm_b = np.zeros_like(self.norm_g)
         self.row_m = np.zeros((a.row_scales, a.columns), np.int64)
         self.row_n = np.ones((a.row_scales, a.columns), np.int64)
+        self.index = np.zeros(a.index_rows, np.int64)
+        self.registers = np.zeros(isa.REGISTERS, np.int64)
         page_rows = TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
         self.tables = {
             LoadTarget.TABLE: np.zeros((a.table_pages * page_rows, TABLE_ROW_BYTES), np.uint8),
@@ -114,7 +116,7 @@ class Machine:
 
     def _check(self, i: Instruction) -> None:
         """Refuse what no engine executes yet."""
-        unknown = [f"{slot}_field" for slot in isa.SLOTS] + ["gather", "dst_channel", "bias"]
+        unknown = [f"{slot}_field" for slot in isa.SLOTS] + ["gather", "dst_channel"]
         for name in unknown:
             if getattr(i, name):
                 self._fail(
@@ -122,7 +124,7 @@ class Machine:
                 )
         if i.opcode == Opcode.LOAD and i.target in (LoadTarget.REGISTER, LoadTarget.INDEX):
             self._fail(f"LOAD.target must be a memory of the machine, not {LoadTarget(i.target).name}")
-        if i.opcode == Opcode.VECTOR and i.op in (VectorOp.MULTIPLY, VectorOp.COMPACT, VectorOp.GATHER):
+        if i.opcode == Opcode.VECTOR and i.op in (VectorOp.COMPACT, VectorOp.GATHER):
             self._fail(f"VECTOR.op must be one that the machine executes, not {VectorOp(i.op).name}")
 
     def _wait(self, i: Instruction) -> None:
@@ -334,9 +336,7 @@ class Machine:
             x = x.transpose(1, 0, 2, 3).reshape(groups, -1, chunks * depth)
             w = w.transpose(0, 2, 4, 1, 3).reshape(groups, chunks * depth, blocks * lanes)
             acc = (x @ w).transpose(1, 0, 2)
-        acc = acc.reshape(len(operand), groups * blocks, lanes).astype(np.int64)
-        half = np.int64(1) << (numerics.ACCUMULATOR_BITS - 1)
-        return ((acc + half) & (2 * half - 1)) - half
+        return _wrapped(acc.reshape(len(operand), groups * blocks, lanes).astype(np.int64))
 
     def _operand(self, i: Instruction, tiles: int) -> np.ndarray:
         """Operand bytes as numbers (tiles * columns, groups, chunks, depth)."""
@@ -411,7 +411,11 @@ class Machine:
     def _vector(self, i: Instruction) -> None:
         if min(i.positions, i.channels) < 1:
             self._fail("positions and channels must be at least 1")
-        wide = bool(i.src_wide) or i.op != VectorOp.ELEMENTWISE
+        if i.op == VectorOp.GATHER:
+            return self._gather(i)
+        wide = bool(i.src_wide) or i.op in (VectorOp.LAYERNORM, VectorOp.SOFTMAX)
+        if i.op == VectorOp.COMPACT:
+            return self._compact(i, self._read(i.src, i.src_stride, i.positions, 1, wide)[:, 0])
         x = self._read(i.src, i.src_stride, i.positions, i.channels, wide)
         if i.op == VectorOp.SOFTMAX:
             return self._softmax(i, x)
@@ -421,9 +425,38 @@ class Machine:
             g, b = (v[rows].ravel()[: i.channels] for v in (self.norm_g, self.norm_b))
             rsqrt = self.tables[LoadTarget.RSQRT].view("<u2").ravel()
             y = numerics.layernorm(x, g, b, i.n, i.constant, rsqrt, i.lo, i.hi)
-        else:
-            y = self._finish(i, (x * i.m + i.constant) >> i.n)
-        self._write_vector(i, y, self.accelerator.vector, bool(i.dst_wide) and i.op == VectorOp.ELEMENTWISE)
+            return self._write_vector(i, y, a.vector, False)
+        if i.op == VectorOp.MULTIPLY:
+            x, i = _wrapped(x * self._factor(i)), dataclasses.replace(i, values=i.values | {"residual": 0})
+        y = self._finish(i, (x * i.m + i.constant) >> i.n)
+        self._write_vector(i, y, self.accelerator.vector, bool(i.dst_wide))
+
+    def _factor(self, i: Instruction) -> np.ndarray:
+        """The second operand of MULTIPLY, (positions or 1, channels)."""
+        positions = 1 if i.broadcast else i.positions
+        return self._read(i.residual_row, i.residual_stride, positions, i.channels, bool(i.residual_wide))
+
+    def _compact(self, i: Instruction, scores: np.ndarray) -> None:
+        kept = np.flatnonzero(scores >= i.lo)
+        entries = self._rows("INDEX", i.index + np.arange(len(kept)), len(self.index))
+        self.index[entries] = kept
+        self.registers[i.count_register] = len(kept)
+        self._note("INDEX", entries, np.True_, kept.astype("<u2").view(np.uint8))
+        self._note(
+            "REGISTER", np.array([i.count_register]), np.True_, np.array([len(kept)], "<u4").view(np.uint8)
+        )
+
+    def _gather(self, i: Instruction) -> None:
+        a, size = self.accelerator, 2 if i.src_wide else 1
+        entries = self._rows("INDEX", i.index + np.arange(i.positions), len(self.index))
+        source = self.index[entries].astype(np.int64)
+        height = -(-i.channels * size // a.depth)
+        rows = (i.src + source // a.columns * i.src_stride)[:, None] + np.arange(height)
+        self._rows("SCRATCHPAD", rows, len(self.scratchpad))
+        if len(np.unique(rows // a.scratchpad_rows)) > 1:
+            self._fail("the positions that GATHER reads must lie in one region of the scratchpad")
+        codes = self.scratchpad[rows, (source % a.columns)[:, None]].reshape(i.positions, -1).view("<i2")
+        self._write_vector(i, codes[:, : -(-i.channels * size // 2)].astype(np.int64), a.vector, True)
 
     def _write_vector(self, i: Instruction, y: np.ndarray, unit: int, wide: bool) -> None:
         padded = np.zeros((len(y), -(-y.shape[1] // unit) * unit), np.int64)
@@ -436,8 +469,11 @@ class Machine:
         )
 
     def _softmax(self, i: Instruction, logits: np.ndarray) -> None:
-        a = self.accelerator
-        e = numerics.softmax_exp(logits, self.tables[LoadTarget.EXP].ravel())
+        a, mask = self.accelerator, None
+        if i.bias:
+            bias = self._read(i.residual_row, i.residual_stride, *logits.shape, True)
+            logits, mask = numerics.logit_bias(logits, bias), bias != numerics.MASKED
+        e = numerics.softmax_exp(logits, self.tables[LoadTarget.EXP].ravel(), mask)
         recip = self.tables[LoadTarget.RECIP].view("<u2").ravel()
         scale = numerics.softmax_row_scale(e.sum(axis=1), i.m, i.n, recip)
         tiles = -(-i.positions // a.columns)
@@ -450,6 +486,12 @@ class Machine:
         record = np.stack([self.row_m[rows], self.row_n[rows]], axis=-1).astype("<u2")
         self._note("ROW_SCALE", rows, np.repeat(present, 4, axis=1), record.reshape(tiles, -1).view(np.uint8))
         self._write_vector(i, e, a.depth, False)
+
+
+def _wrapped(acc: np.ndarray) -> np.ndarray:
+    """Modulo 2 ** ACCUMULATOR_BITS, signed."""
+    half = np.int64(1) << (numerics.ACCUMULATOR_BITS - 1)
+    return ((acc + half) & (2 * half - 1)) - half
 
 
 def _signed48(raw: np.ndarray) -> np.ndarray:

@@ -22,6 +22,8 @@ __all__ = ["Column", "norm_layout"]
 
 T_BITS = 18
 """LayerNorm's normalised value, and the scaled residual."""
+ACC_BITS = 27
+"""What is requantized: a code, LayerNorm's normalised value, or a product of two codes (modulo 2**27)."""
 FIELDS = [
     "channels",
     "m",
@@ -34,6 +36,8 @@ FIELDS = [
     "residual",
     "residual_m",
     "residual_n",
+    "bias",
+    "broadcast",
 ]
 
 
@@ -46,7 +50,9 @@ class Column(wiring.Component):
     """Codes in, codes out, OUTPUT_STAGE cycles after the grant of a step's read; never stalls.
 
     `steps[s]` is the step in stage s. `word` belongs to stage 2, `norm` to stage 8, `outputs` to stage 13; the
-    tables' values to stage 12 and their indices to stage 11. `sums` is complete when the last step of a measuring
+    tables' values to stage 12 and their indices to stage 11. `codes` and `shared` belong to stage 3: codes that
+    came from `word`, and those of the column that all columns use in a broadcast or GATHER. `kept` (stage 13) is
+    COMPACT's comparison. `sums` is complete when the last step of a measuring
     pass is in stage 6, `softmax_total` when the last step of a writing pass is in stage 15. `moments[bank].sum` is
     used in stage 4, `.r` in 5, `.k` in 6.
     """
@@ -59,6 +65,8 @@ class Column(wiring.Component):
                 "instruction": In(instruction_layout(isa.Opcode.VECTOR)),
                 "steps": In(data.ArrayLayout(step_layout(accelerator), STAGES)),
                 "word": In(accelerator.depth * 8),
+                "codes": Out(data.ArrayLayout(signed(16), vector)),
+                "shared": In(data.ArrayLayout(signed(16), vector)),
                 "norm": In(norm_layout(vector)),
                 "moments": In(data.ArrayLayout(moments_layout(), 2)),
                 "sums": Out(sums_layout()),
@@ -68,6 +76,7 @@ class Column(wiring.Component):
                 "exp_index": Out(data.ArrayLayout(8, vector)),
                 "exp": In(data.ArrayLayout(8, vector)),
                 "outputs": Out(data.ArrayLayout(16, vector)),
+                "kept": Out(1),
             }
         )
 
@@ -78,63 +87,79 @@ class Column(wiring.Component):
         self.now = now = SimpleNamespace(
             **{name: register(m, getattr(self.instruction, name), name) for name in FIELDS}
         )
-        self.layernorm = register(m, self.instruction.op == isa.VectorOp.LAYERNORM, "layernorm")
-        self.softmax = register(m, self.instruction.op == isa.VectorOp.SOFTMAX, "softmax")
+        for op in isa.VectorOp:
+            setattr(self, op.name.lower(), register(m, self.instruction.op == op, op.name.lower()))
         moments = {
             s: Mux(steps[s].bank, self.moments[1].as_value(), self.moments[0].as_value()) for s in (4, 5, 6)
         }
         moments = {s: data.View(moments_layout(), value) for s, value in moments.items()}
 
-        codes, residuals = self.codes(m)
+        read, held = self.read_codes(m)
         products = []
-        for i, code in enumerate(codes):
-            factor = Mux(steps[3].measure, code, now.channels)
+        for i, code in enumerate(read):
+            factor = Mux(steps[3].measure, code, Mux(self.multiply, held[i], now.channels))
             products.append(register(m, code * factor, f"product_{i}_4"))
+        codes, masked = self.biased(m, read, held)
         peak = self.peak(m, codes)
-        codes = [register(m, code, f"code_{i}_4") for i, code in enumerate(codes)]
         self.accumulate(m, codes, products)
 
         outputs = []
-        for i, (code, residual, product) in enumerate(zip(codes, residuals, products, strict=True)):
-            with_lane = f"{i}_"
-            centred = register(m, product - moments[4].sum, f"centred_{with_lane}5")[:28].as_signed()
-            code = register(m, code, f"code_{with_lane}5")
-            self.exponent_index(m, i, peak, code)
+        for i, (code, product) in enumerate(zip(codes, products, strict=True)):
+            residual = register(m, register(m, held[i], f"residual_{i}_4"), f"residual_{i}_5")
+            centred = register(m, product - moments[4].sum, f"centred_{i}_5")[:28].as_signed()
+            code = register(m, Mux(self.multiply, product[:ACC_BITS].as_signed(), code), f"code_{i}_5")
             t = self.scaled(m, i, centred, residual, moments)
             for stage in range(6, 9):
-                code = register(m, code, f"code_{with_lane}{stage}")
+                code = register(m, code, f"code_{i}_{stage}")
+                if stage == 6:
+                    self.exponent_index(m, i, peak, code[:16].as_signed(), masked[i])
             outputs.append(self.requantized(m, i, code, t))
         m.d.comb += [self.outputs[i].eq(output) for i, output in enumerate(outputs)]
         self.accumulate_exponentials(m, outputs)
         return m
 
-    def codes(self, m: Module) -> tuple[list[Value], list[Value]]:
-        """Codes in stage 3 (0 where absent) and residuals in stage 5."""
+    def read_codes(self, m: Module) -> tuple[list[Value], list[Value]]:
+        """Codes (0 where absent) and those of the second operand, both in stage 3."""
         a, step = self.accelerator, self.steps[2]
         bits = a.vector * 8
         slots = [self.word.word_select(slot, bits) for slot in range(a.depth // a.vector)]
         low, high = Signal(bits), Signal(bits)
         m.d.comb += [low.eq(Array(slots)[step.slot]), high.eq(Array(slots[1::2])[step.slot[1:]])]
         pair = Cat(low, high)
-        codes, residuals = [], []
+        codes, second = [], []
         for i in range(a.vector):
             code = Mux(step.wide, pair.word_select(i, 16).as_signed(), low.word_select(i, 8).as_signed())
             code = register(m, Mux(step.present[i], code, 0), f"code_{i}_3")
             held = Signal(signed(16), name=f"residual_{i}", reset_less=True)
-            m.d.sync += held.eq(Mux(self.steps[3].residual, code, held))
+            chosen = Mux(self.now.broadcast, self.shared[i], code)
+            m.d.sync += held.eq(Mux(self.steps[3].residual, chosen, held))
+            m.d.comb += self.codes[i].eq(code)
             codes.append(code)
-            residuals.append(register(m, register(m, held, f"residual_{i}_4"), f"residual_{i}_5"))
-        return codes, residuals
+            second.append(held)
+        return codes, second
+
+    def biased(self, m: Module, codes: list[Value], biases: list[Value]) -> tuple[list[Value], list[Value]]:
+        """Softmax's logits, GATHER's codes or the codes as they are, in stage 4; which are masked, in stage 6."""
+        results, masked = [], []
+        for i, (code, bias) in enumerate(zip(codes, biases, strict=True)):
+            hides = self.now.bias & (bias == -32768)
+            total = saturate(code + Mux(self.now.bias, bias, 0), 16)
+            result = Mux(self.gather, self.shared[i], Mux(hides, -32768, total)).as_signed()
+            results.append(register(m, result, f"code_{i}_4"))
+            for stage in range(4, 7):
+                hides = register(m, hides, f"masked_{i}_{stage}")
+            masked.append(hides)
+        return results, masked
 
     def peak(self, m: Module, codes: list[Value]) -> Signal:
-        """Softmax's row maximum, in stage 5."""
-        step = self.steps[4]
-        present = self.steps[3].present
+        """Softmax's row maximum, in stage 6."""
+        step = self.steps[5]
+        present = self.steps[4].present
         values = [Mux(present[i], code, -32768) for i, code in enumerate(codes)]
         while len(values) > 1:
             pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
             values = [Mux(pair[0] > pair[1], pair[0], pair[1]) for pair in pairs]
-        best = register(m, values[0], "best_4")
+        best = register(m, values[0], "best_5")
         peak = Signal(signed(16), reset_less=True)
         higher = Mux(step.first | (best > peak), best, peak)
         m.d.sync += peak.eq(Mux(step.valid & step.measure, higher, peak))
@@ -151,11 +176,11 @@ class Column(wiring.Component):
             m.d.sync += accumulator.eq(Mux(step.valid & step.measure, following, accumulator))
             m.d.comb += sums.eq(accumulator)
 
-    def exponent_index(self, m: Module, i: int, peak: Value, code: Value) -> None:
-        """min(peak - code, 255), from stage 5 to stage 11."""
+    def exponent_index(self, m: Module, i: int, peak: Value, code: Value, masked: Value) -> None:
+        """min(peak - code, 255), 255 where masked, from stage 6 to stage 11."""
         distance = peak - code
-        index = Mux(distance[8:].any(), 255, distance[:8])
-        for stage in range(6, 12):
+        index = Mux(distance[8:].any() | masked, 255, distance[:8])
+        for stage in range(7, 12):
             index = register(m, index, f"exp_index_{i}_{stage}")
         m.d.comb += self.exp_index[i].eq(index)
 
@@ -172,7 +197,7 @@ class Column(wiring.Component):
     def requantized(self, m: Module, i: int, code: Value, t: Value) -> Value:
         """Stages 8 to 13: requantizer, table or residual, clamp."""
         now, norm, step = self.now, self.norm[i], self.steps[12]
-        requantizer = Shared(Requantizer, T_BITS)
+        requantizer = Shared(Requantizer, ACC_BITS)
         m.submodules[f"requantizer_{i}"] = requantizer
         m.d.comb += [
             requantizer.acc.eq(Mux(self.layernorm, t, code)),
@@ -186,9 +211,12 @@ class Column(wiring.Component):
         narrow, wide = Cat(saturate(v, 8)), Cat(saturate(v, 10))
         index = Mux(now.table_wide, wide ^ 512, narrow ^ 128)
         m.d.comb += self.unary_index[i].eq(index)
-        v = register(m, Mux(now.residual & ~self.layernorm, saturate(v + t, 16), v), f"v_{i}_12")
-        v = Mux(now.table & ~self.layernorm, self.unary[i], v)
-        clamped = Mux(v < now.lo, now.lo, Mux(v > now.hi, now.hi, v))
+        v = register(m, Mux(now.residual & self.elementwise, saturate(v + t, 16), v), f"v_{i}_12")
+        v = Mux(now.table, self.unary[i], v)
+        below = v < now.lo
+        if i == 0:
+            m.d.comb += self.kept.eq(register(m, ~below, "kept_13"))
+        clamped = Mux(below, now.lo, Mux(v > now.hi, now.hi, v))
         result = Mux(self.softmax, self.exp[i], clamped)
         return register(m, Mux(step.present[i], result, 0)[:16], f"output_{i}_13")
 

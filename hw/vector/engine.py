@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from ...arch import isa
 from ...arch.accelerator import TABLE_PAGE_ENTRIES, Accelerator
-from ..ports import EngineSignature, LoadPort, ReadPort, RowScalePort, WritePort
+from ..ports import (
+    EngineSignature,
+    IndexRead,
+    IndexWrite,
+    LoadPort,
+    ReadPort,
+    RegisterWrite,
+    RowScalePort,
+    WritePort,
+)
 from ..shared import Shared
 from .column import Column, norm_layout
+from .compact import Compactor
 from .layernorm import Moments
 from .sequencer import Sequencer
 from .softmax import RowScales
@@ -24,9 +34,10 @@ __all__ = ["Engine"]
 class Engine(wiring.Component):
     """Executes VECTOR instructions, one at a time.
 
-    A step (`vector` channels of every column) is read, computed and written each cycle; a step with a residual
-    takes two. Reads and writes may be stalled for any time. Throughput is one step per cycle in every pass; an
-    instruction takes about 20 cycles more than its steps, LAYERNORM another columns + 6 for its first tile.
+    A step (`vector` channels of every column; GATHER: of 16 bits, of one) is read, computed and written each cycle;
+    a step with a second operand takes two. Reads and writes may be stalled for any time. Throughput is one step per
+    cycle in every pass; an instruction takes about 20 cycles more than its steps, LAYERNORM another columns + 6 for
+    its first tile. COMPACT takes columns + 1 cycles for each tile, GATHER at least 4 for each position.
     `load` accepts rows of TABLE, NORM, EXP, RECIP and RSQRT in every cycle and ignores the others.
     """
 
@@ -39,6 +50,9 @@ class Engine(wiring.Component):
                 "write": Out(WritePort(accelerator)),
                 "load": In(LoadPort(accelerator)),
                 "row_scales": Out(RowScalePort(accelerator)),
+                "index_read": Out(IndexRead()),
+                "index_write": Out(IndexWrite()),
+                "register_write": Out(RegisterWrite()),
             }
         )
 
@@ -49,6 +63,7 @@ class Engine(wiring.Component):
         m.submodules.writer = writer = Writer(a)
         connect(m, flipped(self.control), sequencer.control)
         connect(m, flipped(self.write), writer.write)
+        connect(m, flipped(self.index_read), sequencer.entries)
         now = sequencer.instruction
         m.d.comb += [
             self.load.ready.eq(1),
@@ -59,7 +74,7 @@ class Engine(wiring.Component):
             sequencer.write_stalled.eq(writer.stalled),
             writer.ticket.eq(sequencer.ticket),
             writer.ticket_valid.eq(sequencer.ticket_valid),
-            writer.wide.eq(now.dst_wide & (now.op == isa.VectorOp.ELEMENTWISE)),
+            writer.wide.eq(now.dst_wide),
             writer.halt.eq(self.control.halt),
         ]
 
@@ -71,6 +86,7 @@ class Engine(wiring.Component):
 
         columns = [Shared(Column, a) for _ in range(a.columns)]
         norm = self.norm(m, now, steps[7])
+        shared = Array(column.codes.as_value() for column in columns)[steps[3].column]
         for c, column in enumerate(columns):
             m.submodules[f"column_{c}"] = column
             m.d.comb += [
@@ -78,11 +94,13 @@ class Engine(wiring.Component):
                 column.steps.eq(steps),
                 column.word.eq(self.read.data.word_select(c, a.depth * 8)),
                 column.norm.eq(norm),
+                column.shared.eq(shared),
                 writer.outputs[c].eq(column.outputs),
             ]
         self.tables(m, now, columns)
         self.moments(m, now, steps[6], columns)
         self.scales(m, now, steps[15], columns)
+        self.compactor(m, now, steps[13], columns)
         return m
 
     def norm(self, m: Module, now: data.View, step: data.View) -> data.View:
@@ -165,4 +183,17 @@ class Engine(wiring.Component):
             m.d.sync += row.eq(self.control.i.payload.param)
         with m.Elif(scales.valid):
             m.d.sync += row.eq(row + 1)
-        return m
+
+    def compactor(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
+        """From the columns' comparisons (`step` in stage 13) to the index memory."""
+        m.submodules.compactor = compactor = Compactor(self.accelerator)
+        connect(m, flipped(self.index_write), compactor.entries)
+        connect(m, flipped(self.register_write), compactor.count)
+        m.d.comb += [
+            compactor.start.eq(self.control.i.valid & self.control.i.ready),
+            compactor.capture.eq(step.valid & (now.op == isa.VectorOp.COMPACT)),
+            compactor.kept.eq(Cat(column.kept for column in columns)),
+            compactor.index.eq(now.index),
+            compactor.positions.eq(now.positions),
+            compactor.register.eq(now.count_register),
+        ]

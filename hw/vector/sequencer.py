@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from amaranth.hdl import C, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import ceil_log2
 
 from ...arch import isa
 from ...arch.accelerator import Accelerator
 from ..decode import instruction_layout
-from ..ports import ROW_BITS, EngineSignature
-from .steps import LAYERNORM_LATENCY, QUEUE_STEPS, SOFTMAX_LATENCY, slot_bits, step_layout
+from ..ports import ROW_BITS, EngineSignature, IndexRead
+from .gather import Gatherer
+from .prepare import prepared
+from .steps import GATHER_LATENCY, LAYERNORM_LATENCY, QUEUE_STEPS, SOFTMAX_LATENCY, slot_bits, step_layout
 
 __all__ = ["Sequencer", "ticket_layout"]
 
@@ -28,11 +30,13 @@ class Sequencer(wiring.Component):
 
     A pass is all steps of a tile. LAYERNORM and SOFTMAX have two: the first measures, the second writes. SOFTMAX
     alternates them; LAYERNORM measures a tile ahead, so that the moments of one tile are computed while another
-    is written. ELEMENTWISE only has the second; with a residual each step takes two reads.
+    is written. The others only have the second; a step with a second operand takes two reads. GATHER's passes are
+    over one position each; COMPACT has one step for each tile and writes nothing to the scratchpad.
 
-    `step` and `ticket` belong to the read that is granted in this cycle. Steps are held back while QUEUE_STEPS of
-    them wait to be written (`written`), LAYERNORM passes until the moments they need are complete, and SOFTMAX
-    passes until the unit for row scales can take another tile.
+    `instruction` is changed by `prepared`, and stable from the cycle of `setup` on. `step` and `ticket` belong to the read that is granted in this cycle. Steps are held back while QUEUE_STEPS of
+    them wait to be written (`written`), LAYERNORM passes until the moments they need are complete, SOFTMAX and
+    COMPACT passes until the unit that treats columns one by one can take another tile, and GATHER passes until the
+    position's row is known.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -41,6 +45,8 @@ class Sequencer(wiring.Component):
             {
                 "control": Out(EngineSignature(isa.Opcode.VECTOR)),
                 "instruction": Out(instruction_layout(isa.Opcode.VECTOR)),
+                "setup": Out(1),
+                "entries": Out(IndexRead()),
                 "read_valid": Out(1),
                 "read_ready": In(1),
                 "read_row": Out(ROW_BITS),
@@ -55,18 +61,19 @@ class Sequencer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         now = self.instruction
-        self.busy, self.setup, self.issuing = Signal(), Signal(), Signal()
+        self.busy, self.issuing = Signal(), Signal()
         self.measure, self.at_residual = Signal(), Signal()
         self.number, self.read_number = Signal(13), Signal(13)
         self.valid_last, self.padded_last = Signal(13), Signal(13)
         self.to_measure, self.to_write = Signal(18), Signal(18)
         self.pending = Signal(range(QUEUE_STEPS + 1))
         self.counting = Signal(range(self.accelerator.columns + SOFTMAX_LATENCY + 1))
-        self.layernorm, self.softmax, self.elementwise = Signal(), Signal(), Signal()
+        self.layernorm, self.softmax, self.compact, self.gather = (Signal() for _ in range(4))
         m.d.comb += [
             self.layernorm.eq(now.op == isa.VectorOp.LAYERNORM),
             self.softmax.eq(now.op == isa.VectorOp.SOFTMAX),
-            self.elementwise.eq(~(self.layernorm | self.softmax)),
+            self.compact.eq(now.op == isa.VectorOp.COMPACT),
+            self.gather.eq(now.op == isa.VectorOp.GATHER),
         ]
         self.granted, self.end_of_pass = Signal(), Signal()
         granted_step = self.granted & ~self.at_residual
@@ -91,6 +98,7 @@ class Sequencer(wiring.Component):
         ]
         with m.If(control.i.valid & control.i.ready):
             m.d.sync += [now.eq(control.i.payload), self.busy.eq(1), self.setup.eq(1)]
+            m.d.sync += [now[name].eq(value) for name, value in prepared(control.i.payload).items()]
         with m.If(done):
             m.d.sync += self.busy.eq(0)
         return m
@@ -104,12 +112,14 @@ class Sequencer(wiring.Component):
         self.measured_row, self.written_row = measured, written
         self.measured_bank, self.written_bank = Signal(), Signal()
         self.left = Signal(signed(20))
+        self.dst_column = Signal(ceil_log2(a.columns))
 
-        wide = Signal()
-        m.d.comb += wide.eq(now.src_wide | ~self.elementwise | self.at_residual)
+        wide = Mux(self.at_residual, now.residual_wide, now.src_wide)
         place = Mux(wide, self.read_number << 1, self.read_number)
-        base = Mux(self.at_residual, self.residual_row, Mux(self.measure, measured, written))
-        target = Mux(now.dst_wide & self.elementwise, self.number << 1, self.number)
+        rows, column = self.gathered(m, granted_step)
+        first = Mux(self.gather, rows, Mux(self.measure, measured, written))
+        base = Mux(self.at_residual, self.residual_row, first)
+        target = Mux(now.dst_wide, self.number << 1, self.number)
         tail = Signal(a.vector)
         rest = (now.channels - 1)[:vector_log2] if vector_log2 else C(0, 1)
         whole, some = self.number < self.valid_last, self.number == self.valid_last
@@ -119,18 +129,36 @@ class Sequencer(wiring.Component):
             self.read_row.eq(base + (place >> slot)),
             self.step.valid.eq(granted_step),
             self.step.residual.eq(self.granted & self.at_residual),
-            self.step.measure.eq(self.measure),
+            self.step.measure.eq(self.measure | self.compact),
             self.step.first.eq(self.number == 0),
             self.step.last.eq(self.end_of_pass),
             self.step.bank.eq(Mux(self.measure, self.measured_bank, self.written_bank)),
             self.step.wide.eq(wide),
+            self.step.column.eq(Mux(self.gather, column, 0)),
             self.step.slot.eq(place[:slot]),
             self.step.present.eq(Mux(whole, -1, Mux(some, tail, 0))),
-            self.ticket_valid.eq(granted_step & ~self.measure),
+            self.ticket_valid.eq(granted_step & ~self.step.measure),
             self.ticket.row.eq(self.dst_row + (target >> slot)),
             self.ticket.slot.eq(target[:slot]),
-            *(self.ticket.columns[c].eq(self.left > c) for c in range(a.columns)),
+            *(
+                self.ticket.columns[c].eq(Mux(self.gather, self.dst_column == c, self.left > c))
+                for c in range(a.columns)
+            ),
         ]
+
+    def gathered(self, m: Module, granted_step: Value) -> tuple[Value, Value]:
+        """GATHER's input: a position's first row, and its column."""
+        m.submodules.gatherer = gatherer = Gatherer(self.accelerator)
+        connect(m, flipped(self.entries), gatherer.entries)
+        m.d.comb += [
+            gatherer.start.eq(self.setup),
+            gatherer.first.eq(self.number == 0),
+            gatherer.take.eq(granted_step & gatherer.first),
+            gatherer.index.eq(self.instruction.index),
+            gatherer.src.eq(self.instruction.src),
+            gatherer.src_stride.eq(self.instruction.src_stride),
+        ]
+        return gatherer.row, gatherer.column
 
     def requests(self, m: Module) -> Value:
         """Whether a read is asked for; returns whether the next step must wait."""
@@ -139,8 +167,10 @@ class Sequencer(wiring.Component):
         with m.If(self.number == 0):
             with m.If(self.layernorm & (self.measure | (self.to_write == 1))):
                 m.d.comb += held.eq(self.counting.any())
-            with m.Elif(self.softmax & ~self.measure):
+            with m.Elif((self.softmax & ~self.measure) | self.compact):
                 m.d.comb += held.eq(self.counting > SOFTMAX_LATENCY)
+            with m.Elif(self.gather):
+                m.d.comb += held.eq(self.counting.any())
         blocked = held | (~self.measure & (self.pending == QUEUE_STEPS))
         m.d.comb += self.read_valid.eq(self.issuing & ~blocked & ~halt)
         return self.issuing & blocked
@@ -151,30 +181,32 @@ class Sequencer(wiring.Component):
         vector_log2, depth_log2, columns_log2 = map(ceil_log2, (a.vector, a.depth, a.columns))
         tiles = (now.positions + (a.columns - 1)) >> columns_log2
         chunks = (now.channels + (a.depth - 1)) >> depth_log2
+        two_passes = self.layernorm | self.softmax
         last_number = Mux(self.softmax & ~self.measure, self.padded_last, self.valid_last)
         m.d.comb += self.end_of_pass.eq(self.number == last_number)
         with m.If(self.setup):
             m.d.sync += [
                 self.setup.eq(0),
                 self.issuing.eq(1),
-                self.measure.eq(~self.elementwise),
-                self.at_residual.eq(self.elementwise & now.residual),
+                self.measure.eq(two_passes),
+                self.at_residual.eq(now.residual),
                 self.number.eq(0),
                 self.read_number.eq(0),
                 self.valid_last.eq((now.channels - 1) >> vector_log2),
                 self.padded_last.eq((chunks << (depth_log2 - vector_log2)) - 1),
-                self.to_measure.eq(Mux(self.elementwise, 0, tiles)),
-                self.to_write.eq(tiles),
+                self.to_measure.eq(Mux(two_passes, tiles, 0)),
+                self.to_write.eq(Mux(self.gather, now.positions, tiles)),
                 self.measured_row.eq(now.src),
                 self.written_row.eq(now.src),
                 self.residual_row.eq(now.residual_row),
                 self.dst_row.eq(now.dst),
+                self.dst_column.eq(0),
                 self.measured_bank.eq(0),
                 self.written_bank.eq(0),
                 self.left.eq(now.positions),
             ]
         with m.If(self.granted):
-            m.d.sync += self.at_residual.eq(self.elementwise & now.residual & ~self.at_residual)
+            m.d.sync += self.at_residual.eq(now.residual & ~self.at_residual)
         with m.If(granted_step):
             m.d.sync += self.number.eq(self.number + 1)
             with m.If(self.number < self.valid_last):
@@ -199,20 +231,24 @@ class Sequencer(wiring.Component):
                 self.written_row.eq(self.written_row + now.src_stride),
                 self.written_bank.eq(~self.written_bank),
                 self.residual_row.eq(self.residual_row + now.residual_stride),
-                self.dst_row.eq(self.dst_row + now.dst_stride),
+                self.dst_column.eq(self.dst_column + 1),
                 self.left.eq(self.left - self.accelerator.columns),
                 self.to_write.eq(self.to_write - 1),
                 self.measure.eq(self.to_measure != 0),
                 self.issuing.eq(self.to_write != 1),
             ]
+            with m.If(~self.gather | self.dst_column.all()):
+                m.d.sync += self.dst_row.eq(self.dst_row + now.dst_stride)
 
     def completion(self, m: Module, granted_step: Value) -> None:
-        """Counts of the steps to be written and of the cycles until moments or row scales are complete."""
+        """Counts of the steps to be written and of the cycles until what a step needs is complete."""
         m.d.sync += self.pending.eq(self.pending + self.ticket_valid - self.written)
         columns = self.accelerator.columns
         with m.If(granted_step & self.end_of_pass & self.layernorm & self.measure):
             m.d.sync += self.counting.eq(columns + LAYERNORM_LATENCY)
-        with m.Elif(granted_step & self.end_of_pass & self.softmax & ~self.measure):
+        with m.Elif(granted_step & self.end_of_pass & ((self.softmax & ~self.measure) | self.compact)):
             m.d.sync += self.counting.eq(columns + SOFTMAX_LATENCY)
+        with m.Elif(self.gather & (self.setup | (granted_step & (self.number == 0)))):
+            m.d.sync += self.counting.eq(GATHER_LATENCY)
         with m.Elif(self.counting.any()):
             m.d.sync += self.counting.eq(self.counting - 1)

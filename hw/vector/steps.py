@@ -1,8 +1,8 @@
 """What travels with a step through the pipeline, and the length of its parts in cycles.
 
 A step is `vector` channels of every column. Stage s of a step is the cycle s cycles after its read was granted:
-2 data arrives, 3 codes, 4 products and maxima, 5..7 sums, normalisation and residual scaling, 8..10 requantizer,
-11 tables, 12 clamp, 13 output (pushed into the write queue; its sum for softmax is complete at 15).
+2 data arrives, 3 codes, 4 products and biased logits, 5 maxima, 5..7 sums, normalisation and residual scaling,
+8..10 requantizer, 11 tables, 12 clamp, 13 output (pushed into the write queue; its sum for softmax is complete at 15).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from amaranth.utils import ceil_log2
 from ...arch.accelerator import Accelerator
 
 __all__ = [
+    "GATHER_LATENCY",
     "LAYERNORM_LATENCY",
     "OUTPUT_STAGE",
     "QUEUE_STEPS",
@@ -29,7 +30,9 @@ QUEUE_STEPS = 32
 LAYERNORM_LATENCY = 6
 """The first step that uses a tile's moments may be granted columns + this + 1 cycles after the last that made them."""
 SOFTMAX_LATENCY = 20
-"""A tile's row scales are written columns + this cycles after the grant of its last step."""
+"""A tile's row scales are written columns + this cycles after the grant of its last step; COMPACT's count sooner."""
+GATHER_LATENCY = 3
+"""A position's first step may be granted this + 1 cycles after that of the position before."""
 
 
 def slot_bits(accelerator: Accelerator) -> int:
@@ -38,17 +41,18 @@ def slot_bits(accelerator: Accelerator) -> int:
 
 
 def step_layout(accelerator: Accelerator) -> data.StructLayout:
-    """A step, or the reading of the residual that the next step uses."""
+    """A step, or the reading of the second operand that the next step uses."""
     return data.StructLayout(
         {
             "valid": 1,  # a step
-            "residual": 1,  # the read of a residual
-            "measure": 1,  # first pass: nothing is written
+            "residual": 1,  # the read of a second operand
+            "measure": 1,  # nothing is written
             "first": 1,  # of its pass over a tile
             "last": 1,
             "bank": 1,  # tile number modulo 2
             "wide": 1,  # codes of 16 bits
             "slot": slot_bits(accelerator),  # place of the codes in their word
+            "column": ceil_log2(accelerator.columns),  # whose codes all columns use (broadcast, GATHER)
             "present": accelerator.vector,  # elements that are channels
         }
     )

@@ -19,8 +19,9 @@ _OP, _POSITIONS, _CHANNELS = COLUMN["op"], COLUMN["positions"], COLUMN["channels
 _SRC, _SRC_STRIDE, _SRC_WIDE = COLUMN["src"], COLUMN["src_stride"], COLUMN["src_wide"]
 _DST, _DST_STRIDE, _DST_WIDE = COLUMN["dst"], COLUMN["dst_stride"], COLUMN["dst_wide"]
 _RESIDUAL, _RESIDUAL_ROW = COLUMN["residual"], COLUMN["residual_row"]
-_RESIDUAL_STRIDE = COLUMN["residual_stride"]
-_ELEMENTWISE, _LAYERNORM, _SOFTMAX = map(int, (VectorOp.ELEMENTWISE, VectorOp.LAYERNORM, VectorOp.SOFTMAX))
+_RESIDUAL_STRIDE, _RESIDUAL_WIDE = COLUMN["residual_stride"], COLUMN["residual_wide"]
+_BROADCAST, _BIAS = COLUMN["broadcast"], COLUMN["bias"]
+_ELEMENTWISE, _LAYERNORM, _SOFTMAX, _MULTIPLY, _COMPACT, _GATHER = map(int, VectorOp)
 
 # Parameters.
 _COLUMNS_LOG2, _DEPTH_LOG2, _VECTOR_LOG2, _ROWS_LOG2, _REGIONS = range(5)
@@ -30,6 +31,7 @@ _OUTPUT_STAGE = 13
 _QUEUE_STEPS = 32
 _LAYERNORM_LATENCY = 6
 _SOFTMAX_LATENCY = 20
+_GATHER_LATENCY = 3
 
 # State: the registers of hw/vector/sequencer.py by their names there, then those of the writer. `PIPE` has a bit
 # for each stage with a step that will be written.
@@ -50,14 +52,15 @@ _SOFTMAX_LATENCY = 20
     _WRITTEN_ROW,
     _RESIDUAL_NOW,
     _DST_NOW,
+    _DST_COLUMN,
     _PENDING,
     _COUNTING,
     _PIPE,
     _WAITING,
     _HEAD,
     _ISSUED,
-) = range(22)
-_TICKETS = 22
+) = range(23)
+_TICKETS = 23
 STATE = _TICKETS + _QUEUE_STEPS
 
 
@@ -81,15 +84,37 @@ def busy(s):
 
 
 @numba.njit
+def _second(now):
+    """Whether each step has a second operand."""
+    op = now[_OP]
+    if op == _ELEMENTWISE:
+        return now[_RESIDUAL] == 1
+    return op == _MULTIPLY or (op == _SOFTMAX and now[_BIAS] == 1)
+
+
+@numba.njit
+def _wide(now, at_residual):
+    """Whether codes of the first or second operand are 16 bits."""
+    op = now[_OP]
+    if at_residual:
+        return op != _MULTIPLY or now[_RESIDUAL_WIDE] == 1
+    return op in (_LAYERNORM, _SOFTMAX, _GATHER) or now[_SRC_WIDE] == 1
+
+
+@numba.njit
 def _blocked(s, op):
-    """Whether the next step must wait for the write queue, moments or row scales."""
+    """Whether the next step must wait for the write queue or for what `_COUNTING` counts."""
     if s[_MEASURE] == 0 and s[_PENDING] == _QUEUE_STEPS:
         return True
     if s[_NUMBER] != 0:
         return False
     if op == _LAYERNORM and (s[_MEASURE] == 1 or s[_TO_WRITE] == 1):
         return s[_COUNTING] != 0
-    return op == _SOFTMAX and s[_MEASURE] == 0 and s[_COUNTING] > _SOFTMAX_LATENCY
+    if op == _GATHER:
+        return s[_COUNTING] != 0
+    if op == _COMPACT or (op == _SOFTMAX and s[_MEASURE] == 0):
+        return s[_COUNTING] > _SOFTMAX_LATENCY
+    return False
 
 
 @numba.njit
@@ -99,17 +124,18 @@ def _region(row, cfg):
 
 @numba.njit
 def request(s, T, cfg):
-    """(read region or -1, write region or -1)."""
+    """(read region or -1, write region or -1). GATHER's source must lie in one region."""
     read = write = -1
     now = T[s[_INDEX]]
     if s[_ISSUING] == 1 and not _blocked(s, now[_OP]):
-        wide = s[_AT_RESIDUAL] == 1 or now[_OP] != _ELEMENTWISE or now[_SRC_WIDE] == 1
+        wide = _wide(now, s[_AT_RESIDUAL] == 1)
         base = s[_WRITTEN_ROW]
         if s[_AT_RESIDUAL] == 1:
             base = s[_RESIDUAL_NOW]
         elif s[_MEASURE] == 1:
             base = s[_MEASURED_ROW]
-        read = _region(base + (s[_READ_NUMBER] << wide >> (cfg[_DEPTH_LOG2] - cfg[_VECTOR_LOG2])), cfg)
+        place = s[_READ_NUMBER] << wide >> (cfg[_DEPTH_LOG2] - cfg[_VECTOR_LOG2])
+        read = _region(now[_SRC] if now[_OP] == _GATHER else base + place, cfg)
     if s[_WAITING] != 0:
         write = _region(s[_TICKETS + s[_HEAD]], cfg)
     return read, write
@@ -131,20 +157,28 @@ def _start(s, T, cfg):
     now = T[s[_INDEX]]
     columns_log2, depth_log2, vector_log2 = cfg[_COLUMNS_LOG2], cfg[_DEPTH_LOG2], cfg[_VECTOR_LOG2]
     tiles = (now[_POSITIONS] + (1 << columns_log2) - 1) >> columns_log2
-    chunks = (now[_CHANNELS] + (1 << depth_log2) - 1) >> depth_log2
-    elementwise = now[_OP] == _ELEMENTWISE
+    op, channels = now[_OP], now[_CHANNELS]
+    if op == _COMPACT:
+        channels = 1
+    elif op == _GATHER and now[_SRC_WIDE] == 0:
+        channels = (channels + 1) >> 1
+    chunks = (channels + (1 << depth_log2) - 1) >> depth_log2
+    two_passes = op in (_LAYERNORM, _SOFTMAX)
     s[_SETUP] = 0
     s[_ISSUING] = 1
-    s[_MEASURE] = not elementwise
-    s[_AT_RESIDUAL] = elementwise and now[_RESIDUAL] == 1
+    s[_MEASURE] = two_passes
+    s[_AT_RESIDUAL] = _second(now)
     s[_NUMBER] = s[_READ_NUMBER] = 0
-    s[_VALID_LAST] = (now[_CHANNELS] - 1) >> vector_log2
+    s[_VALID_LAST] = (channels - 1) >> vector_log2
     s[_PADDED_LAST] = (chunks << (depth_log2 - vector_log2)) - 1
-    s[_TO_MEASURE] = 0 if elementwise else tiles
-    s[_TO_WRITE] = tiles
+    s[_TO_MEASURE] = tiles if two_passes else 0
+    s[_TO_WRITE] = now[_POSITIONS] if op == _GATHER else tiles
     s[_MEASURED_ROW] = s[_WRITTEN_ROW] = now[_SRC]
     s[_RESIDUAL_NOW] = now[_RESIDUAL_ROW]
     s[_DST_NOW] = now[_DST]
+    s[_DST_COLUMN] = 0
+    if op == _GATHER:
+        s[_COUNTING] = _GATHER_LATENCY
 
 
 @numba.njit
@@ -155,15 +189,17 @@ def _issue(s, T, cfg):
     if s[_AT_RESIDUAL] == 1:
         s[_AT_RESIDUAL] = 0
         return
-    s[_AT_RESIDUAL] = op == _ELEMENTWISE and now[_RESIDUAL] == 1
+    s[_AT_RESIDUAL] = _second(now)
     number, measure = s[_NUMBER], s[_MEASURE]
-    if measure == 0:
-        wide = op == _ELEMENTWISE and now[_DST_WIDE] == 1
+    if measure == 0 and op != _COMPACT:
+        wide = op == _GATHER or ((op in (_ELEMENTWISE, _MULTIPLY)) and now[_DST_WIDE] == 1)
         slot = number << wide
         s[_TICKETS + s[_ISSUED]] = s[_DST_NOW] + (slot >> (cfg[_DEPTH_LOG2] - cfg[_VECTOR_LOG2]))
         s[_ISSUED] = (s[_ISSUED] + 1) % _QUEUE_STEPS
         s[_PENDING] += 1
         s[_PIPE] |= 1
+    if op == _GATHER and number == 0:
+        s[_COUNTING] = _GATHER_LATENCY
     last = s[_PADDED_LAST] if op == _SOFTMAX and measure == 0 else s[_VALID_LAST]
     if number != last:
         s[_NUMBER] = number + 1
@@ -178,14 +214,17 @@ def _issue(s, T, cfg):
         s[_TO_MEASURE] -= 1
         s[_MEASURED_ROW] += now[_SRC_STRIDE]
     else:
-        if op == _SOFTMAX:
+        if op in (_SOFTMAX, _COMPACT):
             s[_COUNTING] = (1 << cfg[_COLUMNS_LOG2]) + _SOFTMAX_LATENCY
         s[_MEASURE] = s[_TO_MEASURE] != 0
         s[_TO_WRITE] -= 1
         s[_ISSUING] = s[_TO_WRITE] != 0
         s[_WRITTEN_ROW] += now[_SRC_STRIDE]
-        s[_RESIDUAL_NOW] += now[_RESIDUAL_STRIDE]
-        s[_DST_NOW] += now[_DST_STRIDE]
+        if op != _MULTIPLY or now[_BROADCAST] == 0:
+            s[_RESIDUAL_NOW] += now[_RESIDUAL_STRIDE]
+        s[_DST_COLUMN] = (s[_DST_COLUMN] + 1) & ((1 << cfg[_COLUMNS_LOG2]) - 1)
+        if op != _GATHER or s[_DST_COLUMN] == 0:
+            s[_DST_NOW] += now[_DST_STRIDE]
 
 
 @numba.njit

@@ -124,6 +124,107 @@ def test_vector_instructions(accelerator, shape):
     np.testing.assert_array_equal(machine.row_n[2:].ravel()[:positions], scale.n)
 
 
+@pytest.mark.parametrize("accelerator", [DEMO, OTHER], ids=["demo", "other"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 17), (9, 40)])
+@pytest.mark.parametrize("broadcast", [0, 1])
+@pytest.mark.parametrize("wide", [0, 1])
+def test_multiply(accelerator, shape, broadcast, wide):
+    random, machine = np.random.default_rng(sum(shape)), Machine(accelerator)
+    x = random.integers(-8192, 8192, shape)
+    bound = 8191 if wide else 128
+    b = random.integers(-bound, bound, (1 if broadcast else shape[0], shape[1]))
+    values = {
+        "positions": shape[0],
+        "channels": shape[1],
+        "op": VectorOp.MULTIPLY,
+        "src_wide": 1,
+        "src": 3,
+        "dst": 400,
+    }
+    values |= {
+        "src_stride": tensor(machine, 3, x, True),
+        "dst_stride": 6,
+        "lo": -128,
+        "hi": 127,
+        "m": 40000,
+        "n": 33,
+    }
+    values |= {"residual_stride": tensor(machine, 200, b, bool(wide)), "residual_row": 200, "residual": 1}
+    values |= {"broadcast": broadcast, "residual_wide": wide, "constant": (3 << 33) + (1 << 32)}
+    machine.execute(Instruction(Opcode.VECTOR, values))
+    expected = np.clip(np.floor(x * b * 40000 / 2**33 + 0.5) + 3, -128, 127)
+    np.testing.assert_array_equal(read(machine, 400, shape, 6, False), expected)
+
+
+@pytest.mark.parametrize("accelerator", [DEMO, OTHER], ids=["demo", "other"])
+def test_softmax_bias(accelerator):
+    """Unmasked keys get what they would get alone; masked ones 0."""
+    random, machine = np.random.default_rng(0), Machine(accelerator)
+    machine.tables[LoadTarget.EXP][:] = numerics.exp_table().astype("u1").reshape(-1, 8)
+    machine.tables[LoadTarget.RECIP][:] = numerics.recip_table().astype("<u2").view(np.uint8).reshape(-1, 8)
+    logits, bias = random.integers(-2048, 2048, (7, 13)), random.integers(-900, 900, (7, 13))
+    hidden = random.random((7, 13)) < 0.4
+    hidden[3] = True
+    stride = tensor(machine, 10, logits, True)
+    tensor(machine, 200, np.where(hidden, -32768, bias), True)
+    values = {
+        "positions": 7,
+        "channels": 13,
+        "op": VectorOp.SOFTMAX,
+        "src": 10,
+        "src_stride": stride,
+        "dst": 400,
+    }
+    values |= {
+        "residual_row": 200,
+        "residual_stride": stride,
+        "dst_stride": 4,
+        "m": 40000,
+        "n": 15,
+        "bias": 1,
+    }
+    machine.execute(Instruction(Opcode.VECTOR, values))
+    written = read(machine, 400, (7, 13), 4, False) & 255
+    for row, hide, e, m, n in zip(
+        logits + bias, hidden, written, machine.row_m.ravel(), machine.row_n.ravel(), strict=False
+    ):
+        alone = numerics.softmax_exp(row[~hide], numerics.exp_table()) if not hide.all() else []
+        np.testing.assert_array_equal(e[~hide], alone)
+        assert not e[hide].any() and (not hide.all() or (m, n) == (0, 1))
+
+
+@pytest.mark.parametrize("accelerator", [DEMO, OTHER], ids=["demo", "other"])
+@pytest.mark.parametrize("wide", [0, 1])
+def test_compact_and_gather(accelerator, wide):
+    """Pruning: positions with a score of at least 20 remain, in order."""
+    random, machine = np.random.default_rng(wide), Machine(accelerator)
+    scores, x = random.integers(-100, 100, (19, 1)), random.integers(-128, 128, (19, 11))
+    stride = tensor(machine, 10, scores, bool(wide))
+    values = {
+        "op": VectorOp.COMPACT,
+        "positions": 19,
+        "channels": 1,
+        "src": 10,
+        "src_stride": stride,
+        "lo": 20,
+    }
+    values |= {"src_wide": wide, "index": 5, "count_register": 9}
+    machine._vector(Instruction(Opcode.VECTOR, values))
+    kept = [p for p in range(19) if scores[p] >= 20]
+    assert machine.registers[9] == len(kept) and machine.index[5 : 5 + len(kept)].tolist() == kept
+    values = {
+        "op": VectorOp.GATHER,
+        "positions": len(kept),
+        "channels": 11,
+        "src_wide": wide,
+        "src": 300,
+        "dst": 400,
+    }
+    values |= {"src_stride": tensor(machine, 300, x, bool(wide)), "dst_stride": 4, "index": 5}
+    machine._vector(Instruction(Opcode.VECTOR, values))
+    np.testing.assert_array_equal(read(machine, 400, (len(kept), 11), 4, bool(wide)), x[kept])
+
+
 def program(*instructions: Instruction, scratch_bytes: int = 0) -> Program:
     layout = Layout(positions=1, channels=1, wide=False, stride=1)
     return Program(

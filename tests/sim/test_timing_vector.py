@@ -42,9 +42,14 @@ TILES = 13
         ({"op": VectorOp.ELEMENTWISE, "channels": 192, "residual": 1}, TILES * 24 * 2),
         ({"op": VectorOp.LAYERNORM, "channels": 192}, TILES * 24 * 2),
         ({"op": VectorOp.SOFTMAX, "channels": 197}, TILES * (25 + 28)),
+        ({"op": VectorOp.SOFTMAX, "channels": 197, "bias": 1}, TILES * (25 + 28) * 2),
+        ({"op": VectorOp.MULTIPLY, "channels": 192}, TILES * 24 * 2),
+        ({"op": VectorOp.COMPACT, "channels": 192}, TILES * 17),
+        ({"op": VectorOp.GATHER, "channels": 192}, 197 * 12),
+        ({"op": VectorOp.GATHER, "channels": 192, "src_wide": 1}, 197 * 24),
     ],
 )
 def test_one_step_per_cycle(values, steps):
-    """Every pass of every tile runs at full rate; an instruction costs at most 60 cycles besides."""
+    """Every pass of every tile (position in GATHER) runs at full rate; an instruction costs at most 60 cycles besides."""
     taken = cycles(positions=197, src_stride=13, dst_stride=7, dst=512, **values)
     assert steps < taken <= steps + 60
