@@ -216,7 +216,7 @@ def _conv(graph: Graph, operator: Conv) -> Step:
     excess = np.zeros(outputs, np.int64) if is_depthwise else products.excess(weight)
     finish = _Finish(graph, operator, excess)
     unseen = (fill * weight.astype(np.int64).sum(axis=(1, 2, 3)) + excess).astype(np.int32)
-    taps = np.ascontiguousarray(weight.reshape(outputs, -1).T, dtype=np.int32)
+    taps = np.ascontiguousarray(weight.reshape(outputs, -1).T, dtype=np.int16)
     each = outputs // groups
     packed = [
         products.pack(np.ascontiguousarray(weight[g * each : (g + 1) * each]).reshape(each, -1))

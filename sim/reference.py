@@ -58,7 +58,8 @@ def quantize_batch(graph: Graph, images: np.ndarray) -> np.ndarray:
         raise BatchError(
             f"batch must be integer or float images, not {images.dtype}; convert it to uint8 first"
         )
-    real = images.astype(np.float64)
+    values = np.arange(int(images.max()) + 1) if images.dtype == np.uint8 and images.size else images
+    real = values.astype(np.float64)
     if not np.isfinite(real).all():
         raise BatchError(
             f"batch must be finite, not NaN or infinite in {int((~np.isfinite(real)).sum())} places; check the images"
@@ -68,10 +69,16 @@ def quantize_batch(graph: Graph, images: np.ndarray) -> np.ndarray:
             f"batch must have raw values up to {preprocessing.raw_max:g}, not {real.max():g}; "
             f"pass images before preprocessing, scaled to 0..{preprocessing.raw_max:g}"
         )
+    if values is not images:  # every byte once, by channel
+        real = real[:, None]
     real = (real * preprocessing.scale - np.array(preprocessing.mean)) / np.array(preprocessing.std)
-    return numerics.quantize_input(real, tensor.scale, tensor.zero_point, *_range(tensor)).astype(
+    codes = numerics.quantize_input(real, tensor.scale, tensor.zero_point, *_range(tensor)).astype(
         _DTYPES[tensor.dtype]
     )
+    if values is images:
+        return codes
+    channels = images.shape[-1]
+    return np.broadcast_to(codes, (len(codes), channels))[images, np.arange(channels)]
 
 
 def run(

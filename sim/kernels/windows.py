@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from ..compiled import compiled
 
 __all__ = ["average", "depthwise", "gather", "maximum"]
+
+
+@intrinsic
+def _copy(typing, out, out_at, x, x_at, count):
+    """memcpy of `count` bytes between positions of two contiguous arrays of bytes."""
+
+    def generate(context, builder, signature, values):
+        out_, out_at_, x_, x_at_, count_ = values
+        target = context.make_array(signature.args[0])(context, builder, out_).data
+        source = context.make_array(signature.args[2])(context, builder, x_).data
+        target, source = builder.gep(target, [out_at_]), builder.gep(source, [x_at_])
+        cgutils.raw_memcpy(builder, target, source, count_, 1)
+        return context.get_dummy_value()
+
+    return types.void(out, out_at, x, x_at, count), generate
 
 
 @compiled()
@@ -18,33 +36,49 @@ def gather(x, fill, window, first, count, channel, depth, out):
     """
     kh, kw, stride_y, stride_x, dilation_y, dilation_x, top, left, out_height, out_width = window
     height, width, channels = x.shape[1:]
+    codes, operands, pitch = x.reshape(-1), out.reshape(-1), out.shape[1]
+    joined = depth == channels and dilation_x == 1
+    image, pixel = first // (out_height * out_width), first % (out_height * out_width)
+    oy, ox = pixel // out_width, pixel % out_width
     for i in range(count):
-        image, pixel = (first + i) // (out_height * out_width), (first + i) % (out_height * out_width)
-        y, ix = pixel // out_width * stride_y - top, pixel % out_width * stride_x - left
-        at = 0
-        for iy in range(y, y + kh * dilation_y, dilation_y):
-            inside = 0 <= iy < height
-            if inside and depth == channels and dilation_x == 1 and ix >= 0 and ix + kw <= width:
-                run = x[image, iy, ix : ix + kw].reshape(kw * channels)
-                for c in range(kw * channels):
-                    out[i, at + c] = run[c]
-                at += kw * channels
-                continue
-            for tap in range(ix, ix + kw * dilation_x, dilation_x):
-                if inside and 0 <= tap < width:
-                    for c in range(depth):
-                        out[i, at + c] = x[image, iy, tap, channel + c]
-                else:
-                    for c in range(depth):
-                        out[i, at + c] = fill
-                at += depth
+        at = i * pitch
+        ix = ox * stride_x - left
+        for ky in range(kh):
+            iy = oy * stride_y - top + ky * dilation_y
+            row = (image * height + iy) * width
+            if not 0 <= iy < height:
+                operands[at : at + kw * depth] = fill
+            elif joined:
+                before, after = min(max(-ix, 0), kw), min(max(ix + kw - width, 0), kw)
+                if before:
+                    operands[at : at + before * depth] = fill
+                if kw > before + after:
+                    start = (row + ix + before) * channels
+                    _copy(operands, at + before * depth, codes, start, (kw - before - after) * depth)
+                if after:
+                    operands[at + (kw - after) * depth : at + kw * depth] = fill
+            else:
+                for kx in range(kw):
+                    tap, to = ix + kx * dilation_x, at + kx * depth
+                    if 0 <= tap < width:
+                        _copy(operands, to, codes, (row + tap) * channels + channel, depth)
+                    else:
+                        operands[to : to + depth] = fill
+            at += kw * depth
+        ox += 1
+        if ox == out_width:
+            ox = 0
+            oy += 1
+            if oy == out_height:
+                oy = 0
+                image += 1
 
 
 @compiled()
 def depthwise(x, fill, window, first, count, w, out):
     """Sums of `count` output pixels of a depthwise convolution, as in `gather`, into out int32 (rows, C).
 
-    w is int32 (taps, C).
+    w is int16 (taps, C) of 8-bit codes, so that products fit 16 bits.
     """
     kh, kw, stride_y, stride_x, dilation_y, dilation_x, top, left, out_height, out_width = window
     height, width, channels = x.shape[1:]
@@ -54,15 +88,24 @@ def depthwise(x, fill, window, first, count, w, out):
         sums = out[i]
         sums[:] = 0
         for ky in range(kh):
+            iy = y + ky * dilation_y
+            inside = 0 <= iy < height
+            if inside and kw == 3 and ix >= 0 and ix + 2 * dilation_x < width:
+                a, b, c = x[image, iy, ix], x[image, iy, ix + dilation_x], x[image, iy, ix + 2 * dilation_x]
+                u, v, w_ = w[ky * 3], w[ky * 3 + 1], w[ky * 3 + 2]
+                for o in range(channels):
+                    left_two = np.int32(np.int16(a[o] * u[o])) + np.int32(np.int16(b[o] * v[o]))
+                    sums[o] += np.int32(left_two + np.int32(np.int16(c[o] * w_[o])))
+                continue
             for kx in range(kw):
-                taps, iy, tap = w[ky * kw + kx], y + ky * dilation_y, ix + kx * dilation_x
-                if 0 <= iy < height and 0 <= tap < width:
+                taps, tap = w[ky * kw + kx], ix + kx * dilation_x
+                if inside and 0 <= tap < width:
                     codes = x[image, iy, tap]
-                    for c in range(channels):
-                        sums[c] += np.int32(np.int32(codes[c]) * taps[c])
+                    for o in range(channels):
+                        sums[o] += np.int32(np.int16(codes[o] * taps[o]))
                 else:
-                    for c in range(channels):
-                        sums[c] += np.int32(fill * taps[c])
+                    for o in range(channels):
+                        sums[o] += np.int32(fill * taps[o])
 
 
 @compiled()

@@ -398,6 +398,7 @@ def test_batches_of_any_length(identity):
 
 def test_images_are_preprocessed_as_the_graph_says(identity):
     images = np.random.default_rng(0).integers(0, 256, (4, 2, 3, 2)).astype(np.uint8)
+    images[0, 0] = [[0, 255], [255, 0], [254, 1]]
     codes = reference.quantize_batch(identity, images)
     for value, code, channel in zip(images.flat, codes.flat, np.arange(images.size) % 2, strict=True):
         real = (value / 255 - PREPROCESSING.mean[channel]) / PREPROCESSING.std[channel]
