@@ -27,19 +27,26 @@ ACTIVATIONS = {
     "tanh": torch.tanh,
     "hardswish": F.hardswish,
     "hardsigmoid": F.hardsigmoid,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
 
 @dataclasses.dataclass(kw_only=True)
 class Node:
-    """One operator. `params` holds float32 arrays, `attrs` plain values:
+    """One operator. `params` holds float32 arrays (`index`: int64), `attrs` plain values:
 
-    conv       weight (O, kh, kw, C/groups), bias (O,); stride (2,), padding (top, bottom, left, right), groups
+    conv       weight (O, kh, kw, C/groups), bias (O,); stride (2,), padding (top, bottom, left, right), dilation (2,) or 1,
+               groups
     linear     weight (O, K), bias (O,)
     layernorm  gamma (C,), beta (C,); eps
-    attention  inputs q, k, v, each (T, heads * head_dim); heads, scale (multiplies q.k)
+    attention  inputs q (T, heads * head_dim), k and v (Tk, heads * head_dim); heads, scale (multiplies q.k); windows:
+               q, k and v are that many groups of successive tokens with attention inside each; params["bias"]
+               (1 or windows, 1 or heads, T / windows, Tk / windows) is added to the scaled q.k where present
     act        kind: a key of ACTIVATIONS
     add        two inputs of one shape, or one input and params["constant"] of that shape
+    multiply   two inputs of one shape, or the second with one position for all; or one input and params["constant"]
+    gather     index (positions of the output,): position p is position index[p] of the input, or zeros where it is -1
+    concat     two or more inputs; axis "channels" (one shape before them) or "positions" (one number of channels)
     tokens     (N, C) or (H, W, C) to (1 + N, C): params["prefix"] (P, C) is put in front
     maxpool, avgpool   kernel (2,), stride (2,), padding (4,); a global mean of (T, C) is avgpool with kernel (T, 1)
     slice      start, count of positions of a (T, C) tensor
@@ -65,6 +72,7 @@ def _conv(node: Node, x: torch.Tensor) -> torch.Tensor:
         node.params["weight"].permute(0, 3, 1, 2),
         node.params["bias"],
         stride=node.attrs["stride"],
+        dilation=node.attrs.get("dilation", (1, 1)),
         groups=node.attrs["groups"],
     )
     return y.permute(0, 2, 3, 1)
@@ -87,8 +95,19 @@ def _pool(node: Node, x: torch.Tensor) -> torch.Tensor:
 def _attention(node: Node, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     heads = node.attrs["heads"]
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    probabilities = torch.softmax(q @ k.transpose(-1, -2) * node.attrs["scale"], dim=-1)
-    return (probabilities @ v).transpose(1, 2).flatten(2)
+    q, k, v = (
+        t.unflatten(2, (node.attrs.get("windows", 1), -1)).transpose(1, 2) for t in (q, k, v)
+    )  # N, W, h, T, d
+    scores = q @ k.transpose(-1, -2) * node.attrs["scale"]
+    if "bias" in node.params:
+        scores = scores + node.params["bias"]
+    return (torch.softmax(scores, dim=-1) @ v).transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def _gather(node: Node, x: torch.Tensor) -> torch.Tensor:
+    index, x = node.params["index"], x.flatten(1, -2)
+    taken = x[:, index.clamp(min=0)] * (index >= 0).unsqueeze(1)
+    return taken.reshape(x.shape[0], *node.shape)
 
 
 def evaluate(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
@@ -107,6 +126,13 @@ def evaluate(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
             return ACTIVATIONS[node.attrs["kind"]](x)
         case "add":
             return x + (inputs[1] if len(inputs) == 2 else node.params["constant"])
+        case "multiply":
+            other = inputs[1] if len(inputs) == 2 else node.params["constant"]
+            return x * other
+        case "gather":
+            return _gather(node, x)
+        case "concat":
+            return torch.cat(inputs, dim=-1 if node.attrs["axis"] == "channels" else 1)
         case "tokens":
             x = x.flatten(1, -2)
             return torch.cat([node.params["prefix"].expand(x.shape[0], -1, -1), x], dim=1)

@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from ..arch.errors import UserError
 from .floatgraph import FloatGraph, Node
 from .operands import Call
+from .orders import dense
 from .patterns import HANDLERS, MOVEMENTS, PASS_THROUGH, SHAPE_ONLY, SUPPORTED, remedy_for
-from .views import Draft, Scores, Unsupported, View, dense
+from .views import Draft, Scores, Unsupported, View
 
 __all__ = ["Finding", "UnsupportedModel", "check", "import_module"]
 
@@ -86,12 +87,6 @@ def import_module(module: nn.Module, sample: torch.Tensor, name: str | None = No
     image = View(source, source.view(batch).index.permute(0, 3, 1, 2))
     result = interpreter.result(program, image)
     nodes = [] if result is None else _nodes(result.base, source)
-    for node in nodes:
-        if node.kind == "pad":
-            reason = "pads for something else than a convolution"
-            interpreter.findings.append(
-                Finding(node.name, "pad", reason, "let the convolution or pooling pad")
-            )
     if interpreter.findings:
         raise UnsupportedModel(name, interpreter.findings)
     graph = FloatGraph(name=name, input_shape=source.shape, nodes=nodes)
@@ -160,7 +155,7 @@ class _Interpreter:
                 raise Unsupported(
                     "returns what is no activation", "return one tensor computed from the image"
                 )
-            if tensors[0].base.kind in ("input", "pad"):
+            if tensors[0].base.kind == "input":
                 raise Unsupported("computes nothing", "give a model with at least one layer")
             return dense(tensors[0], self.batch)
         except Unsupported as error:
@@ -336,7 +331,8 @@ def _nodes(output: Draft, source: Draft) -> list[Node]:
             inputs=tuple(names[parent] for parent in draft.inputs),
             shape=tuple(int(extent) for extent in draft.shape),
             params={
-                key: value.detach().to(torch.float32).contiguous() for key, value in draft.params.items()
+                key: value.detach().contiguous() if key == "index" else value.detach().float().contiguous()
+                for key, value in draft.params.items()
             },
             attrs={key: value for key, value in draft.attrs.items() if key != "tainted"},
         )

@@ -6,7 +6,8 @@ import dataclasses
 
 import torch
 
-from .views import Draft, Scores, Unsupported, View, ordered
+from .orders import ordered
+from .views import Draft, Scores, Unsupported, View
 
 __all__ = [
     "Call",
@@ -17,6 +18,7 @@ __all__ = [
     "image_view",
     "need_constant",
     "need_view",
+    "padded_node",
     "taint",
 ]
 
@@ -90,6 +92,19 @@ def image_node(call: Call, value: Value) -> Draft:
         raise Unsupported(f"the input has {view.index.dim()} axes", "pass (N, C, H, W)")
     index = view.index.permute(0, 2, 3, 1)
     return ordered(view.at(index), tuple(index.shape[1:]), call.batch)
+
+
+def padded_node(call: Call, value: Value) -> tuple[Draft, tuple[int, int, int, int]]:
+    """The (H, W, C) node of a value (N, C, H, W) without its border of zeros, and the width of the border."""
+    view = need_view(value)
+    if view.index.dim() == 4:
+        inside = (view.index >= 0).any(dim=1).any(dim=0)
+        rows, columns = (torch.nonzero(inside.any(dim=axis)).reshape(-1) for axis in (1, 0))
+        top, left = int(rows[0]), int(columns[0])
+        bottom, right = inside.shape[0] - 1 - int(rows[-1]), inside.shape[1] - 1 - int(columns[-1])
+        within = view.index[:, :, top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
+        return image_node(call, view.at(within)), (top, bottom, left, right)
+    return image_node(call, value), (0, 0, 0, 0)
 
 
 def image_view(call: Call, draft: Draft) -> View:

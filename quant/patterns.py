@@ -13,7 +13,9 @@ import torch
 
 from . import patterns_attention as attention
 from . import patterns_elementwise as elementwise
+from . import patterns_joining as joining
 from . import patterns_layers as layers
+from . import patterns_pooling as pooling
 from .operands import Call, Value
 from .views import Scores, Unsupported, View
 
@@ -23,7 +25,7 @@ __all__ = ["HANDLERS", "MOVEMENTS", "PASS_THROUGH", "SHAPE_ONLY", "SUPPORTED", "
 MOVEMENTS = frozenset([
     "view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "swapaxes", "movedim",
     "numpy_T", "mT", "unsqueeze", "squeeze", "select", "slice", "narrow", "index_select", "split", "split_with_sizes",
-    "tensor_split", "chunk", "unbind", "stack", "expand", "broadcast_to", "repeat", "flip", "roll", "pixel_shuffle",
+    "tensor_split", "chunk", "unbind", "expand", "broadcast_to", "repeat", "flip", "roll", "pixel_shuffle",
     "pixel_unshuffle",
 ])
 # fmt: on
@@ -39,8 +41,8 @@ SHAPE_ONLY = frozenset(["new_zeros", "new_ones", "new_full", "zeros_like", "ones
 
 SUPPORTED = (
     "conv2d, linear, matmul by a weight, batch_norm, layer_norm, scaled_dot_product_attention or its softmax "
-    "spelling, relu, relu6, gelu, silu, sigmoid, tanh, hardswish, hardsigmoid, add, class tokens by cat, "
-    "max_pool2d, avg_pool2d, mean"
+    "spelling, relu, relu6, gelu, silu, sigmoid, tanh, hardswish, hardsigmoid, add, mul, cat, max_pool2d, "
+    "avg_pool2d, mean, pad, unfold, roll"
 )
 
 _REMEDIES = {
@@ -111,6 +113,8 @@ HANDLERS: dict[str, Callable] = {
     "softmax": attention.softmax,
     "_softmax": attention.softmax,
     "mul": elementwise.mul,
+    "square": elementwise.square,
+    "pow": elementwise.square,
     "div": elementwise.div,
     "add": elementwise.add,
     "sub": elementwise.sub,
@@ -127,16 +131,22 @@ HANDLERS: dict[str, Callable] = {
     "layer_norm": layers.layer_norm,
     "native_layer_norm": layers.native_layer_norm,
     "_native_batch_norm_legit_no_training": layers.batch_norm,
-    "max_pool2d": layers.max_pool2d,
-    "max_pool2d_with_indices": lambda *args, **kwargs: [layers.max_pool2d(*args, **kwargs), None],
-    "avg_pool2d": layers.avg_pool2d,
-    "adaptive_avg_pool2d": layers.adaptive_pool2d("avgpool"),
-    "_adaptive_avg_pool2d": layers.adaptive_pool2d("avgpool"),
-    "adaptive_max_pool2d": lambda call, x, size: [layers.adaptive_pool2d("maxpool")(call, x, size), None],
-    "mean": layers.mean,
-    "pad": layers.pad,
-    "constant_pad_nd": layers.pad,
-    "cat": layers.cat,
+    "max_pool2d": pooling.max_pool2d,
+    "max_pool2d_with_indices": lambda *args, **kwargs: [pooling.max_pool2d(*args, **kwargs), None],
+    "avg_pool2d": pooling.avg_pool2d,
+    "adaptive_avg_pool2d": pooling.adaptive_pool2d("avgpool"),
+    "_adaptive_avg_pool2d": pooling.adaptive_pool2d("avgpool"),
+    "adaptive_max_pool2d": lambda call, x, size: [pooling.adaptive_pool2d("maxpool")(call, x, size), None],
+    "mean": pooling.mean,
+    "sum": pooling.summed,
+    "amax": pooling.amax,
+    "max": lambda call, x, dim, keepdim=False: [pooling.amax(call, x, dim, keepdim), None],
+    "pad": joining.pad,
+    "constant_pad_nd": joining.pad,
+    "cat": joining.cat,
+    "stack": joining.stack,
+    "im2col": joining.unfold,
+    "col2im": joining.fold,
     "dropout": elementwise.dropout,
     "native_dropout": lambda call, x, p, train: [elementwise.dropout(call, x, p, train), None],
 }

@@ -5,21 +5,78 @@ Functions named as ATen operators take their arguments after the `Call`, and ret
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
 
+from . import patterns_attention as attention
+from .affine import affine
 from .operands import Call, Value, as_constant, need_view, taint
-from .views import Draft, Scores, Unsupported, View, affine, dense, ordered
+from .orders import dense, is_whole, ordered
+from .views import Draft, Scores, Unsupported, View
 
-__all__ = ["activation", "add", "clamp", "div", "dropout", "gelu", "hardtanh", "mul", "rsub", "scaled", "sub"]
+__all__ = [
+    "activation",
+    "add",
+    "clamp",
+    "div",
+    "dropout",
+    "gelu",
+    "hardtanh",
+    "mul",
+    "rsub",
+    "scaled",
+    "square",
+    "sub",
+]
 
 
 def scaled(call: Call, x: Value, factor: torch.Tensor) -> Value:
-    if isinstance(x, Scores) and not x.normalized and factor.numel() == 1:
-        return dataclasses.replace(x, scale=x.scale * float(factor))
+    if isinstance(x, Scores):
+        return attention.scaled_scores(call, x, factor)
     return affine(need_view(x), factor, None, call.batch, call.name("mul"))
+
+
+def _gated(x: View, gate: View) -> str | None:
+    """The activation that x * gate is, if the gate is a sigmoid of x itself."""
+    if (
+        gate.base.kind != "act"
+        or gate.base.attrs["kind"] != "sigmoid"
+        or not torch.equal(x.index, gate.index)
+    ):
+        return None
+    (source,) = gate.base.inputs
+    if source is x.base:
+        return "silu"
+    if (
+        source.kind == x.base.kind
+        and source.inputs == x.base.inputs
+        and source.params.keys() == {"weight", "bias"}
+    ) and all(torch.allclose(source.params[key], 1.702 * x.base.params[key]) for key in source.params):
+        return "quick_gelu"
+    return None
+
+
+def _matched(a: View, b: View) -> torch.Tensor:
+    """The elements of b in the order of the elements of a's base, which has each once."""
+    matched = torch.empty(a.index.numel(), dtype=torch.long)
+    matched[a.index.reshape(-1)] = b.index.reshape(-1)
+    return matched
+
+
+def _broadcast(call: Call, a: View, b: View) -> tuple[View, View]:
+    """Both in the shape of the result; the first is dense, and natural in its order if one of the two is."""
+    a, b = (x.at(x.index.expand(call.shape)) for x in (a, b))
+
+    def rank(view: View) -> tuple[bool, bool]:
+        axes = view.index.dim()
+        last = (
+            view.index.permute(0, *range(2, axes), 1) if len(view.base.shape) == 3 == axes - 1 else view.index
+        )
+        return is_whole(view, call.batch), torch.equal(last.reshape(-1), torch.arange(last.numel()))
+
+    first, second = (b, a) if rank(b) > rank(a) else (a, b)
+    return dense(first, call.batch), second
 
 
 def mul(call, a, b):
@@ -28,12 +85,28 @@ def mul(call, a, b):
             return scaled(call, x, constant)
     a, b = need_view(a), need_view(b)
     for x, gate in ((a, b), (b, a)):
-        is_sigmoid = gate.base.kind == "act" and gate.base.attrs["kind"] == "sigmoid"
-        if is_sigmoid and gate.base.inputs == (x.base,) and torch.equal(x.index, gate.index):
-            return _activate(call, "silu", x)
-    raise Unsupported(
-        "a product of two activations has no hardware", "use attention, silu or hardswish instead"
+        if (kind := _gated(x, gate)) is not None:
+            return _activate(call, kind, x)
+    a, b = _broadcast(call, a, b)
+    matched = _matched(a, b).reshape(call.batch, -1, a.base.channels)
+    if a.base.size > a.base.channels and torch.equal(matched, matched[:, :1].expand_as(matched)):
+        one = (1,) * (len(a.base.shape) - 1)
+        right = ordered(b.at(matched[:, 0]), (*one, a.base.channels), call.batch)
+    else:
+        right = ordered(b.at(matched), a.base.shape, call.batch)
+    inputs = (a.base, right)
+    return View(
+        Draft(
+            kind="multiply", path=call.name("mul"), inputs=inputs, shape=a.base.shape, attrs=taint(*inputs)
+        ),
+        a.index,
     )
+
+
+def square(call, x, exponent=2):
+    if exponent != 2:
+        raise Unsupported(f"raises to the power {exponent}", "multiply, or use a supported activation")
+    return mul(call, x, x)
 
 
 def div(call, a, b, rounding_mode=None):
@@ -48,39 +121,22 @@ def add(call, a, b, alpha=1):
         if alpha != 1:
             b = scaled(call, b, torch.tensor(float(alpha)))
         a, b, alpha = b, a, 1
+    constant = as_constant(b)
     if isinstance(a, Scores):
-        constant = as_constant(b)
-        if constant is not None and not bool(constant.any()):
-            return a
-        raise Unsupported("attention takes no mask or bias on its scores", "remove the mask or position bias")
-    if (constant := as_constant(b)) is not None:
-        view = need_view(a)
-        if torch.broadcast_shapes(constant.shape, view.index.shape) != view.index.shape:
+        if constant is None:
             raise Unsupported(
-                "adding the constant enlarges the tensor", "use a constant of the tensor's shape"
+                "attention takes no mask that depends on the image", "use a constant mask or bias"
             )
-        return affine(view, None, constant * alpha, call.batch, call.name("add"))
+        return attention.biased(a, constant * alpha)
+    if constant is not None:
+        return affine(need_view(a), None, constant * alpha, call.batch, call.name("add"))
     a, b = need_view(a), need_view(b)
-    if a.index.shape != b.index.shape:
-        raise Unsupported(
-            f"adds activations of shapes {tuple(a.index.shape)} and {tuple(b.index.shape)}",
-            "add equal shapes",
-        )
     if alpha != 1:
         b = affine(b, torch.tensor(float(alpha)), None, call.batch, call.name("mul"))
-    a, b = dense(a, call.batch), dense(b, call.batch)
-    right = b.base
-    if not torch.equal(a.index, b.index) or a.base.shape != right.shape:
-        matched = torch.empty_like(a.index).reshape(-1)
-        matched[a.index.reshape(-1)] = b.index.reshape(-1)
-        right = ordered(b.at(matched), a.base.shape, call.batch)
-    draft = Draft(
-        kind="add",
-        path=call.name("add"),
-        inputs=(a.base, right),
-        shape=a.base.shape,
-        attrs=taint(a.base, right),
-    )
+    a, b = _broadcast(call, a, b)
+    right = ordered(b.at(_matched(a, b)), a.base.shape, call.batch)
+    inputs = (a.base, right)
+    draft = Draft(kind="add", path=call.name("add"), inputs=inputs, shape=a.base.shape, attrs=taint(*inputs))
     return View(draft, a.index)
 
 

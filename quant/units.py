@@ -127,6 +127,12 @@ def fold(graph: FloatGraph) -> list[Unit]:
                 unit.residual = node.inputs[1]
             else:
                 unit.constant = _rows(node.params["constant"])
+        elif node.kind in ("multiply", "gather", "concat"):
+            problems.append(f"{node.name}: the quantizer does not know {node.kind} yet")
+        elif node.kind == "attention" and (node.attrs.get("windows", 1) > 1 or "bias" in node.params):
+            problems.append(f"{node.name}: the quantizer does not know attention with windows or a bias yet")
+        elif node.kind == "conv" and tuple(node.attrs.get("dilation", (1, 1))) != (1, 1):
+            problems.append(f"{node.name}: the quantizer does not know dilation yet")
         elif node.kind == "tokens":
             problems.append(f"{node.name}: class tokens must follow a convolution; refused")
         elif node.kind == "act":
