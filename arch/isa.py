@@ -111,7 +111,7 @@ class FetchMode(enum.IntEnum):
     LINEAR = 0
     """All columns of a row at once."""
     CONV = 1
-    """One column at a time: the pixel under a tap of the window, one chunk of channels."""
+    """The pixel under a tap of each column's window, one chunk of channels."""
     JOIN = 2
     """One column at a time: `depth` adjacent bytes of an image row, any alignment."""
 

@@ -63,7 +63,7 @@ def convolution(tensors: Tensors, operator: g.Conv) -> tuple[Operand, np.ndarray
     chunks = -(-weights.shape[3] // depth)
     spread = np.zeros((*weights.shape[:3], chunks * depth), np.int8)
     spread[..., : weights.shape[3]] = weights
-    spread = spread.reshape(count, taps * chunks, depth)
+    spread = _in_order(spread, chunks)
     if simple and not x.joined:
         operand = Operand(
             place=x, mode=FetchMode.LINEAR, positions=x.positions, chunks=chunks, group_chunks=chunks
@@ -98,7 +98,7 @@ def grouped(tensors: Tensors, operator: g.Conv) -> list[tuple[Operand, np.ndarra
         for row in range(first * outputs, first * outputs + rows):
             at = (row // outputs - first) % size * inputs
             spread[row, :, :, at : at + inputs] = weights[row]
-        spread = spread.reshape(len(weights), kh * kw * chunks, a.depth)
+        spread = _in_order(spread, chunks)
         total = groups * size * outputs
         block = math.gcd(a.lanes.fixed8, size * outputs) if groups > 1 else None
         part = plain(first * outputs, total, a, block)
@@ -117,6 +117,13 @@ def pooling(tensors: Tensors, operator: g.MaxPool | g.AvgPool) -> tuple[Operand,
     weights[channel, :, channel % a.depth] = 1
     part = plain(0, len(weights), a, min(a.lanes.fixed8, a.depth))
     return _operand(tensors, operator, 1, kh * kw), weights, part, groups
+
+
+def _in_order(weights: np.ndarray, chunks: int) -> np.ndarray:
+    """Weights (rows, kh, kw, chunks * depth) as (rows, kh * chunks * kw, depth): the order of the operand."""
+    count, kh, kw, channels = weights.shape
+    spread = weights.reshape(count, kh, kw, chunks, channels // chunks)
+    return spread.transpose(0, 1, 3, 2, 4).reshape(count, kh * chunks * kw, -1)
 
 
 def _image(tensors: Tensors, operator: Window) -> tuple[int, int, tuple[int, int]]:

@@ -1,203 +1,38 @@
 """Operand fetch: reads what a MATRIX instruction's array needs from the scratchpad into the operand buffer.
 
-An element is one step of the walk: a row for all columns (LINEAR), or for one column, in the order window rows,
-window columns, columns, chunks. JOIN takes one row more per window row than it makes chunks, and shifts pairs of them.
+A chunk of a CONV is served in units: all columns whose pixels lie within `columns` positions of each other, in two
+adjacent rows. Rows that were read last are kept, and a unit that needs none lets the next one's row be read with it,
+so that the taps of a window with stride 1 take a cycle each.
 """
 
 from __future__ import annotations
 
-import itertools
-
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from ..arch import isa
 from ..arch.accelerator import Accelerator
+from .align import Align, Source, element_layout
 from .decode import instruction_layout
 from .delay import delayed
 from .operand import WriteSignature, count_bits
 from .ports import ROW_BITS, ReadPort
+from .walk import POSITION_BITS, TILE_BITS, Walk
 
 __all__ = ["Fetch"]
 
-COORDINATE = signed(16)
-"""Of window origins, in rows, columns or bytes; legal images keep them well inside."""
-
-
-class Walk(wiring.Component):
-    """Loop counters of one instruction: an element in every cycle with `advance`, while `valid`."""
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
-        super().__init__(
-            {
-                "start": In(1),
-                "ins": In(instruction_layout(isa.Opcode.MATRIX)),
-                "advance": In(1),
-                "valid": Out(1),
-                "column": Out(exact_log2(accelerator.columns)),
-                "index": Out(count_bits(accelerator)),
-                "writes": Out(1),
-                "counts": Out(1),
-                "tile": Out(18),
-                "offset": Out(ROW_BITS),
-                "padding": Out(1),
-                "y": Out(COORDINATE),
-                "x": Out(COORDINATE),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        ins = self.ins
-        linear, conv, join = (ins.mode == mode for mode in isa.FetchMode)
-        left, group, group_row = Signal(18), Signal(11), Signal(ROW_BITS)
-        tap_y, tap_x, inner = Signal(8), Signal(4), Signal(12)
-        base = Signal.like(self.index)
-        Origin = data.StructLayout({"skip": 4, "out_x": 10, "x": COORDINATE, "y": COORDINATE})
-        # Window of the tile's first column, of this column and of the next one.
-        first, origin, following = Signal(Origin), Signal(Origin), Signal(Origin)
-
-        inner_count = Mux(linear, ins.chunks, ins.tap_chunks + join)
-        inner_last, tap_x_last, tap_y_last = Signal(), Signal(), Signal()
-        column_last, group_last, tile_last = Signal(), Signal(), Signal()
-        m.d.comb += [
-            inner_last.eq(inner + 1 == inner_count),
-            column_last.eq(inner_last & (linear | (self.column == self.accelerator.columns - 1))),
-            tap_x_last.eq(column_last & (~conv | (tap_x + 1 == ins.taps_x))),
-            tap_y_last.eq(tap_x_last & (linear | (tap_y + 1 == ins.taps_y))),
-            group_last.eq(tap_y_last & (group + 1 == ins.groups)),
-            tile_last.eq(group_last & (left <= self.accelerator.columns)),
-            following.eq(origin),
-            self.writes.eq(~join | (inner != 0)),
-            self.counts.eq(self.writes & (linear | (self.column == self.accelerator.columns - 1))),
-            self.offset.eq(group_row + inner),
-            self.padding.eq(origin.skip != 0),
-            self.y.eq(origin.y + tap_y),
-            self.x.eq(origin.x + Mux(join, inner << exact_log2(self.accelerator.depth), tap_x)),
-        ]
-        with m.If(origin.skip != 0):
-            m.d.comb += following.skip.eq(origin.skip - 1)
-        with m.Elif(origin.out_x + 1 == ins.out_width):
-            m.d.comb += [
-                following.out_x.eq(0),
-                following.x.eq(ins.start_x),
-                following.y.eq(origin.y + ins.stride_y),
-            ]
-        with m.Else():
-            m.d.comb += [following.out_x.eq(origin.out_x + 1), following.x.eq(origin.x + ins.stride_x)]
-
-        with m.If(self.advance):
-            m.d.sync += [
-                inner.eq(Mux(inner_last, 0, inner + 1)),
-                tap_x.eq(Mux(tap_x_last, 0, tap_x + column_last)),
-                tap_y.eq(Mux(tap_y_last, 0, tap_y + tap_x_last)),
-                self.index.eq(self.index + self.writes),
-            ]
-            with m.If(inner_last):
-                m.d.sync += [
-                    self.column.eq(Mux(column_last, 0, self.column + 1)),
-                    self.index.eq(Mux(column_last, self.index + 1, base)),
-                    base.eq(Mux(column_last, self.index + 1, base)),
-                    origin.eq(Mux(column_last & ~group_last, first, following)),
-                ]
-            with m.If(tap_y_last):
-                m.d.sync += [
-                    group.eq(Mux(group_last, 0, group + 1)),
-                    group_row.eq(Mux(group_last, 0, group_row + Mux(linear, ins.chunks, ins.tap_chunks))),
-                ]
-            with m.If(group_last):
-                m.d.sync += [
-                    self.tile.eq(self.tile + 1),
-                    left.eq(left - self.accelerator.columns),
-                    first.eq(following),
-                    self.valid.eq(~tile_last),
-                ]
-        start = Signal(Origin)
-        m.d.comb += [start.skip.eq(ins.prefix), start.x.eq(ins.start_x), start.y.eq(ins.start_y)]
-        with m.If(self.start):
-            m.d.sync += [
-                self.valid.eq(1),
-                self.tile.eq(0),
-                left.eq(ins.positions),
-                first.eq(start),
-                origin.eq(start),
-            ]
-        return m
-
-
-def element_layout(accelerator: Accelerator) -> data.StructLayout:
-    """What becomes of a row of the scratchpad: bytes low <= i < high are data, others padding."""
-    byte_bits = exact_log2(accelerator.depth)
-    return data.StructLayout(
-        {
-            "writes": 1,
-            "counts": 1,
-            "address": exact_log2(accelerator.operand_chunks),
-            "column": exact_log2(accelerator.columns),
-            "word": exact_log2(accelerator.columns),
-            "shift": byte_bits,
-            "low": byte_bits + 1,
-            "high": byte_bits + 1,
-        }
-    )
-
-
-class Align(wiring.Component):
-    """From scratchpad rows to chunks in the operand buffer, two cycles later."""
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
-        super().__init__(
-            {
-                "ins": In(instruction_layout(isa.Opcode.MATRIX)),
-                "valid": In(1),
-                "element": In(element_layout(accelerator)),
-                "row": In(accelerator.scratchpad_row_bytes * 8),
-                "write": Out(WriteSignature(accelerator)),
-                "counts": Out(1),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        columns, depth = self.accelerator.columns, self.accelerator.depth
-        mode = self.ins.mode
-        words = [self.row.word_select(column, depth * 8) for column in range(columns)]
-
-        s1_valid = delayed(m, self.valid, 1, reset_less=False)
-        s1 = delayed(m, self.element, 1)
-        s1_row = [delayed(m, word, 1) for word in words]
-        s1_word = delayed(m, Array(words)[self.element.word], 1)
-        previous = Signal(depth * 8, reset_less=True)
-        m.d.sync += previous.eq(Mux(s1_valid, s1_word, previous))
-
-        joined = Signal(depth * 8)
-        m.d.comb += joined.eq(Cat(previous, s1_word) >> (s1.shift << 3))
-        word = Mux(mode == isa.FetchMode.JOIN, joined, s1_word)
-        padded = Cat(
-            Mux((s1.low <= i) & (s1.high > i), word[i * 8 : i * 8 + 8], self.ins.pad_value)[:8]
-            for i in range(depth)
-        )
-        linear = mode == isa.FetchMode.LINEAR
-        writes = s1_valid & s1.writes
-        m.d.sync += [self.write.address.eq(s1.address), self.counts.eq(s1_valid & s1.counts)]
-        for column in range(columns):
-            m.d.sync += [
-                self.write.enable[column].eq(writes & (linear | (s1.column == column))),
-                self.write.data[column].eq(Mux(linear, s1_row[column], padded)),
-            ]
-        return m
+_PORT_CYCLES = 2
+"""From a grant to its row."""
 
 
 class Fetch(wiring.Component):
-    """Accepts an instruction when the previous one's chunks are all written. One element per cycle.
+    """Accepts an instruction when the previous one's last row is requested. One element per cycle.
 
     Padding needs no read. While a request is not granted the address pipeline stands; rows already granted go on.
-    `written` counts complete chunks since reset, 9 cycles after their last element left the walk.
-    CONV and JOIN take a column at a time; the buffer must hold the chunks of one tap (window row).
+    `written` counts complete chunks since reset, 11 cycles after their last element left the walk.
+    JOIN takes a column at a time; the buffer must hold the chunks of one window row.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -218,102 +53,243 @@ class Fetch(wiring.Component):
         m = Module()
         m.submodules.walk = walk = Walk(self.accelerator)
         m.submodules.align = align = Align(self.accelerator)
-        ins = Signal(instruction_layout(isa.Opcode.MATRIX), reset_less=True)
+        self.ins = ins = Signal(instruction_layout(isa.Opcode.MATRIX), reset_less=True)
         start = Signal()
         start_walk = delayed(m, start, 1, reset_less=False)
-        moves, enters = Signal(), Signal()
         with m.If(start):
             m.d.sync += ins.eq(self.i.payload)
 
-        valids = [enters]
-        for _ in range(4):
-            valids.append(Signal(name=f"s{len(valids)}_valid"))
-        with m.If(moves):
-            m.d.sync += [stage.eq(before) for before, stage in itertools.pairwise(valids)]
-        element, request = self.addresses(m, walk, ins, moves)
+        self.moves, self.flows = Signal(), Signal()
+        """The request leaves; the stages before it move on."""
+        room = (walk.index - self.freed)[: len(walk.index)] < self.accelerator.operand_chunks
+        m.d.comb += [walk.start.eq(start_walk), walk.ins.eq(ins)]
+        tap = self.taps(m, walk, room)
+        unit = self.units(m, tap)
+        rows = self.rows(m, unit, start_walk)
+        request = self.requests(m, rows)
 
         granted = Signal()
         m.d.comb += [
-            self.read.valid.eq(valids[-1] & request & ~self.halt),
-            moves.eq(~self.halt & (~self.read.valid | self.read.ready)),
-            granted.eq(valids[-1] & moves),
-            enters.eq(
-                walk.valid & ((walk.index - self.freed)[: len(walk.index)] < self.accelerator.operand_chunks)
-            ),
-            walk.start.eq(start_walk),
-            walk.ins.eq(ins),
-            walk.advance.eq(enters & moves),
-        ]
-        arriving = [granted]
-        for _ in range(4):
-            arriving.append(delayed(m, arriving[-1], 1, reset_less=False))
-        m.d.comb += [
-            align.ins.eq(ins),
-            align.valid.eq(arriving[2]),
-            align.element.eq(delayed(m, element, 2)),
+            self.read.valid.eq(request.valid & request.element.keep & ~self.halt),
+            self.read.row.eq(request.row),
+            self.moves.eq(~self.halt & (~self.read.valid | self.read.ready)),
+            granted.eq(request.valid & self.moves),
+            align.valid.eq(delayed(m, granted, _PORT_CYCLES, reset_less=False)),
+            align.element.eq(delayed(m, request.element, _PORT_CYCLES)),
             align.row.eq(self.read.data),
         ]
         wiring.connect(m, align.write, wiring.flipped(self.write))
         m.d.sync += self.written.eq(self.written + align.counts)
         m.d.comb += [
-            self.busy.eq(walk.valid | start_walk | Cat(*valids[1:], *arriving[1:]).any()),
+            self.busy.eq(walk.busy | start_walk | tap.valid | unit.valid | rows.valid | self.current.valid),
             self.i.ready.eq(~self.busy & ~self.halt),
             start.eq(self.i.valid & self.i.ready),
         ]
         return m
 
-    def addresses(self, m: Module, walk: Walk, ins, moves):
-        """Four stages from loop counters to the request's row; returns its element and whether it reads."""
-        columns, depth = self.accelerator.columns, self.accelerator.depth
-        column_bits, byte_bits = exact_log2(columns), exact_log2(depth)
+    def taps(self, m: Module, walk: Walk, room):
+        """The walk's elements; a chunk of a CONV stays until all its columns are served."""
+        a, ins = self.accelerator, self.ins
+        word_bits, byte_bits = exact_log2(a.columns), exact_log2(a.depth)
         linear, conv, join = (ins.mode == mode for mode in isa.FetchMode)
-        layout = element_layout(self.accelerator)
-        low = Signal(signed(17))  # bytes of this chunk before the image row, and before its end
-        high = Signal(signed(18))
-        m.d.comb += [low.eq(depth - walk.x), high.eq(ins.width + depth - walk.x)]
-        y_inside = ~walk.padding & (walk.y >= 0) & (walk.y < ins.height)
-        x_inside = (walk.x >= 0) & (walk.x < ins.width)
-        row_inside = (walk.x >= 0) & ((walk.x & ~(depth - 1)) < ins.width)
+        low, high = Signal(signed(17)), Signal(signed(18))  # bytes before the image row's begin and end
+        m.d.comb += [low.eq(a.depth - walk.x), high.eq(ins.width + a.depth - walk.x)]
+        y_inside = walk.visible & (walk.y < ins.height)
+        row_inside = (walk.x >= 0) & ((walk.x & ~(a.depth - 1)) < ins.width)
 
         def clip(value):
-            return Mux(value < 0, 0, Mux(value > depth, depth, value[: byte_bits + 1]))
+            return Mux(value < 0, 0, Mux(value > a.depth, a.depth, value[: byte_bits + 1]))
 
-        s1, s2, s3, s4 = (Signal(layout, name=f"s{i}", reset_less=True) for i in range(1, 5))
-        s1_request, s2_request, s3_request, s4_request = (
-            Signal(name=f"s{i}_request", reset_less=True) for i in range(1, 5)
+        tap = _Stage(
+            {
+                "element": element_layout(a),
+                "inside": a.columns,
+                "breaks": a.columns,
+                "position": POSITION_BITS,
+                "distance": data.ArrayLayout(signed(POSITION_BITS), a.columns),
+                "offset": ROW_BITS,
+            }
         )
-        s1_y, s1_x = Signal(10, reset_less=True), Signal(COORDINATE, reset_less=True)
-        s1_tile, s1_offset = Signal(18, reset_less=True), Signal(ROW_BITS, reset_less=True)
-        s2_position, s2_offset = Signal(22, reset_less=True), Signal(ROW_BITS, reset_less=True)
-        s3_row, s3_offset = Signal(ROW_BITS, reset_less=True), Signal(ROW_BITS, reset_less=True)
-        s4_row = Signal(ROW_BITS, reset_less=True)
-        s1_position = Mux(conv, s1_y * ins.width + s1_x, s1_y)
-        with m.If(moves):
+        distance = [value >> word_bits for value in walk.distance]
+        self.served, self.served_all = Signal(a.columns), Signal()
+        takes = self.flows & (~tap.valid | self.served_all)
+        enters = walk.valid & room
+        column = Cat((walk.column == c) & walk.writes for c in range(a.columns))
+        m.d.comb += walk.advance.eq(enters & takes)
+        with m.If(takes):
             m.d.sync += [
-                s1.writes.eq(walk.writes),
-                s1.counts.eq(walk.counts),
-                s1.address.eq(walk.index),
-                s1.column.eq(walk.column),
-                s1.shift.eq(walk.x),
-                s1.low.eq(Mux(join, clip(low), 0)),
-                s1.high.eq(Mux(y_inside & (join | x_inside), Mux(join, clip(high), depth), 0)),
-                s1_request.eq(linear | (y_inside & Mux(join, row_inside, x_inside))),
-                s1_y.eq(walk.y),
-                s1_x.eq(walk.x),
-                s1_tile.eq(walk.tile),
-                s1_offset.eq(Mux(join, walk.x >> byte_bits, walk.offset)),
-                s2.eq(s1),
-                s2_request.eq(s1_request),
-                s2_position.eq(Mux(linear, s1_tile << column_bits, s1_position)),
-                s2_offset.eq(s1_offset),
-                s3.eq(s2),
-                s3.word.eq(s2_position),
-                s3_request.eq(s2_request),
-                s3_row.eq((s2_position >> column_bits) * ins.src_stride),
-                s3_offset.eq(s2_offset),
-                s4.eq(s3),
-                s4_request.eq(s3_request),
-                s4_row.eq(ins.src + s3_row + s3_offset),
+                tap.valid.eq(enters),
+                tap.inside.eq(Mux(conv, walk.inside, linear | (join & y_inside & row_inside))),
+                tap.breaks.eq(Cat(1, *(distance[c] != distance[c - 1] for c in range(1, a.columns)))),
+                tap.position.eq(
+                    Mux(conv, walk.position, Mux(linear, walk.tile << word_bits, walk.y)),
+                ),
+                *(tap.distance[c].eq(walk.distance[c]) for c in range(a.columns)),
+                tap.offset.eq(Mux(join, walk.x >> byte_bits, walk.offset)),
+                tap.element.writes.eq(Mux(join, column, -1)),
+                tap.element.counts.eq(walk.counts),
+                tap.element.address.eq(walk.index),
+                tap.element.pad_value.eq(ins.pad_value),
+                tap.element.join.eq(join),
+                tap.element.shift.eq(walk.x),
+                tap.element.first_byte.eq(clip(low)),
+                tap.element.last_byte.eq(Mux(y_inside, clip(high), 0)),
             ]
-        m.d.comb += self.read.row.eq(s4_row)
-        return s4, s4_request
+        return tap
+
+    def units(self, m: Module, tap):
+        """From the first column that is not served, all up to one that is too far away."""
+        a, conv = self.accelerator, self.ins.mode == isa.FetchMode.CONV
+        linear = self.ins.mode == isa.FetchMode.LINEAR
+        word_bits = exact_log2(a.columns)
+        pending, first, chain, carried, now = (Signal(a.columns) for _ in range(5))
+        m.d.comb += [
+            pending.eq(tap.inside & ~self.served),
+            first.eq(pending & -pending),
+            chain.eq(~tap.breaks | first),
+            carried.eq(chain + first),
+            now.eq(pending & chain & ~carried),
+            self.served_all.eq(~conv | (now == pending)),
+        ]
+        unit = _Stage(
+            {
+                "element": element_layout(a),
+                "tile": TILE_BITS,
+                "distance": signed(TILE_BITS),
+                "needs_low": 1,
+                "needs_high": 1,
+                "offset": ROW_BITS,
+            }
+        )
+        word = tap.position[:word_bits]
+        words = [word + distance[:word_bits] for distance in tap.distance]
+        high = Cat(value[word_bits] for value in words)
+        distance = 0
+        for c in range(a.columns):
+            distance |= Mux(first[c], tap.distance[c] >> word_bits, 0)
+        with m.If(self.flows):
+            m.d.sync += [
+                self.served.eq(Mux(self.served_all | ~tap.valid, 0, self.served | now)),
+                unit.valid.eq(tap.valid),
+                unit.element.eq(tap.element),
+                unit.tile.eq(tap.position >> word_bits),
+                unit.distance.eq(Mux(conv, distance, 0)),
+                unit.needs_low.eq(Mux(conv, (now & ~high).any(), tap.inside[0])),
+                unit.needs_high.eq(conv & (now & high).any()),
+                unit.offset.eq(tap.offset),
+                unit.element.counts.eq(tap.element.counts & self.served_all),
+                unit.element.padding.eq(Mux(conv, ~tap.inside, 0)),
+                unit.element.first.eq(Mux(conv, word, 0)),
+            ]
+            for c in range(a.columns):
+                m.d.sync += unit.element.words[c].eq(Mux(conv, words[c], Mux(linear, c, word)))
+            with m.If(conv):
+                m.d.sync += unit.element.writes.eq(now | Mux(self.served.any(), 0, ~tap.inside))
+        return unit
+
+    def rows(self, m: Module, unit, start):
+        """Which rows a unit still has to read, 0..2, `low` first, and from where its words then come."""
+        ins, conv = self.ins, self.ins.mode == isa.FetchMode.CONV
+        low, high = Signal(TILE_BITS), Signal(TILE_BITS)
+        older, newer, kept_offset = Signal(TILE_BITS), Signal(TILE_BITS), Signal(ROW_BITS)
+        older_valid, newer_valid = Signal(), Signal()
+        same = conv & (unit.offset == kept_offset)
+        in_older, in_newer = older_valid & same, newer_valid & same
+        low_newer, high_newer = in_newer & (low == newer), in_newer & (high == newer)
+        misses_low, misses_high, beside, both = Signal(), Signal(), Signal(), Signal()
+        reads = Signal(2)
+        m.d.comb += [
+            low.eq(unit.tile + unit.distance),
+            high.eq(low + 1),
+            misses_low.eq(unit.needs_low & ~low_newer & ~(in_older & (low == older))),
+            misses_high.eq(unit.needs_high & ~high_newer & ~(in_older & (high == older))),
+            # A row that is to be used with one that is read must be the last before it.
+            beside.eq(
+                (misses_low & unit.needs_high & ~high_newer) | (misses_high & unit.needs_low & ~low_newer)
+            ),
+            reads.eq(Mux(beside, 2, misses_low | misses_high)),
+            both.eq(reads == 2),
+        ]
+        rows = _Stage(
+            {
+                "element": element_layout(self.accelerator),
+                "reads": 2,
+                "from_high": 1,
+                "row": ROW_BITS,
+                "offset": ROW_BITS,
+            }
+        )
+        low_source = Mux(misses_low & ~both, Source.ARRIVING, Source.NEWER)
+        high_source = Mux(misses_high | both, Source.ARRIVING, Source.NEWER)
+        none = ~misses_low & ~misses_high
+        with m.If(self.flows):
+            m.d.sync += [
+                rows.valid.eq(unit.valid),
+                rows.element.eq(unit.element),
+                rows.element.low.eq(Mux(none & ~low_newer, Source.OLDER, low_source)),
+                rows.element.high.eq(Mux(none & ~high_newer, Source.OLDER, high_source)),
+                rows.reads.eq(reads),
+                rows.from_high.eq(misses_high & ~both),
+                rows.row.eq(low * ins.src_stride),
+                rows.offset.eq(unit.offset),
+            ]
+            with m.If(unit.valid & conv & ~none):
+                m.d.sync += [
+                    older.eq(Mux(both, low, newer)),
+                    older_valid.eq(both | in_newer),
+                    newer.eq(Mux(both | ~misses_low, high, low)),
+                    newer_valid.eq(1),
+                    kept_offset.eq(unit.offset),
+                ]
+        with m.If(start):
+            m.d.sync += [older_valid.eq(0), newer_valid.eq(0)]
+        return rows
+
+    def requests(self, m: Module, rows):
+        """One read at most in each cycle: the current unit's, or where that needs none, the following unit's first."""
+        ins = self.ins
+        layout = element_layout(self.accelerator)
+        self.current = current = _Stage({"element": layout, "reads": 2, "row": ROW_BITS})
+        request = _Stage({"element": layout, "row": ROW_BITS})
+        row, first, ahead = Signal(ROW_BITS), Signal(ROW_BITS), Signal()
+        more = current.valid & (current.reads == 2)
+        m.d.comb += [
+            self.flows.eq(self.moves & ~more),
+            ahead.eq(current.valid & (current.reads == 0) & rows.valid & (rows.reads != 0)),
+            row.eq(ins.src + rows.row + rows.offset),
+            first.eq(row + Mux(rows.from_high, ins.src_stride, 0)),
+        ]
+        with m.If(self.moves):
+            m.d.sync += [
+                request.valid.eq(current.valid),
+                request.element.eq(current.element),
+                request.element.keep.eq((current.reads != 0) | ahead),
+                request.element.serve.eq(current.reads != 2),
+                request.row.eq(Mux(current.reads != 0, current.row, first)),
+            ]
+        with m.If(self.flows):
+            m.d.sync += [
+                current.valid.eq(rows.valid),
+                current.element.eq(rows.element),
+                current.reads.eq(rows.reads - ahead),
+                current.row.eq(Mux(ahead, row + ins.src_stride, first)),
+            ]
+            with m.If(ahead & (rows.reads == 1)):
+                # The row is no longer arriving when the unit is served.
+                for source in ("low", "high"):
+                    before, after = getattr(rows.element, source), getattr(current.element, source)
+                    m.d.sync += after.eq(Mux(before == Source.ARRIVING, Source.NEWER, Source.OLDER))
+        with m.Elif(self.moves):
+            m.d.sync += [current.reads.eq(1), current.row.eq(current.row + ins.src_stride)]
+        return request
+
+
+class _Stage:
+    """A pipeline register: `valid`, and members that are only reset with it."""
+
+    def __init__(self, members: dict):
+        self.valid = Signal()
+        self._payload = Signal(data.StructLayout(members), reset_less=True)
+
+    def __getattr__(self, name: str):
+        return getattr(self._payload, name)

@@ -355,7 +355,7 @@ class Machine:
         p = np.arange(tiles * a.columns) - i.prefix
         oy, ox = p // i.out_width, p % i.out_width
         k = np.arange(i.chunks)
-        ky, kx, cc = k // (taps_x * i.tap_chunks), k // i.tap_chunks % taps_x, k % i.tap_chunks
+        ky, cc, kx = k // (taps_x * i.tap_chunks), k // taps_x % i.tap_chunks, k % taps_x
         iy = oy[:, None] * i.stride_y + ky + i.start_y
         visible = (p[:, None] >= 0) & (p[:, None] < i.positions - i.prefix) & (iy >= 0) & (iy < i.height)
         pad = np.array(i.pad_value, np.int8).view(dtype)

@@ -44,14 +44,21 @@ _BLOCK = 1 + _LANES_LATENCY
 _RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 2, 14, 15, 16
 """From a drain step's p0."""
 _WHEEL = 32
+_COLUMNS = 64
+"""At most."""
+_SCALARS = 63
+_ALIGN = 5
+"""From a grant to the count of its chunk."""
 
-# State: registers by their names in hw/fetch.py, hw/compute.py and hw/drain.py. S1..S4 hold elements before, A1..A4
-# after the grant: 0 if empty, else 1 | counts << 1 | (row + 1) << 2, where row = -1 needs no read.
+# State: registers by their names in hw/walk.py, hw/fetch.py, hw/compute.py and hw/drain.py. Where a stage holds rows,
+# NEEDS is 1 for a low row | 2 for a high one. REQUEST is 0 if empty, else 1 | counts << 1 | (row + 1) << 2, where
+# row = -1 needs no read; ARRIVING has a bit for each cycle after a grant: whether it completes a chunk.
 (
     _CYCLE,
     _F_INS,
     _F_START,
     _W_VALID,
+    _W_NUMBER,
     _W_LEFT,
     _W_GROUP,
     _W_GROUP_ROW,
@@ -62,22 +69,29 @@ _WHEEL = 32
     _W_INDEX,
     _W_BASE,
     _W_TILE,
-    _SKIP,
-    _OUT_X,
-    _X,
-    _Y,
-    _FIRST_SKIP,
-    _FIRST_OUT_X,
-    _FIRST_X,
-    _FIRST_Y,
-    _S1,
-    _S2,
-    _S3,
-    _S4,
-    _A1,
-    _A2,
-    _A3,
-    _A4,
+    _ORIGIN,
+    _TAP_VALID,
+    _TAP_COUNTS,
+    _TAP_POSITION,
+    _TAP_OFFSET,
+    _UNIT_VALID,
+    _UNIT_COUNTS,
+    _UNIT_NEEDS,
+    _UNIT_TILE,
+    _UNIT_OFFSET,
+    _OLDER,
+    _NEWER,
+    _KEPT_OFFSET,
+    _ROWS_VALID,
+    _ROWS_COUNTS,
+    _ROWS_READS,
+    _ROWS_ROW,
+    _CURRENT_VALID,
+    _CURRENT_COUNTS,
+    _CURRENT_READS,
+    _CURRENT_ROW,
+    _REQUEST,
+    _ARRIVING,
     _WRITTEN,
     _PENDING,
     _PENDING_VALID,
@@ -103,11 +117,16 @@ _WHEEL = 32
     _STEP,
     _OUTPUT,
     _TILE,
-) = range(55)
+) = range(_SCALARS)
 # What the fixed pipelines will do, by cycle modulo _WHEEL: blocks at the drain (1 | tile_end << 1 | end << 2), rows of
 # residual reads and writes + 1, weight writes, and 1 + slot of a completion.
-_BLOCKS_AT, _RESIDUALS_AT, _WRITES_AT, _WEIGHTS_AT, _DONE_AT = (55 + i * _WHEEL for i in range(5))
-STATE = 55 + 5 * _WHEEL
+_BLOCKS_AT, _RESIDUALS_AT, _WRITES_AT, _WEIGHTS_AT, _DONE_AT = (_SCALARS + i * _WHEEL for i in range(5))
+# Of each column: the origin of its window in the walk's tile, its position's distance from _ORIGIN; then, of
+# the chunk that is being served, that distance and whether the column has a pixel that is not served yet.
+_Y_AT, _X_AT, _DISTANCE_AT, _TAP_DISTANCE_AT, _PENDING_AT = (
+    _SCALARS + 5 * _WHEEL + i * _COLUMNS for i in range(5)
+)
+STATE = _SCALARS + 5 * _WHEEL + 5 * _COLUMNS
 
 
 def config(accelerator: Accelerator) -> np.ndarray:
@@ -120,9 +139,8 @@ def config(accelerator: Accelerator) -> np.ndarray:
 
 @numba.njit
 def _fetching(s):
-    if s[_W_VALID] | s[_F_START]:
-        return True
-    return (s[_S1] | s[_S2] | s[_S3] | s[_S4] | s[_A1] | s[_A2] | s[_A3] | s[_A4]) != 0
+    walk = s[_W_VALID] | s[_W_NUMBER] | s[_F_START]
+    return (walk | s[_TAP_VALID] | s[_UNIT_VALID] | s[_ROWS_VALID] | s[_CURRENT_VALID]) != 0
 
 
 @numba.njit
@@ -163,36 +181,108 @@ def request(s, T, cfg):
     residual = fetch = write = -1
     if s[_RESIDUALS_AT + at] != 0:
         residual = _region(s[_RESIDUALS_AT + at] - 1, cfg)
-    if s[_S4] >= 4:
-        fetch = _region((s[_S4] >> 2) - 1, cfg)
+    if s[_REQUEST] >= 4:
+        fetch = _region((s[_REQUEST] >> 2) - 1, cfg)
     if s[_WRITES_AT + at] != 0:
         write = _region(s[_WRITES_AT + at] - 1, cfg)
     return residual, fetch, write, s[_WEIGHTS_AT + at]
 
 
 @numba.njit
-def _element(s, T, cfg):
-    """The walk's element as it enters S1."""
+def _windows(s, T, cfg):
+    """The columns' windows of the walk's tile; a column without a position is far below the image."""
+    columns, ins = 1 << cfg[_COLUMNS_LOG2], s[_F_INS]
+    out_width, width = T[ins, _OUT_WIDTH], T[ins, _WIDTH]
+    for c in range(columns - 1, -1, -1):
+        place = s[_W_TILE] * columns + c
+        p = place - T[ins, _PREFIX]
+        y = p // out_width * T[ins, _STRIDE_Y] + T[ins, _START_Y]
+        x = p % out_width * T[ins, _STRIDE_X] + T[ins, _START_X]
+        position = y * width + x
+        if c == columns - 1:
+            s[_ORIGIN] = position - c
+        s[_Y_AT + c] = y if p >= 0 and place < T[ins, _POSITIONS] else 1 << 20
+        s[_X_AT + c], s[_DISTANCE_AT + c] = x, position - s[_ORIGIN]
+
+
+@numba.njit
+def _tap(s, T, cfg):
+    """The walk's element as it enters the tap stage."""
     columns_log2, depth_log2 = cfg[_COLUMNS_LOG2], cfg[_DEPTH_LOG2]
-    ins, inner = s[_F_INS], s[_W_INNER]
+    columns, ins, inner = 1 << columns_log2, s[_F_INS], s[_W_INNER]
     mode = T[ins, _MODE]
-    row = np.int64(-1)
+    s[_TAP_OFFSET] = s[_W_GROUP_ROW] + inner
+    s[_TAP_COUNTS] = 1
     if mode == _LINEAR:
-        row = T[ins, _SRC] + s[_W_TILE] * T[ins, _SRC_STRIDE] + s[_W_GROUP_ROW] + inner
-        return 3 | ((row & 0xFFFF) + 1) << 2
-    y = s[_Y] + s[_W_TAP_Y]
-    if s[_SKIP] == 0 and 0 <= y < T[ins, _HEIGHT]:
-        if mode == _CONV:
-            x = s[_X] + s[_W_TAP_X]
-            if 0 <= x < T[ins, _WIDTH]:
-                tile = (y * T[ins, _WIDTH] + x) >> columns_log2
-                row = T[ins, _SRC] + tile * T[ins, _SRC_STRIDE] + s[_W_GROUP_ROW] + inner
-        else:
-            first = (s[_X] >> depth_log2) + inner
-            if 0 <= first << depth_log2 < T[ins, _WIDTH] and s[_X] + (inner << depth_log2) >= 0:
-                row = T[ins, _SRC] + (y >> columns_log2) * T[ins, _SRC_STRIDE] + first
-    counts = s[_W_COLUMN] + 1 == 1 << columns_log2 and (mode == _CONV or inner != 0)
-    return 1 | np.int64(counts) << 1 | ((row & 0xFFFF) + 1 if row >= 0 else 0) << 2
+        s[_TAP_POSITION] = s[_W_TILE] << columns_log2
+        s[_PENDING_AT] = 1
+    elif mode == _JOIN:
+        y = s[_Y_AT + s[_W_COLUMN]] + s[_W_TAP_Y]
+        x = s[_X_AT + s[_W_COLUMN]] + (inner << depth_log2)
+        s[_TAP_POSITION], s[_TAP_OFFSET] = y, x >> depth_log2
+        inside = 0 <= y < T[ins, _HEIGHT] and x >= 0 and x >> depth_log2 << depth_log2 < T[ins, _WIDTH]
+        s[_PENDING_AT] = inside
+        s[_TAP_COUNTS] = inner != 0 and s[_W_COLUMN] + 1 == columns
+    else:
+        s[_TAP_POSITION] = s[_ORIGIN] + s[_W_TAP_Y] * T[ins, _WIDTH] + s[_W_TAP_X]
+        for c in range(columns):
+            y, x = s[_Y_AT + c] + s[_W_TAP_Y], s[_X_AT + c] + s[_W_TAP_X]
+            s[_PENDING_AT + c] = 0 <= y < T[ins, _HEIGHT] and 0 <= x < T[ins, _WIDTH]
+            s[_TAP_DISTANCE_AT + c] = s[_DISTANCE_AT + c]
+
+
+@numba.njit
+def _unit(s, T, cfg):
+    """Serves a unit of the tap stage; returns whether nothing remains."""
+    columns_log2 = cfg[_COLUMNS_LOG2]
+    columns = 1 << columns_log2
+    tile, word = s[_TAP_POSITION] >> columns_log2, s[_TAP_POSITION] & (columns - 1)
+    s[_UNIT_OFFSET] = s[_TAP_OFFSET]
+    if T[s[_F_INS], _MODE] != _CONV:
+        s[_UNIT_TILE], s[_UNIT_NEEDS], s[_UNIT_COUNTS] = tile, s[_PENDING_AT], s[_TAP_COUNTS]
+        return True
+    first, needs = 0, 0
+    while first < columns and s[_PENDING_AT + first] == 0:
+        first += 1
+    if first < columns:
+        distance = s[_TAP_DISTANCE_AT + first] >> columns_log2
+        tile += distance
+        c = first
+        while c < columns and s[_TAP_DISTANCE_AT + c] >> columns_log2 == distance:
+            if s[_PENDING_AT + c] == 1:
+                needs |= 1 if word + (s[_TAP_DISTANCE_AT + c] & (columns - 1)) < columns else 2
+                s[_PENDING_AT + c] = 0
+            c += 1
+    s[_UNIT_TILE], s[_UNIT_NEEDS] = tile, needs
+    done = True
+    for c in range(first, columns):
+        if s[_PENDING_AT + c] == 1:
+            done = False
+    s[_UNIT_COUNTS] = done
+    return done
+
+
+@numba.njit
+def _rows(s, T):
+    """The unit's reads, as they enter the stage of rows; tiles that are kept are stored + 1."""
+    ins, needs = s[_F_INS], s[_UNIT_NEEDS]
+    low, high = s[_UNIT_TILE] + 1, s[_UNIT_TILE] + 2
+    conv = T[ins, _MODE] == _CONV
+    older = newer = np.int64(-1)
+    if conv and s[_UNIT_OFFSET] == s[_KEPT_OFFSET]:
+        older, newer = s[_OLDER], s[_NEWER]
+    misses_low = needs & 1 and low != older and low != newer
+    misses_high = needs & 2 and high != older and high != newer
+    reads = 1 if misses_low or misses_high else 0
+    if (misses_low and needs & 2 and high != newer) or (misses_high and needs & 1 and low != newer):
+        reads = 2
+    first = high if misses_high and reads == 1 else low
+    s[_ROWS_READS], s[_ROWS_COUNTS] = reads, s[_UNIT_COUNTS]
+    s[_ROWS_ROW] = T[ins, _SRC] + (first - 1) * T[ins, _SRC_STRIDE] + s[_UNIT_OFFSET]
+    if conv and reads != 0:
+        s[_OLDER] = low if reads == 2 else newer
+        s[_NEWER] = high if reads == 2 else first
+        s[_KEPT_OFFSET] = s[_UNIT_OFFSET]
 
 
 @numba.njit
@@ -206,73 +296,106 @@ def _walk(s, T, cfg):
         inner_count = T[ins, _TAP_CHUNKS] + (mode == _JOIN)
     if mode != _JOIN or s[_W_INNER] != 0:
         s[_W_INDEX] += 1
+    if mode == _CONV:
+        s[_W_TAP_X] += 1
+        if s[_W_TAP_X] != T[ins, _TAPS_X]:
+            return
+        s[_W_TAP_X] = 0
     s[_W_INNER] += 1
     if s[_W_INNER] != inner_count:
         return
     s[_W_INNER] = 0
-    if mode != _LINEAR:
-        if s[_SKIP] != 0:
-            s[_SKIP] -= 1
-        elif s[_OUT_X] + 1 == T[ins, _OUT_WIDTH]:
-            s[_OUT_X] = 0
-            s[_X] = T[ins, _START_X]
-            s[_Y] += T[ins, _STRIDE_Y]
-        else:
-            s[_OUT_X] += 1
-            s[_X] += T[ins, _STRIDE_X]
+    if mode == _JOIN:
         s[_W_COLUMN] += 1
         if s[_W_COLUMN] != columns:
             s[_W_INDEX] = s[_W_BASE]
             return
         s[_W_COLUMN] = 0
     s[_W_BASE] = s[_W_INDEX]
-    if mode == _CONV:
-        s[_W_TAP_X] += 1
-        if s[_W_TAP_X] != T[ins, _TAPS_X]:
-            s[_SKIP : _Y + 1] = s[_FIRST_SKIP : _FIRST_Y + 1]
-            return
-        s[_W_TAP_X] = 0
     if mode != _LINEAR:
         s[_W_TAP_Y] += 1
         if s[_W_TAP_Y] != T[ins, _TAPS_Y]:
-            s[_SKIP : _Y + 1] = s[_FIRST_SKIP : _FIRST_Y + 1]
             return
         s[_W_TAP_Y] = 0
     s[_W_GROUP_ROW] += T[ins, _CHUNKS] if mode == _LINEAR else T[ins, _TAP_CHUNKS]
     s[_W_GROUP] += 1
     if s[_W_GROUP] != T[ins, _GROUPS]:
-        s[_SKIP : _Y + 1] = s[_FIRST_SKIP : _FIRST_Y + 1]
         return
     s[_W_GROUP] = s[_W_GROUP_ROW] = 0
-    s[_FIRST_SKIP : _FIRST_Y + 1] = s[_SKIP : _Y + 1]
     s[_W_TILE] += 1
     s[_W_LEFT] -= columns
     if s[_W_LEFT] <= 0:
         s[_W_VALID] = 0
+    elif mode != _LINEAR:
+        _windows(s, T, cfg)
+
+
+@numba.njit
+def _addresses(s, T, cfg, freed):
+    """The stages before the request, while they flow."""
+    s[_CURRENT_VALID] = s[_ROWS_VALID]
+    s[_CURRENT_COUNTS], s[_CURRENT_READS] = s[_ROWS_COUNTS], s[_ROWS_READS]
+    s[_CURRENT_ROW] = s[_ROWS_ROW]
+    s[_ROWS_VALID] = s[_UNIT_VALID]
+    if s[_UNIT_VALID] == 1:
+        _rows(s, T)
+    s[_UNIT_VALID] = s[_TAP_VALID]
+    if s[_TAP_VALID] == 1 and not _unit(s, T, cfg):
+        return
+    s[_TAP_VALID] = 0
+    if s[_W_VALID] == 1 and s[_W_INDEX] - freed < cfg[_OPERAND_CHUNKS]:
+        s[_TAP_VALID] = 1
+        _tap(s, T, cfg)
+        _walk(s, T, cfg)
+
+
+@numba.njit
+def _requests(s, T, cfg, freed):
+    """The request stage takes a read, or a unit that needs none, or both."""
+    s[_REQUEST] = 0
+    stride = T[s[_F_INS], _SRC_STRIDE]
+    if s[_CURRENT_VALID] == 0:
+        _addresses(s, T, cfg, freed)
+    elif s[_CURRENT_READS] == 2:
+        s[_REQUEST] = 1 | ((s[_CURRENT_ROW] & 0xFFFF) + 1) << 2
+        s[_CURRENT_READS] = 1
+        s[_CURRENT_ROW] += stride
+    else:
+        s[_REQUEST] = 1 | s[_CURRENT_COUNTS] << 1
+        ahead = 0
+        if s[_CURRENT_READS] == 1:
+            s[_REQUEST] |= ((s[_CURRENT_ROW] & 0xFFFF) + 1) << 2
+        elif s[_ROWS_VALID] == 1 and s[_ROWS_READS] != 0:
+            s[_REQUEST] |= ((s[_ROWS_ROW] & 0xFFFF) + 1) << 2
+            ahead = 1
+        _addresses(s, T, cfg, freed)
+        if ahead:
+            s[_CURRENT_READS] -= 1
+            s[_CURRENT_ROW] += stride
 
 
 @numba.njit
 def _fetch(s, T, cfg, freed, granted):
     """One clock edge of the fetch, except its start."""
-    s[_WRITTEN] += s[_A4] >> 1 & 1
-    s[_A4], s[_A3], s[_A2] = s[_A3], s[_A2], s[_A1]
-    s[_A1] = 0
-    if s[_S4] < 4 or granted:
-        s[_A1] = s[_S4]
-        s[_S4], s[_S3], s[_S2] = s[_S3], s[_S2], s[_S1]
-        s[_S1] = 0
-        if s[_W_VALID] == 1 and s[_W_INDEX] - freed < cfg[_OPERAND_CHUNKS]:
-            s[_S1] = _element(s, T, cfg)
-            _walk(s, T, cfg)
+    s[_WRITTEN] += s[_ARRIVING] >> _ALIGN - 1
+    s[_ARRIVING] = s[_ARRIVING] << 1 & (1 << _ALIGN) - 1
+    if s[_REQUEST] < 4 or granted:
+        s[_ARRIVING] |= s[_REQUEST] >> 1 & 1
+        _requests(s, T, cfg, freed)
+    if s[_W_NUMBER] != 0:
+        s[_W_NUMBER] += 1
+        if s[_W_NUMBER] > 1 << cfg[_COLUMNS_LOG2]:
+            s[_W_NUMBER] = 0
+            s[_W_VALID] = 1
+            _windows(s, T, cfg)
     if s[_F_START] == 1:
-        ins = s[_F_INS]
         s[_F_START] = s[_W_TILE] = 0
-        s[_W_VALID] = 1
-        s[_W_LEFT] = T[ins, _POSITIONS]
-        s[_SKIP] = s[_FIRST_SKIP] = T[ins, _PREFIX]
-        s[_OUT_X] = s[_FIRST_OUT_X] = 0
-        s[_X] = s[_FIRST_X] = T[ins, _START_X]
-        s[_Y] = s[_FIRST_Y] = T[ins, _START_Y]
+        s[_OLDER] = s[_NEWER] = -1
+        s[_W_LEFT] = T[s[_F_INS], _POSITIONS]
+        if T[s[_F_INS], _MODE] == _LINEAR:
+            s[_W_VALID] = 1
+        else:
+            s[_W_NUMBER] = 1
 
 
 @numba.njit

@@ -229,12 +229,13 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
         v["taps_y"], v["taps_x"], v["tap_chunks"] = pick(1, 3), pick(1, 2), pick(1, 2)
         v["chunks"] = v["taps_y"] * (v["taps_x"] if conv else 1) * v["tap_chunks"]
         v["stride_y"], v["stride_x"] = pick(1, 2), pick(1, 2) if conv else pick(1, 7)
-        v["start_y"], v["start_x"], v["prefix"] = -pick(0, 2), pick(-3, 2), pick(0, 3)
+        v["start_y"], v["start_x"], v["prefix"] = pick(-2, 1), pick(-3, 2), pick(0, 3)
         v["height"], v["width"], v["out_width"] = (
             pick(1, 6),
             pick(1, 7) if conv else pick(1, 4 * a.depth),
             pick(1, 5),
         )
+        v["advance_y"], v["advance_x"] = divmod(a.columns, v["out_width"])
         v["pad_value"] = pick(0, 127) if v["unsigned"] else pick(-128, 127)
         if conv:
             rows = -(-v["height"] * v["width"] // a.columns)

@@ -61,13 +61,13 @@ def operand(memory, ins, t, g, k, c):
         raw = list(pad[ins.src + t * ins.src_stride + g * ins.chunks + k, c])
     else:
         columns_of_taps = ins.taps_x if ins.mode == FetchMode.CONV else 1
-        cc = k % ins.tap_chunks
-        kx = k // ins.tap_chunks % columns_of_taps
-        ky = k // ins.tap_chunks // columns_of_taps
+        kx = k % columns_of_taps
+        cc = k // columns_of_taps % ins.tap_chunks
+        ky = k // columns_of_taps // ins.tap_chunks
         p = t * a.columns + c - ins.prefix
         oy, ox = p // ins.out_width, p % ins.out_width
         iy = oy * ins.stride_y + ky + ins.start_y
-        outside = p < 0 or not 0 <= iy < ins.height
+        outside = not 0 <= p < ins.positions - ins.prefix or not 0 <= iy < ins.height
         if ins.mode == FetchMode.CONV:
             ix = ox * ins.stride_x + kx + ins.start_x
             if outside or not 0 <= ix < ins.width:

@@ -7,6 +7,7 @@ import pytest
 from amaranth.sim import Simulator
 
 from terrazzo.arch import isa
+from terrazzo.arch.accelerator import Lanes
 from terrazzo.arch.isa import FetchMode
 from terrazzo.hw.fetch import Fetch
 
@@ -16,7 +17,10 @@ from .matrix_model import Memories, operand
 ACCELERATOR = dataclasses.replace(
     SMALL, columns=4, depth=16, operand_chunks=64, scratchpad_regions=4, scratchpad_rows=128
 )
-START_AND_LATENCY = 2 + 9
+WIDE = dataclasses.replace(
+    ACCELERATOR, lanes=Lanes(fixed8=16), columns=16, scratchpad_regions=8, scratchpad_rows=64
+)
+START_AND_LATENCY = 2 + 11
 """Cycles from a transfer to the first element of the walk, and from an element to its count in `written`."""
 
 
@@ -65,14 +69,17 @@ def fetch(instructions, memory, *, grant=1.0, use=1.0, seed=0):
     return chunks, cycles
 
 
-def check(values, *, count=1, **options):
-    memory = Memories(ACCELERATOR, np.random.default_rng(3))
+def check(values, *, count=1, accelerator=ACCELERATOR, **options):
+    memory = Memories(accelerator, np.random.default_rng(3))
+    if "out_width" in values:
+        advance_y, advance_x = divmod(accelerator.columns, values["out_width"])
+        values = {"advance_y": advance_y, "advance_x": advance_x, **values}
     ins = isa.Instruction(isa.Opcode.MATRIX, {"unsigned": 1, "groups": 1, "src": 5, **values})
     chunks, cycles = fetch([ins] * count, memory, **options)
     expected = [
-        [bytes(operand(memory, ins, t, g, k, c)) for c in range(ACCELERATOR.columns)]
+        [bytes(operand(memory, ins, t, g, k, c)) for c in range(accelerator.columns)]
         for _ in range(count)
-        for t in range(-(-ins.positions // ACCELERATOR.columns))
+        for t in range(-(-ins.positions // accelerator.columns))
         for g in range(ins.groups)
         for k in range(ins.chunks)
     ]
@@ -123,5 +130,43 @@ def test_linear_takes_a_cycle_per_chunk():
     assert check(CASES["linear"]) == 13 * 2 * 3 + START_AND_LATENCY
 
 
-def test_window_takes_a_cycle_per_chunk_and_column():
-    assert check(CASES["3 x 3, stride 2, two groups"]) == 5 * 2 * 18 * 4 + START_AND_LATENCY
+def window(height, width, kernel, stride, pad, *, groups=1, tap_chunks=1, prefix=0):
+    """Fields of a CONV over all of an image."""
+    out_height, out_width = ((size + 2 * pad - kernel) // stride + 1 for size in (height, width))
+    return {
+        "mode": FetchMode.CONV, "positions": out_height * out_width + prefix, "prefix": prefix, "groups": groups,
+        "taps_y": kernel, "taps_x": kernel, "tap_chunks": tap_chunks, "chunks": kernel * kernel * tap_chunks,
+        "stride_y": stride, "stride_x": stride, "start_y": -pad, "start_x": -pad, "height": height, "width": width,
+        "out_width": out_width, "src_stride": groups * tap_chunks, "pad_value": 7,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_window(seed):
+    random = np.random.default_rng(seed)
+    kernel, stride, pad = int(random.integers(1, 6)), int(random.integers(1, 4)), int(random.integers(0, 3))
+    pad = min(pad, kernel // 2)
+    height, width = (int(random.integers(kernel, 16)) for _ in range(2))
+    groups, tap_chunks, prefix = (int(random.integers(low, 3)) for low in (1, 1, 0))
+    values = window(height, width, kernel, stride, pad, groups=groups, tap_chunks=tap_chunks, prefix=prefix)
+    values["src_stride"] = min(values["src_stride"], 2)
+    grant, use = ((1.0, 1.0), (0.6, 1.0), (0.9, 0.4))[seed % 3]
+    check(values, accelerator=(ACCELERATOR, WIDE)[seed % 2], count=2, grant=grant, use=use, seed=seed)
+
+
+@pytest.mark.parametrize("prefix", [1, 5, 15])
+def test_prefix_of_any_length(prefix):
+    check(window(6, 5, 3, 1, 1, prefix=prefix))
+    check(window(6, 5, 3, 2, 1, prefix=prefix), accelerator=WIDE)
+
+
+@pytest.mark.parametrize(
+    "image, stride, rate",
+    [((16, 16), 1, 1), ((14, 14), 1, 1), ((7, 7), 1, 1), ((8, 32), 1, 1), ((14, 14), 2, 4), ((16, 32), 2, 3)],
+)
+def test_a_window_serves_all_columns_at_once(image, stride, rate):
+    """A chunk (depth channels of all columns) in `rate` cycles: with stride 1 depth * columns bytes in every cycle."""
+    values = window(*image, 3, stride, 1, groups=2)
+    cycles = check(values, accelerator=WIDE)
+    chunks = -(-values["positions"] // 16) * 2 * 9
+    assert cycles <= rate * chunks * 1.03 + START_AND_LATENCY + WIDE.columns

@@ -1,0 +1,120 @@
+"""From rows of the scratchpad to chunks in the operand buffer."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.lib import data, enum, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from ..arch.accelerator import Accelerator
+from .delay import delayed
+from .operand import WriteSignature
+
+__all__ = ["ALIGN_CYCLES", "Align", "Source", "element_layout"]
+
+ALIGN_CYCLES = 3
+"""From a row at the port to its words at the operand buffer."""
+
+
+class Source(enum.Enum, shape=2):
+    """A row that words are taken from."""
+
+    OLDER = 0
+    """The one before the last that arrived."""
+    NEWER = 1
+    """The last that arrived."""
+    ARRIVING = 2
+
+
+def element_layout(accelerator: Accelerator) -> data.StructLayout:
+    """What becomes of rows: each column in `writes` gets a word of the rows, or padding.
+
+    Rows of words follow each other as `low`, `high`; column c takes word `words[c]` of `high` if that is below
+    `first`, else of `low`. `join`: of word 0's number and the one before it, bytes from `shift`; of those, bytes
+    first_byte <= i < last_byte are data, others padding.
+    """
+    columns, byte_bits = accelerator.columns, exact_log2(accelerator.depth)
+    word_bits = exact_log2(columns)
+    return data.StructLayout(
+        {
+            "keep": 1,
+            "serve": 1,
+            "writes": columns,
+            "padding": columns,
+            "counts": 1,
+            "address": exact_log2(accelerator.operand_chunks),
+            "words": data.ArrayLayout(word_bits, columns),
+            "first": word_bits,
+            "low": Source,
+            "high": Source,
+            "pad_value": 8,
+            "join": 1,
+            "shift": byte_bits,
+            "first_byte": byte_bits + 1,
+            "last_byte": byte_bits + 1,
+        }
+    )
+
+
+class Align(wiring.Component):
+    """Takes an element with its row (if it is to `keep` one) in every cycle; the last two rows kept are at hand."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        super().__init__(
+            {
+                "valid": In(1),
+                "element": In(element_layout(accelerator)),
+                "row": In(accelerator.scratchpad_row_bytes * 8),
+                "write": Out(WriteSignature(accelerator)),
+                "counts": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        columns, bits = self.accelerator.columns, self.accelerator.depth * 8
+
+        # One row of words out of up to two.
+        older, newer = Signal.like(self.row, reset_less=True), Signal.like(self.row, reset_less=True)
+        with m.If(self.valid & self.element.keep):
+            m.d.sync += [older.eq(newer), newer.eq(self.row)]
+        mixed = []
+        for number in range(columns):
+            part = [row.word_select(number, bits) for row in (older, newer, self.row)]
+            source = Mux(number < self.element.first, self.element.high, self.element.low)
+            word = Mux(source == Source.ARRIVING, part[2], Mux(source == Source.NEWER, part[1], part[0]))
+            mixed.append(delayed(m, word, 1))
+        s1_serve = delayed(m, self.valid & self.element.serve, 1, reset_less=False)
+        s1 = delayed(m, self.element, 1)
+
+        # A word for each column.
+        words = [delayed(m, Array(mixed)[s1.words[column]], 1) for column in range(columns)]
+        s2_serve, s2 = delayed(m, s1_serve, 1, reset_less=False), delayed(m, s1, 1)
+
+        joined = self.joined(m, s2_serve, s2, words[0])
+        m.d.sync += [self.write.address.eq(s2.address), self.counts.eq(s2_serve & s2.counts)]
+        for column, word in enumerate(words):
+            padded = Mux(s2.padding[column], s2.pad_value.replicate(self.accelerator.depth), word)
+            m.d.sync += [
+                self.write.enable[column].eq(s2_serve & s2.writes[column]),
+                self.write.data[column].eq(Mux(s2.join, joined, padded)),
+            ]
+        return m
+
+    def joined(self, m: Module, serve, element, word):
+        """Adjacent bytes of an image row, any alignment."""
+        depth = self.accelerator.depth
+        previous = Signal(depth * 8, reset_less=True)
+        m.d.sync += previous.eq(Mux(serve, word, previous))
+        shifted = Signal(depth * 8)
+        m.d.comb += shifted.eq(Cat(previous, word) >> (element.shift << 3))
+        return Cat(
+            Mux(
+                (element.first_byte <= i) & (element.last_byte > i),
+                shifted.word_select(i, 8),
+                element.pad_value,
+            )
+            for i in range(depth)
+        )
