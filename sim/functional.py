@@ -15,6 +15,7 @@ from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_PAGE_ENTRIES, TABL
 from ..arch.isa import Destination, FetchMode, Instruction, LoadTarget, Opcode, ParamMode, Region, VectorOp
 from ..arch.program import Program
 from ..arch.schemes import decode, encode, storage_bits
+from .kernels.products import product
 
 __all__ = ["Machine", "MachineError", "Write", "pack_rows", "run"]
 
@@ -326,17 +327,15 @@ class Machine:
     def _accumulate(self, i: Instruction, operand: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Accumulators (positions, groups * blocks, lanes), int64."""
         groups, blocks, chunks, lanes, depth = weights.shape
-        x, w = operand.astype(np.float64), weights.astype(np.float64)  # sums stay below 2**53: exact
         if i.maximum:
-            products = [
-                np.einsum("pgd,gbld->pgbl", x[:, :, k], w[:, :, k], optimize=True) for k in range(chunks)
-            ]
-            acc = np.maximum.reduce(products)
+            x, w = operand.astype(np.float64), weights.astype(np.float64)  # sums stay below 2**53: exact
+            sums = [np.einsum("pgd,gbld->pgbl", x[:, :, k], w[:, :, k], optimize=True) for k in range(chunks)]
+            acc = np.maximum.reduce(sums).astype(np.int64)
         else:
-            x = x.transpose(1, 0, 2, 3).reshape(groups, -1, chunks * depth)
-            w = w.transpose(0, 2, 4, 1, 3).reshape(groups, chunks * depth, blocks * lanes)
-            acc = (x @ w).transpose(1, 0, 2)
-        return _wrapped(acc.reshape(len(operand), groups * blocks, lanes).astype(np.int64))
+            x = operand.reshape(-1, groups, chunks * depth)
+            w = weights.transpose(0, 1, 3, 2, 4).reshape(groups, blocks * lanes, chunks * depth)
+            acc = np.stack([product(x[:, g], w[g]) for g in range(groups)], axis=1)
+        return _wrapped(acc.reshape(len(operand), groups * blocks, lanes))
 
     def _operand(self, i: Instruction, tiles: int) -> np.ndarray:
         """Operand bytes as numbers (tiles * columns, groups, chunks, depth)."""

@@ -16,7 +16,18 @@ from numba.extending import intrinsic
 
 from ..compiled import compiled
 
-__all__ = ["LANES", "ROWS", "VNNI", "depth4", "excess", "multiply", "multiply_plain", "multiply_vnni", "pack"]
+__all__ = [
+    "LANES",
+    "ROWS",
+    "VNNI",
+    "depth4",
+    "excess",
+    "multiply",
+    "multiply_plain",
+    "multiply_vnni",
+    "pack",
+    "product",
+]
 
 LANES = 16
 """Outputs per packed vector."""
@@ -191,3 +202,14 @@ def pack(w):
 def excess(w: np.ndarray) -> np.ndarray:
     """What products of signed codes hold too much, per output: 128 * sum(w), int64 (O,), of weights (O, ...)."""
     return 128 * w.reshape(len(w), -1).astype(np.int64).sum(axis=1)
+
+
+def product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x @ w.T modulo 2**32, int32 (rows, O), of x int8 or uint8 (rows, K) and w int8 (O, K)."""
+    rows, outputs = len(x), len(w)
+    packed, missing = pack(w), -x.shape[1] % 4
+    x_bytes = np.ascontiguousarray(np.pad(x, ((0, 0), (0, missing))) if missing else x).view(np.uint8)
+    out = np.empty((-(-rows // ROWS) * ROWS, packed.shape[0] * LANES), np.int32)
+    multiply(x_bytes, rows, packed, x.dtype == np.int8, out)
+    sums = out[:rows, :outputs]
+    return sums - excess(w).astype(np.int32) if x.dtype == np.int8 else sums

@@ -70,3 +70,16 @@ def test_every_pair_of_codes():
         assert np.array_equal(
             multiply(form, x.view(np.uint8), w), x.view(np.uint8).astype(int) * w.astype(int).T
         )
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_product_is_modulo_32_bits(dtype):
+    random, info = np.random.default_rng(0), np.iinfo(dtype)
+    x = random.integers(info.min, info.max + 1, (6, 150_001)).astype(dtype)
+    w = random.integers(-128, 128, (3, 150_001)).astype(np.int8)
+    x[0], w[0] = info.max, 127
+    x[1], w[1] = info.min, -128
+    found = products.product(x[:, ::3], w[:, ::3])
+    assert np.array_equal(found, (x[:, ::3].astype(np.int64) @ w[:, ::3].astype(np.int64).T).astype(np.int32))
+    found = products.product(x, w)
+    assert np.array_equal(found, (x.astype(np.int64) @ w.astype(np.int64).T).astype(np.int32))
