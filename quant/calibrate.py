@@ -46,6 +46,21 @@ class Histogram:
             self.limit *= 2
         self.counts += np.histogram(values, _BINS, (-self.limit, self.limit))[0]
 
+    @classmethod
+    def merged(cls, parts: list[Histogram]) -> Histogram:
+        """The histogram of all values that the parts have counted."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = cls()
+        whole.minimum, whole.maximum = min(p.minimum for p in parts), max(p.maximum for p in parts)
+        whole.limit = max(part.limit for part in parts)
+        for part in parts:
+            counts, factor = part.counts, round(whole.limit / part.limit)
+            inner = counts.reshape(-1, factor).sum(axis=1) if factor < _BINS else np.full(2, counts.sum() / 2)
+            start = (_BINS - len(inner)) // 2
+            whole.counts[start : start + len(inner)] += inner
+        return whole
+
     def _occupied(self) -> tuple[np.ndarray, np.ndarray]:
         centers = (np.arange(_BINS) + 0.5) * (2 * self.limit / _BINS) - self.limit
         used = self.counts > 0
@@ -167,6 +182,7 @@ def _patches(node: Node, x: torch.Tensor) -> torch.Tensor:
     top, bottom, left, right = node.attrs["padding"]
     sy, sx = node.attrs["stride"]
     x = F.pad(x, (0, 0, left, right, top, bottom))
-    windows = x.unfold(1, kh, sy).unfold(2, kw, sx)  # (N, Ho, Wo, C, kh, kw)
+    dy, dx = node.attrs.get("dilation", (1, 1))
+    windows = x.unfold(1, dy * (kh - 1) + 1, sy).unfold(2, dx * (kw - 1) + 1, sx)[..., ::dy, ::dx]
     windows = windows.unflatten(3, (node.attrs["groups"], depth)).permute(3, 0, 1, 2, 5, 6, 4)
     return windows.reshape(node.attrs["groups"], -1, kh * kw * depth)

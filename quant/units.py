@@ -10,13 +10,24 @@ import torch
 from ..arch.errors import UserError
 from .floatgraph import FloatGraph, Node
 
-__all__ = ["CLAMPS", "MOVES", "QuantizeError", "Unit", "fold", "rewrite", "roots", "wanted"]
+__all__ = [
+    "CLAMPS",
+    "MOVES",
+    "QuantizeError",
+    "Unit",
+    "factors",
+    "fold",
+    "partners",
+    "rewrite",
+    "roots",
+    "wanted",
+]
 
 CLAMPS = ("relu", "relu6")
 """Activations that are a clamp of the drain."""
-MOVES = ("maxpool", "slice", "reshape")
+MOVES = ("maxpool", "slice", "reshape", "gather")
 """Nodes that move codes: input and output share one scale."""
-_DRAINED = ("linear", "conv", "avgpool", "add")
+_DRAINED = ("linear", "conv", "avgpool", "add", "multiply")
 
 
 class QuantizeError(UserError):
@@ -109,10 +120,9 @@ def _readers(nodes: list[Node], name: str) -> list[Node]:
 
 
 def fold(graph: FloatGraph) -> list[Unit]:
-    """The units of a graph in execution order. Raises QuantizeError for nodes that no operator can compute."""
+    """The units of a graph in execution order."""
     units: list[Unit] = []
     done: set[str] = {"input"}
-    problems: list[str] = []
     for node in graph.nodes:
         if node.name in done:
             continue
@@ -127,22 +137,12 @@ def fold(graph: FloatGraph) -> list[Unit]:
                 unit.residual = node.inputs[1]
             else:
                 unit.constant = _rows(node.params["constant"])
-        elif node.kind in ("multiply", "gather", "concat"):
-            problems.append(f"{node.name}: the quantizer does not know {node.kind} yet")
-        elif node.kind == "attention" and (node.attrs.get("windows", 1) > 1 or "bias" in node.params):
-            problems.append(f"{node.name}: the quantizer does not know attention with windows or a bias yet")
-        elif node.kind == "conv" and tuple(node.attrs.get("dilation", (1, 1))) != (1, 1):
-            problems.append(f"{node.name}: the quantizer does not know dilation yet")
-        elif node.kind == "tokens":
-            problems.append(f"{node.name}: class tokens must follow a convolution; refused")
         elif node.kind == "act":
             unit.act = node
-        if node.kind in ("conv", "linear", "add"):
+        if node.kind in ("conv", "linear", "add", "multiply"):
             covered |= _absorb_act(graph, unit)
         units.append(unit)
         done |= covered
-    if problems:
-        raise QuantizeError(f"model {graph.name!r} cannot be quantized:\n  " + "\n  ".join(problems))
     return units
 
 
@@ -211,12 +211,38 @@ def roots(units: list[Unit]) -> dict[str, str]:
     return root
 
 
+def partners(units: list[Unit]) -> dict[str, tuple[str, ...]]:
+    """For the roots that meet in concatenations: all roots that must have the same scale."""
+    root = roots(units)
+    together: dict[str, tuple[str, ...]] = {}
+    for unit in units:
+        if unit.anchor.kind in ("concat", "tokens"):
+            names = [unit.out, *(root[name] for name in unit.anchor.inputs)]
+            group = tuple(dict.fromkeys(other for name in names for other in together.get(name, (name,))))
+            together |= dict.fromkeys(group, group)
+    return together
+
+
+def _is_wide(units: list[Unit], value: str) -> bool:
+    """Whether the operator that computes a value can write 16 bits."""
+    root = roots(units)[value]
+    source = next((unit for unit in units if unit.out == root), None)
+    return source is not None and source.anchor.kind in _DRAINED and not source.table
+
+
+def factors(units: list[Unit], unit: Unit) -> tuple[str, str]:
+    """The types in which a product reads its factors: at most one of 16 bits, so that it fits an accumulator."""
+    first, *rest = unit.anchor.inputs
+    if rest:
+        return ("s16" if _is_wide(units, first) else "s8"), "s8"
+    return "s8", "s16"
+
+
 def wanted(units: list[Unit], output: str) -> tuple[dict[str, set[str]], set[str]]:
     """The types ("s8", "s16") in which each value is read, and the values that must have no zero point."""
     root = roots(units)
     last = next(unit for unit in units if unit.out == output)
-    source = next((unit for unit in units if unit.out == root[output]), last)
-    wide = source.anchor.kind in _DRAINED and not source.table
+    wide = _is_wide(units, output)
     wants: dict[str, set[str]] = {"input": set()} | {unit.out: set() for unit in units}
     symmetric: set[str] = set()
     wants[output].add("s16" if wide and last.anchor.kind != "maxpool" else "s8")
@@ -230,8 +256,14 @@ def wanted(units: list[Unit], output: str) -> tuple[dict[str, set[str]], set[str
                 symmetric.add(root[unit.out])
             case "layernorm" | "add":
                 wants[first].add("s16")
-            case "slice" | "reshape":
-                wants[first] |= wants[unit.out]
+            case "multiply":
+                for name, dtype in zip(unit.anchor.inputs, factors(units, unit), strict=False):
+                    wants[name].add(dtype)
+                    if dtype == "s8":
+                        symmetric.add(root[name])
+            case "slice" | "reshape" | "gather" | "concat" | "tokens":
+                for name in (first, *rest):
+                    wants[name] |= wants[unit.out]
             case _:
                 wants[first].add("s8")
         if unit.residual is not None:
