@@ -1,7 +1,7 @@
 """Exact products of 8-bit codes: x (rows, K) times packed weights, accumulated modulo 2**32.
 
 Where the processor multiplies four bytes per 32-bit lane (AVX512-VNNI's vpdpbusd, which neither rounds nor
-saturates), a tile of 4 rows by 64 outputs stays in registers; elsewhere plain loops do the same sums. Signed codes
+saturates), a tile of 4 rows by 64 outputs stays in registers; elsewhere plain loops compute the same sums. Signed codes
 are taken as code + 128: the products then hold 128 * sum(w) too much, which `excess` states.
 """
 
@@ -162,23 +162,36 @@ def multiply_vnni(x, count, w, signed, out):
 
 @compiled()
 def multiply_plain(x, count, w, signed, out):
-    """`multiply` on any processor."""
-    flip = np.uint8(128 if signed else 0)
-    row = np.empty(4 * w.shape[1], np.int16)
-    sums = np.empty(LANES, np.int32)
-    for i in range(count):
-        for k in range(len(row)):
-            row[k] = np.uint8(x[i, k] ^ flip)
+    """`multiply` on any processor: dot products of 4 rows by 4 outputs, which compilers turn into its widest
+    multiply-add."""
+    flip, depth, last = np.uint8(128 if signed else 0), w.shape[2], count - 1
+    codes = np.empty((ROWS, depth), np.int16)
+    for i in range(0, count, ROWS):
+        for r in range(ROWS):
+            for k in range(depth):
+                codes[r, k] = np.uint8(x[min(i + r, last), k] ^ flip)
+        x0, x1, x2, x3 = codes[0], codes[1], codes[2], codes[3]
         for v in range(w.shape[0]):
-            sums[:] = 0
-            for q in range(w.shape[1]):
-                a, b, c, d = row[4 * q], row[4 * q + 1], row[4 * q + 2], row[4 * q + 3]
-                for lane in range(LANES):
-                    low = np.int32(a * w[v, q, lane, 0]) + np.int32(b * w[v, q, lane, 1])
-                    high = np.int32(c * w[v, q, lane, 2]) + np.int32(d * w[v, q, lane, 3])
-                    sums[lane] += np.int32(np.int32(low) + np.int32(high))
-            for lane in range(LANES):
-                out[i, v * LANES + lane] = sums[lane]
+            for lane in range(0, LANES, 4):
+                w0, w1, w2, w3 = w[v, lane], w[v, lane + 1], w[v, lane + 2], w[v, lane + 3]
+                s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = np.int32(0)
+                s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = np.int32(0)
+                for k in range(depth):
+                    a0, a1, a2, a3 = np.int32(x0[k]), np.int32(x1[k]), np.int32(x2[k]), np.int32(x3[k])
+                    b0, b1, b2, b3 = np.int32(w0[k]), np.int32(w1[k]), np.int32(w2[k]), np.int32(w3[k])
+                    s00, s01 = np.int32(s00 + np.int32(a0 * b0)), np.int32(s01 + np.int32(a0 * b1))
+                    s02, s03 = np.int32(s02 + np.int32(a0 * b2)), np.int32(s03 + np.int32(a0 * b3))
+                    s10, s11 = np.int32(s10 + np.int32(a1 * b0)), np.int32(s11 + np.int32(a1 * b1))
+                    s12, s13 = np.int32(s12 + np.int32(a1 * b2)), np.int32(s13 + np.int32(a1 * b3))
+                    s20, s21 = np.int32(s20 + np.int32(a2 * b0)), np.int32(s21 + np.int32(a2 * b1))
+                    s22, s23 = np.int32(s22 + np.int32(a2 * b2)), np.int32(s23 + np.int32(a2 * b3))
+                    s30, s31 = np.int32(s30 + np.int32(a3 * b0)), np.int32(s31 + np.int32(a3 * b1))
+                    s32, s33 = np.int32(s32 + np.int32(a3 * b2)), np.int32(s33 + np.int32(a3 * b3))
+                o = v * LANES + lane
+                out[i, o], out[i, o + 1], out[i, o + 2], out[i, o + 3] = s00, s01, s02, s03
+                out[i + 1, o], out[i + 1, o + 1], out[i + 1, o + 2], out[i + 1, o + 3] = s10, s11, s12, s13
+                out[i + 2, o], out[i + 2, o + 1], out[i + 2, o + 2], out[i + 2, o + 3] = s20, s21, s22, s23
+                out[i + 3, o], out[i + 3, o + 1], out[i + 3, o + 2], out[i + 3, o + 3] = s30, s31, s32, s33
 
 
 multiply = multiply_vnni if VNNI else multiply_plain
@@ -188,8 +201,8 @@ K a multiple of 4; with `signed` the bytes of x are two's complement and the res
 
 
 @compiled()
-def pack(w):
-    """Weights int8 (O, K) as (ceil(O / 16), ceil(K / 4), 16, 4): output, then K, innermost; zero beyond O and K."""
+def pack_vnni(w):
+    """`pack` for `multiply_vnni`: (ceil(O / 16), ceil(K / 4), 16, 4), output, then K, innermost."""
     outputs, depth = w.shape
     packed = np.zeros(((outputs + LANES - 1) // LANES, depth4(depth) // 4, LANES, 4), np.int8)
     for o in range(outputs):
@@ -197,6 +210,20 @@ def pack(w):
         for k in range(depth):
             packed[v, k // 4, lane, k % 4] = w[o, k]
     return packed
+
+
+@compiled()
+def pack_plain(w):
+    """`pack` for `multiply_plain`: int16 (ceil(O / 16), 16, K rounded up to 4)."""
+    outputs, depth = w.shape
+    packed = np.zeros(((outputs + LANES - 1) // LANES, LANES, depth4(depth)), np.int16)
+    for o in range(outputs):
+        packed[o // LANES, o % LANES, :depth] = w[o]
+    return packed
+
+
+pack = pack_vnni if VNNI else pack_plain
+"""Weights int8 (O, K) as `multiply` wants them, 16 outputs in each entry of the first axis, zero beyond O and K."""
 
 
 def excess(w: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from terrazzo.sim.kernels import products
 
 FORMS = [
-    products.multiply_plain,
+    (products.multiply_plain, products.pack_plain),
     pytest.param(
-        products.multiply_vnni,
+        (products.multiply_vnni, products.pack_vnni),
         marks=pytest.mark.skipif(not products.VNNI, reason="this processor has no AVX512-VNNI"),
     ),
 ]
@@ -21,9 +21,10 @@ def multiply(form, x: np.ndarray, w: np.ndarray) -> np.ndarray:
     rows, depth = x.shape
     padded = np.full((rows, products.depth4(depth)), 77, np.uint8)  # weights are 0 there
     padded[:, :depth] = x.view(np.uint8)
-    packed = products.pack(w)
+    multiply, pack = form
+    packed = pack(w)
     out = np.full((-(-rows // products.ROWS) * products.ROWS, packed.shape[0] * products.LANES), -1, np.int32)
-    form(padded, rows, packed, x.dtype == np.int8, out)
+    multiply(padded, rows, packed, x.dtype == np.int8, out)
     sums = out[:rows, : len(w)].astype(np.int64)
     if x.dtype == np.int8:
         sums -= products.excess(w)
@@ -65,7 +66,7 @@ def test_long_sums_of_extreme_codes_do_not_saturate(form, code):
 
 def test_every_pair_of_codes():
     x, w = np.arange(-128, 128, dtype=np.int8)[:, None], np.arange(-128, 128, dtype=np.int8)[:, None]
-    for form in (products.multiply, products.multiply_plain):
+    for form in ((products.multiply, products.pack), FORMS[0]):
         assert np.array_equal(multiply(form, x, w), x.astype(int) * w.astype(int).T)
         assert np.array_equal(
             multiply(form, x.view(np.uint8), w), x.view(np.uint8).astype(int) * w.astype(int).T
