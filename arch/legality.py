@@ -125,6 +125,8 @@ def _argument_problems(operator: Operator, inputs: list[Tensor], y: Tensor) -> I
             for tensor in (a, b):
                 if tensor.zero_point:
                     yield f"factor {tensor.name} must have no zero point, not {tensor.zero_point}"
+            if a.dtype == b.dtype == "s16":
+                yield f"one of the factors {a.name} and {b.name} must be s8, so that products fit the accumulators"
             if operator.drain.residual is not None:
                 yield "a product must have no residual"
         case Gather():

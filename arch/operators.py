@@ -222,7 +222,7 @@ class Elementwise(_Base):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Multiply(_Base):
-    """acc = a * b of the codes of `input` and `other` (s8 or s16, no zero points), drained per tensor. `other` has
+    """acc = a * b of the codes of `input` and `other` (at most one of them s16, no zero points), drained per tensor. `other` has
     the shape of `input` or one position, (1, C) or (1, 1, C), which then multiplies every position. A residual is
     excluded."""
 

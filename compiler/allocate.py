@@ -63,6 +63,11 @@ def allocate(accelerator: Accelerator, items: list[Item], memory: Memory) -> int
     found = lifetimes(items, memory)
     lives = {buffer: life for buffer, life in found.items() if buffer.data is None}
     for buffer in [b for b in found if b not in lives and memory == Memory.SCRATCHPAD]:
+        crosses = (
+            base // accelerator.scratchpad_rows != (base + buffer.rows - 1) // accelerator.scratchpad_rows
+        )
+        if buffer.whole and crosses:
+            base = -(-base // accelerator.scratchpad_rows) * accelerator.scratchpad_rows
         buffer.row = base
         base += buffer.rows
     if base + peak(lives) > size:
@@ -74,7 +79,7 @@ def allocate(accelerator: Accelerator, items: list[Item], memory: Memory) -> int
     for rest, near in ((rest, near) for rest in _RESTS for near in ((region, rivals), (size, {}))):
         try:
             longer = {buffer: Life(life.first, life.last + rest) for buffer, life in lives.items()}
-            _pack(longer, base, size, *near)
+            _pack(longer, base, size, *near, region)
             return max(buffer.row + buffer.rows for buffer in lives)
         except Overflow as overflow:
             last = overflow
@@ -82,9 +87,14 @@ def allocate(accelerator: Accelerator, items: list[Item], memory: Memory) -> int
 
 
 def _pack(
-    lives: dict[Buffer, Life], base: int, size: int, region: int, rivals: dict[Buffer, dict[Buffer, int]]
+    lives: dict[Buffer, Life],
+    base: int,
+    size: int,
+    region: int,
+    rivals: dict[Buffer, dict[Buffer, int]],
+    border: int,
 ) -> None:
-    """Place by descending size. Of the places that fit, the one whose region has the fewest rivals, then the
+    """Place by descending size, `whole` buffers not across a multiple of `border`. Of the places that fit, the one whose region has the fewest rivals, then the
     smallest gap, then the lowest row."""
     placed: list[Buffer] = []
     for buffer in sorted(lives, key=lambda b: (-b.rows, lives[b].first)):
@@ -96,8 +106,12 @@ def _pack(
             at = max(at, end)
         places = [(at, end - at) for at, end in gaps]
         for at, end in gaps:
-            edges = range(-(-at // region) * region, end, region)
+            unit = border if buffer.whole else region
+            edges = range(-(-at // unit) * unit, end, unit)
             places += [(edge, end - edge) for edge in edges if edge + buffer.rows <= end and edge > at]
+        if buffer.whole:
+            last = buffer.rows - 1
+            places = [place for place in places if place[0] // border == (place[0] + last) // border]
         if not places:
             raise Overflow(buffer.memory, buffer, size + buffer.rows)
 

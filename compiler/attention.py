@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ from ..arch import graph as g
 from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES
 from ..arch.isa import Destination, FetchMode, Opcode, ParamMode, VectorOp
+from . import moves
 from .ir import At, Buffer, Item, Memory, Place, Span
 from .matrix import Output
 from .rows import pack_params
@@ -35,50 +37,40 @@ def lower(lowering: _Lowering, tag: int, operator: g.Attention) -> None:
     out = lowering.graph.tensor(operator.output)
     size = out.channels // operator.heads
     unit = a.depth if size <= a.lanes.fixed8 else max(a.depth, a.lanes.fixed8)
-    y = tensors.output(out, slots(out.channels, operator.heads, unit))
+    tokens = out.positions // operator.windows
+    y = tensors.output(out, slots(out.channels, operator.heads, unit), tokens)
     if not _supported(lowering, operator):
         return
-    heads = _Heads(lowering, tag, operator, y, -(-size // unit) * unit // a.depth)
-    heads.project(operator.keys, Destination.KEYS)
-    heads.project(operator.values, Destination.VALUES)
-    tiles = -(-tensors.places[operator.input].positions // a.columns)
-    ahead = min(tensors.heads_ahead, operator.heads, a.row_scales // tiles)
-    for head in range(ahead):
-        heads.scores(head)
-    for head in range(operator.heads):
-        heads.output(head)
-        if head + ahead < operator.heads:
-            heads.scores(head + ahead)
+    queries = moves.arranged(
+        tensors, tag, operator.input, tokens, slots(out.channels, operator.heads, a.depth)
+    )
+    windows = [
+        _Window(lowering, tag, operator, number, queries, y, -(-size // unit) * unit // a.depth)
+        for number in range(operator.windows)
+    ]
+    work = [(window, head) for window in windows for head in range(operator.heads)]
+    ahead = min(tensors.heads_ahead, len(work), a.row_scales // -(-tokens // a.columns))
+    for window, head in work[:ahead]:
+        window.scores(head)
+    for index, (window, head) in enumerate(work):
+        window.output(head)
+        for later, other in work[index + ahead : index + ahead + 1]:
+            later.scores(other)
 
 
 def _supported(lowering: _Lowering, operator: g.Attention) -> bool:
     tensors, a = lowering.tensors, lowering.accelerator
     before = len(tensors.problems)
-    if operator.windows > 1 or operator.bias:
-        tensors.problem(operator.name, "windows and bias of attention are not compiled yet")
-    for role, name in (("keys", operator.keys), ("values", operator.values)):
-        if name not in lowering.projections:
-            tensors.problem(operator.name, f"{role} must come from a Linear layer, not from tensor {name}")
-        else:
-            drain = lowering.projections[name][1].drain
-            if drain.residual or drain.second or drain.table or not drain.lo <= 0 <= drain.hi:
-                tensors.problem(
-                    operator.name,
-                    f"the Linear layer of {role} must have no table, residual or second output and a range around 0",
-                )
-    x, size = tensors.places[operator.input], lowering.graph.tensor(operator.input).channels // operator.heads
-    if x.slots != slots(x.channels, operator.heads, a.depth):
-        tensors.problem(
-            operator.name,
-            f"queries must come from a Linear layer, or heads ({size}) be a multiple of depth ({a.depth})",
-        )
-    tiles = -(-x.positions // a.columns)
+    queries, keys = (lowering.graph.tensor(name) for name in (operator.input, operator.keys))
+    tokens = queries.positions // operator.windows
+    tiles = -(-tokens // a.columns)
     if tiles > a.row_scales:
         tensors.problem(
             operator.name,
-            f"row_scales must be at least {tiles} for {x.positions} tokens, not {a.row_scales}. Raise row_scales",
+            f"row_scales must be at least {tiles} for {tokens} tokens, not {a.row_scales}. Raise row_scales",
         )
-    chunks = max(-(-size // a.depth), -(-lowering.graph.tensor(operator.keys).positions // a.depth))
+    size = queries.channels // operator.heads
+    chunks = max(-(-size // a.depth), -(-(keys.positions // operator.windows) // a.depth))
     if chunks > a.operand_chunks:
         tensors.problem(
             operator.name,
@@ -87,17 +79,28 @@ def _supported(lowering: _Lowering, operator: g.Attention) -> bool:
     return len(tensors.problems) == before
 
 
-class _Heads:
-    """The parts of one attention."""
+class _Window:
+    """The parts of one window of an attention, with keys and values of its own."""
 
-    def __init__(self, lowering: _Lowering, tag: int, operator: g.Attention, y: Place, head_rows: int):
-        self.lowering, self.tag, self.operator, self.y = lowering, tag, operator, y
+    def __init__(
+        self,
+        lowering: _Lowering,
+        tag: int,
+        operator: g.Attention,
+        number: int,
+        queries: Place,
+        y: Place,
+        head_rows: int,
+    ):
+        self.lowering, self.tag, self.operator, self.number = lowering, tag, operator, number
         self.head_rows = head_rows
         """Rows of a tile of the output that one head takes."""
         self.tensors, a = lowering.tensors, lowering.accelerator
-        self.accelerator, self.x = a, lowering.tensors.places[operator.input]
+        self.accelerator = a
+        tokens = queries.positions // operator.windows
+        self.x, self.y = queries.part(a, number, tokens), y.part(a, number, tokens)
         keys = lowering.graph.tensor(operator.keys)
-        self.keys_count, heads = keys.positions, operator.heads
+        self.keys_count, heads = keys.positions // operator.windows, operator.heads
         self.size = keys.channels // heads
         self.key_chunks = -(-self.size // a.depth)
         lane_unit = max(a.depth, a.lanes.fixed8)
@@ -112,7 +115,7 @@ class _Heads:
         }
         self.buffers = {
             kind: Buffer(
-                name=f"{operator.name}/{kind.name.lower()}",
+                name=f"{operator.name}/{kind.name.lower()}{number or ''}",
                 memory=Memory.WEIGHT,
                 rows=blocks[kind] * self.strides[kind],
             )
@@ -121,20 +124,40 @@ class _Heads:
         self.softmax: dict[int, tuple[Place, Buffer]] = {}
 
     def project(self, name: str, kind: Destination) -> None:
-        """The Linear layer that fills the keys or the values."""
-        tag, linear = self.lowering.projections[name]
-        unit = self.accelerator.depth if kind == Destination.KEYS else self.value_channels
-        order = slots(self.lowering.graph.tensor(name).channels, self.operator.heads, unit)
+        """Keys or values of all heads to the weight memory: from the Linear layer that makes them, or copied."""
+        lowering, tensors, a = self.lowering, self.tensors, self.accelerator
+        unit = a.depth if kind == Destination.KEYS else self.value_channels
+        order = slots(lowering.graph.tensor(name).channels, self.operator.heads, unit)
         output = Output(destination=kind, buffer=self.buffers[kind], stride=self.strides[kind])
-        self.lowering.project(tag, linear, order, output)
+        tag, linear = lowering.projections.get(name, (self.tag, None))
+        source = name if linear is None else linear.input
+        x = moves.arranged(tensors, tag, source, self.keys_count, tensors.places[source].slots)
+        x = x.part(a, self.number, self.keys_count)
+        if linear is None:
+            moves.identity(tensors, tag, self.operator.name, x, output, order)
+        else:
+            lowering.project(tag, linear, x, order, output)
+
+    def bias(self, head: int, logits: Place) -> Place:
+        """The constant that is added to the logits of a head."""
+        value = self.lowering.graph.constant(self.operator, "bias")
+        value = value[self.number % len(value), head % value.shape[1]]
+        data = logits.layout.pack(self.accelerator, value)
+        name = f"{self.operator.name}/bias{self.number}.{head}"
+        buffer = self.tensors.data(Memory.SCRATCHPAD, name, self.tag, data)
+        return dataclasses.replace(logits, buffer=buffer)
 
     def scores(self, head: int) -> None:
         """Logits of a head and their softmax."""
+        if head == 0:
+            self.project(self.operator.keys, Destination.KEYS)
+            self.project(self.operator.values, Destination.VALUES)
         tensors, a, operator = self.tensors, self.accelerator, self.operator
         constant = self.lowering.graph.constant
         keys, chunks, stride = self.buffers[Destination.KEYS], self.key_chunks, self.strides[Destination.KEYS]
         blocks, steps = self._blocks(self.keys_count)
-        logits = tensors.place(f"{operator.name}/logits{head}", self.x.positions, self.keys_count, True)
+        name = f"{head}" if operator.windows == 1 else f"{self.number}.{head}"
+        logits = tensors.place(f"{operator.name}/logits{name}", self.x.positions, self.keys_count, True)
         records = (np.full(a.drain, constant(operator, field)[head], np.int64) for field in ("m", "n", "C"))
         param = tensors.data(
             Memory.PARAM,
@@ -177,9 +200,9 @@ class _Heads:
         )
         table = numerics.recip_table().astype("<u2").view(np.uint8).reshape(-1, TABLE_ROW_BYTES)
         recip = tensors.data(Memory.RECIP, "recip", self.tag, table)
-        e = tensors.place(f"{operator.name}/e{head}", self.x.positions, self.keys_count, False)
+        e = tensors.place(f"{operator.name}/e{name}", self.x.positions, self.keys_count, False)
         tiles = -(-self.x.positions // a.columns)
-        scales = Buffer(name=f"{operator.name}/scale{head}", memory=Memory.ROW_SCALE, rows=tiles)
+        scales = Buffer(name=f"{operator.name}/scale{name}", memory=Memory.ROW_SCALE, rows=tiles)
         values = {
             "op": VectorOp.SOFTMAX,
             "positions": self.x.positions,
@@ -198,6 +221,10 @@ class _Heads:
             Span(exp, 0, exp.rows),
             Span(recip, 0, recip.rows),
         )
+        if operator.bias:
+            bias = self.bias(head, logits)
+            values |= {"bias": 1, "residual_row": bias.at(), "residual_stride": bias.stride}
+            reads = (*reads, bias.span(a, 0, -(-self.keys_count * 2 // a.depth)))
         writes = (e.span(a, 0, -(-self.keys_count // a.depth)), Span(scales, 0, tiles))
         self._append(Opcode.VECTOR, values, reads, writes)
         self.softmax[head] = e, scales

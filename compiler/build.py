@@ -11,7 +11,7 @@ from ..arch.isa import Instruction, Opcode, Region
 from ..arch.program import Layer, Program
 from . import check
 from .allocate import Overflow, allocate
-from .ir import PAGE_ROWS, At, CompileError, Item, Memory, Page, Span, capacity
+from .ir import INDEX_ROW_ENTRIES, PAGE_ROWS, At, CompileError, Entry, Item, Memory, Page, Span, capacity
 from .lower import lower
 from .schedule import synchronize
 from .stream import Image, Plan, plan, residents, setup_loads
@@ -28,6 +28,7 @@ _REMEDIES = {
     Memory.PARAM: "Raise param_rows",
     Memory.NORM: "Raise norm_rows",
     Memory.TABLE: "Raise table_pages",
+    Memory.INDEX: "Raise index_rows",
     Memory.ROW_SCALE: "Raise row_scales",
 }
 
@@ -135,8 +136,10 @@ def _program(tensors: Tensors, name: str, items: list[Item], found: Plan) -> Pro
         )
     if problems:
         raise CompileError(graph.name, problems)
+    index = np.zeros(accelerator.index_rows, np.int64)
+    weights = image.bytes()
     for items, words in zip((setup, frame), sections, strict=True):
-        check.section(accelerator, np.stack(words), items)
+        check.section(accelerator, np.stack(words), items, weights, index)
     layers = tuple(
         Layer(
             tag=tag,
@@ -157,7 +160,7 @@ def _program(tensors: Tensors, name: str, items: list[Item], found: Plan) -> Pro
         output=tensors.places[graph.output].layout,
         layers=layers,
         instructions=np.stack([word for words in sections for word in words]).astype(np.uint32),
-        weights=image.bytes(),
+        weights=weights,
     )
 
 
@@ -178,9 +181,11 @@ def _encode(graph: Graph, items: list[Item], problems: list[str]) -> list[np.nda
     return words
 
 
-def _resolve(value: int | At | Page) -> int:
+def _resolve(value: int | At | Page | Entry) -> int:
     if isinstance(value, At):
         return value.buffer.row + value.offset
     if isinstance(value, Page):
         return value.buffer.row // PAGE_ROWS
+    if isinstance(value, Entry):
+        return value.buffer.row * INDEX_ROW_ENTRIES
     return int(value)

@@ -11,7 +11,7 @@ import numpy as np
 from ..arch import isa
 from ..arch.accelerator import TABLE_PAGE_ENTRIES, TABLE_ROW_BYTES, Accelerator
 from ..arch.isa import Destination, Engine, FetchMode, Instruction, LoadTarget, Opcode, ParamMode, VectorOp
-from .ir import Item, Memory, capacity
+from .ir import INDEX_ROW_ENTRIES, Item, Memory, capacity
 
 __all__ = ["PENDING_MAX", "accesses", "section"]
 
@@ -19,13 +19,21 @@ PENDING_MAX = 255
 """Largest count of a semaphore."""
 
 
-def section(accelerator: Accelerator, words: np.ndarray, items: list[Item] | None = None) -> None:
+def section(
+    accelerator: Accelerator,
+    words: np.ndarray,
+    items: list[Item] | None = None,
+    weights: np.ndarray | None = None,
+    index: np.ndarray | None = None,
+) -> None:
     """Check instruction words up to and with END.
 
     Every pair of accesses to the same row, at least one of them a write, must be ordered by semaphores or by one
     engine's own order; each semaphore must end at 0 and never exceed PENDING_MAX. With `items`, an instruction
-    must stay inside the spans of its item.
+    must stay inside the spans of its item. `index` is the content of the index memory, which LOADs from the
+    WEIGHTS region `weights` change.
     """
+    index = np.zeros(accelerator.index_rows, np.int64) if index is None else index
     instructions = [isa.decode(word) for word in words]
     assert instructions[-1].opcode == Opcode.END, "a section must end with END"
     del instructions[-1]
@@ -34,25 +42,31 @@ def section(accelerator: Accelerator, words: np.ndarray, items: list[Item] | Non
     writer = {memory: np.full(size[memory], -1) for memory in Memory}
     reader = {(memory, engine): np.full(size[memory], -1) for memory in Memory for engine in Engine}
     engines = np.array([instruction.engine for instruction in instructions], dtype=np.int64)
-    for index, instruction in enumerate(instructions):
-        touched = accesses(accelerator, instruction)
+    for number, instruction in enumerate(instructions):
+        touched = accesses(accelerator, instruction, index)
         for memory, rows, writes in touched:
             assert rows.min() >= 0 and rows.max() < size[memory], (
-                f"instruction {index}: outside {memory.name}"
+                f"instruction {number}: outside {memory.name}"
             )
             if items is not None:
-                _inside(index, items[index], memory, rows, writes)
+                _inside(number, items[number], memory, rows, writes)
             before = np.unique(writer[memory][rows])
-            _ordered(index, before[before >= 0], engines, known, memory, own=not writes)
+            _ordered(number, before[before >= 0], engines, known, memory, own=not writes)
             if writes:
                 for engine in Engine:
                     before = np.unique(reader[memory, engine][rows])
-                    _ordered(index, before[before >= 0], engines, known, memory, own=False)
+                    _ordered(number, before[before >= 0], engines, known, memory, own=False)
         for memory, rows, writes in touched:
             if writes:
-                writer[memory][rows] = index
+                writer[memory][rows] = number
             else:
-                reader[memory, instruction.engine][rows] = index
+                reader[memory, instruction.engine][rows] = number
+        if (
+            instruction.opcode == Opcode.LOAD
+            and instruction.target == LoadTarget.INDEX
+            and weights is not None
+        ):
+            _load_index(accelerator, instruction, weights, index)
 
 
 def _ordered(
@@ -111,13 +125,23 @@ def _known(instructions: list[Instruction]) -> np.ndarray:
     return known
 
 
-def accesses(accelerator: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bool]]:
-    """Rows that an instruction reads (False) and writes (True) in each memory."""
+def _load_index(a: Accelerator, i: Instruction, weights: np.ndarray, index: np.ndarray) -> None:
+    """The effect of a LOAD on the index memory."""
+    pitch = a.beats(TABLE_ROW_BYTES) * a.bus_bytes
+    raw = weights[i.offset : i.offset + i.rows * pitch].reshape(i.rows, pitch)[:, :TABLE_ROW_BYTES]
+    first = i.row * INDEX_ROW_ENTRIES
+    index[first : first + i.rows * INDEX_ROW_ENTRIES] = np.ascontiguousarray(raw).view("<u2").ravel()
+
+
+def accesses(
+    accelerator: Accelerator, i: Instruction, index: np.ndarray
+) -> list[tuple[Memory, np.ndarray, bool]]:
+    """Rows that an instruction reads (False) and writes (True) in each memory; `index` is the index memory's content."""
     if i.opcode == Opcode.LOAD:
         return [(Memory(LoadTarget(i.target)), np.arange(i.row, i.row + i.rows), True)]
     if i.opcode == Opcode.STORE:
         return [(Memory.SCRATCHPAD, np.arange(i.row, i.row + i.rows), False)]
-    return _matrix(accelerator, i) if i.opcode == Opcode.MATRIX else _vector(accelerator, i)
+    return _matrix(accelerator, i) if i.opcode == Opcode.MATRIX else _vector(accelerator, i, index)
 
 
 def _tiles(first: int, stride: int, tiles: int, rows: int) -> np.ndarray:
@@ -168,7 +192,9 @@ def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
     return found
 
 
-def _vector(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bool]]:
+def _vector(a: Accelerator, i: Instruction, index: np.ndarray) -> list[tuple[Memory, np.ndarray, bool]]:
+    if i.op == VectorOp.GATHER:
+        return _gather(a, i, index)
     tiles = -(-i.positions // a.columns)
     computes = i.op in (VectorOp.ELEMENTWISE, VectorOp.MULTIPLY)
     size = 2 if i.src_wide or not computes else 1
@@ -191,3 +217,19 @@ def _vector(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
         rows = _tiles(i.residual_row, i.residual_stride, count, -(-i.channels * size // a.depth))
         found.append((Memory.SCRATCHPAD, rows, False))
     return found
+
+
+def _gather(a: Accelerator, i: Instruction, index: np.ndarray) -> list[tuple[Memory, np.ndarray, bool]]:
+    entries = np.arange(i.index, i.index + i.positions)
+    assert entries[-1] < len(index), "a GATHER must read inside the index memory"
+    size = i.channels * (2 if i.src_wide else 1)
+    source = i.src + index[entries] // a.columns * i.src_stride
+    rows = np.unique(source[:, None] + np.arange(-(-size // a.depth)))
+    assert len(np.unique(rows // a.scratchpad_rows)) == 1, "a GATHER must read one region"
+    written = -(-size // (2 * a.vector)) * 2 * a.vector
+    target = _tiles(i.dst, i.dst_stride, -(-i.positions // a.columns), -(-written // a.depth))
+    return [
+        (Memory.SCRATCHPAD, rows, False),
+        (Memory.INDEX, np.unique(entries // INDEX_ROW_ENTRIES), False),
+        (Memory.SCRATCHPAD, target, True),
+    ]

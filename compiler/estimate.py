@@ -10,8 +10,10 @@ __all__ = ["cycles", "engine"]
 
 _STARTUP = 24
 """From an instruction's start to its first result."""
-_PASSES = {VectorOp.ELEMENTWISE: 1, VectorOp.LAYERNORM: 2, VectorOp.SOFTMAX: 2}
+_PASSES = {VectorOp.ELEMENTWISE: 1, VectorOp.LAYERNORM: 2, VectorOp.SOFTMAX: 2, VectorOp.MULTIPLY: 2}
 """How often the vector engine walks through the channels."""
+_GATHER = 4
+"""Least cycles for a position that is moved."""
 
 
 def engine(item: Item) -> Engine:
@@ -26,6 +28,9 @@ def cycles(accelerator: Accelerator, item: Item) -> int:
         memory = Memory(get("target")) if item.opcode == Opcode.LOAD else Memory.SCRATCHPAD
         return get("rows") * a.beats(row_bytes(a, memory))
     tiles = -(-get("positions") // a.columns)
+    if item.opcode == Opcode.VECTOR and get("op") == VectorOp.GATHER:
+        size = get("channels") * (2 if get("src_wide") else 1)
+        return _STARTUP + get("positions") * max(_GATHER, -(-size // (2 * a.vector)))
     if item.opcode == Opcode.VECTOR:
         steps = -(-get("channels") // a.vector)
         return _STARTUP + tiles * steps * _PASSES[VectorOp(get("op"))]

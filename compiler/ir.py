@@ -9,12 +9,25 @@ import numpy as np
 
 from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_PAGE_ENTRIES, TABLE_ROW_BYTES, Accelerator
 from ..arch.errors import UserError
-from ..arch.isa import LoadTarget, Opcode
+from ..arch.isa import INDEX_BITS, LoadTarget, Opcode
 from ..arch.layout import Layout
 
-__all__ = ["At", "Buffer", "CompileError", "Item", "Memory", "Page", "Place", "Span", "capacity", "row_bytes"]
+__all__ = [
+    "At",
+    "Buffer",
+    "CompileError",
+    "Entry",
+    "Item",
+    "Memory",
+    "Page",
+    "Place",
+    "Span",
+    "capacity",
+    "row_bytes",
+]
 
 PAGE_ROWS = TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
+INDEX_ROW_ENTRIES = TABLE_ROW_BYTES * 8 // INDEX_BITS
 
 
 class CompileError(UserError):
@@ -36,6 +49,7 @@ class Memory(enum.Enum):
     EXP = LoadTarget.EXP
     RECIP = LoadTarget.RECIP
     RSQRT = LoadTarget.RSQRT
+    INDEX = LoadTarget.INDEX
     ROW_SCALE = None
 
 
@@ -51,6 +65,7 @@ def capacity(accelerator: Accelerator, memory: Memory) -> int:
         Memory.EXP: 32,
         Memory.RECIP: 64,
         Memory.RSQRT: 256,
+        Memory.INDEX: a.index_rows // INDEX_ROW_ENTRIES,
         Memory.ROW_SCALE: a.row_scales,
     }[memory]
 
@@ -76,6 +91,10 @@ class Buffer:
     """Content that a LOAD brings from the WEIGHTS region: (at most `rows`, row bytes) uint8."""
     tag: int = 0
     """Layer that the LOAD belongs to."""
+    whole: bool = False
+    """Must lie in one region of the scratchpad."""
+    spare: bool = False
+    """Ends in a tile that belongs to no position."""
     row: int | None = None
     """First row, chosen by `allocate`."""
 
@@ -96,6 +115,13 @@ class Page:
 
 
 @dataclasses.dataclass(frozen=True)
+class Entry:
+    """The number of the buffer's first entry of the index memory."""
+
+    buffer: Buffer
+
+
+@dataclasses.dataclass(frozen=True)
 class Span:
     """Rows first..first+rows of a buffer."""
 
@@ -110,7 +136,7 @@ class Item:
 
     opcode: Opcode
     tag: int
-    values: dict[str, int | At | Page]
+    values: dict[str, int | At | Page | Entry]
     reads: tuple[Span, ...] = ()
     writes: tuple[Span, ...] = ()
 
@@ -118,7 +144,7 @@ class Item:
         """The item on other buffers of the same content."""
         values = {
             key: dataclasses.replace(value, buffer=found.get(value.buffer, value.buffer))
-            if isinstance(value, At | Page)
+            if isinstance(value, At | Page | Entry)
             else value
             for key, value in self.values.items()
         }
@@ -143,11 +169,33 @@ class Place:
     """Channel of the rows that holds each channel of the tensor; None where they are the same."""
     joined: bool = False
     """An image with one position per image row."""
+    window: int = 0
+    """Positions of a window where each window begins a tile; 0 where positions follow each other."""
 
     @property
     def physical(self) -> int:
         """Channels of the rows, up to the last one in use."""
         return self.channels if self.slots is None else self.slots[-1] + 1
+
+    def reach(self, accelerator: Accelerator) -> int:
+        """Positions of the rows, up to the last one in use."""
+        return int(self.spots(accelerator)[-1]) + 1 if self.window else self.positions
+
+    def spots(self, accelerator: Accelerator) -> np.ndarray:
+        """Position of the rows that holds each position of the tensor."""
+        p = np.arange(self.positions)
+        if not self.window:
+            return p
+        return (
+            p // self.window * (-(-self.window // accelerator.columns) * accelerator.columns)
+            + p % self.window
+        )
+
+    def part(self, accelerator: Accelerator, number: int, size: int) -> Place:
+        """The window `number` of `size` positions."""
+        tiles = -(-size // accelerator.columns)
+        offset = self.offset + number * tiles * self.stride
+        return dataclasses.replace(self, offset=offset, positions=size, window=0)
 
     def at(self, rows: int = 0) -> At:
         """The row `rows` after the tensor's first."""
@@ -155,7 +203,7 @@ class Place:
 
     def span(self, accelerator: Accelerator, first: int, rows: int) -> Span:
         """Rows first..first+rows of every tile (and what lies between them)."""
-        tiles = -(-self.positions // accelerator.columns)
+        tiles = -(-self.reach(accelerator) // accelerator.columns)
         return Span(self.buffer, self.offset + first, (tiles - 1) * self.stride + rows)
 
     @property

@@ -7,9 +7,9 @@ import numpy as np
 from ..arch import graph as g
 from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES
-from ..arch.isa import Destination, FetchMode, Opcode, VectorOp
-from . import attention, windows
-from .ir import At, Item, Memory, Page, Place, Span
+from ..arch.isa import Destination, FetchMode, VectorOp
+from . import attention, moves, vector, windows
+from .ir import At, Memory, Page, Place, Span
 from .matrix import Operand, Output, Params, emit
 from .rows import pack_norms, segments
 from .tensors import Tensors
@@ -26,15 +26,11 @@ def lower(tensors: Tensors) -> None:
     lowering = _Lowering(tensors)
     lowering.input()
     for tag, operator in enumerate(graph.operators):
-        if not hasattr(lowering, operator.op):
-            tensors.problem(operator.name, f"{operator.op} is not compiled yet")
-        elif all(name in tensors.places for name in lowering.needs(operator)):
+        if all(name in tensors.places for name in lowering.needs(operator)):
             getattr(lowering, operator.op)(tag, operator)
-    if not tensors.problems and tensors.places[graph.output].slots is not None:
-        tensors.problem(
-            graph.output,
-            f"the graph's output must have heads of a multiple of depth ({tensors.accelerator.depth})",
-        )
+    if not tensors.problems:
+        tag = max(0, len(graph.operators) - 1)
+        tensors.places[graph.output] = moves.arranged(tensors, tag, graph.output)
 
 
 class _Lowering:
@@ -43,13 +39,34 @@ class _Lowering:
     def __init__(self, tensors: Tensors):
         self.tensors, self.graph, self.accelerator = tensors, tensors.graph, tensors.accelerator
         self.projections: dict[str, tuple[int, g.Linear]] = {}
-        """Linear layers by output: keys and values are computed where their attention is."""
+        """Linear layers by output that write keys and values where their attention is."""
         self.attentions = [op for op in self.graph.operators if isinstance(op, g.Attention)]
         self.moved = {name for op in self.attentions for name in (op.keys, op.values)}
-        self.read = {self.graph.output}
+        self.read = {self.graph.output}.union(*map(self.needs, self.graph.operators))
         """Tensors that must be in the scratchpad."""
-        for operator in self.graph.operators:
-            self.read.update(self.needs(operator))
+        self.wanted = self._wanted()
+        """Windows in which a tensor's readers want it."""
+        tensors.padded |= self._padded()
+
+    def _wanted(self) -> dict[str, int]:
+        wanted: dict[str, int] = {}
+        for operator in reversed(self.graph.operators):
+            if isinstance(operator, g.Attention) and operator.windows > 1:
+                for name in g.reads(operator):
+                    wanted[name] = self.graph.tensor(name).positions // operator.windows
+            elif isinstance(operator, g.Linear | g.LayerNorm | g.Elementwise) and operator.output in wanted:
+                wanted.setdefault(operator.input, wanted[operator.output])
+        return wanted
+
+    def _padded(self) -> set[str]:
+        """Tensors that are gathered together with zero points, and those whose rows they are."""
+        padded: set[str] = set()
+        for operator in reversed(self.graph.operators):
+            gathered = isinstance(operator, g.Gather) and self.graph.constant(operator, "index").min() < 0
+            alias = isinstance(operator, g.Slice | g.Reshape) and operator.output in padded
+            if gathered or alias:
+                padded.add(operator.input)
+        return padded
 
     def needs(self, operator: g.Operator) -> list[str]:
         """Tensors that the operator reads from the scratchpad."""
@@ -78,17 +95,31 @@ class _Lowering:
         place.buffer.data, place.buffer.tag = place.layout.pack(self.accelerator, value), tag
 
     def linear(self, tag: int, operator: g.Linear) -> None:
-        self.projections[operator.output] = (tag, operator)
-        if operator.output in self.read or operator.output not in self.moved:
-            tensor, slots = self.graph.tensor(operator.output), None
-            for op in self.attentions:
-                if op.input == operator.output and (tensor.channels // op.heads) % self.accelerator.depth:
-                    slots = attention.slots(tensor.channels, op.heads, self.accelerator.depth)
-            self.project(tag, operator, slots, self.drained(operator, slots))
+        drain = operator.drain
+        plain = not (drain.residual or drain.second or drain.table) and drain.lo <= 0 <= drain.hi
+        if plain and operator.output in self.moved:
+            self.projections[operator.output] = (tag, operator)
+            if operator.output not in self.read:
+                return
+        tensor, slots = self.graph.tensor(operator.output), None
+        for op in self.attentions:
+            if op.input == operator.output:
+                slots = attention.slots(tensor.channels, op.heads, self.accelerator.depth)
+        place = self.tensors.places[operator.input]
+        window = self.window(operator) or self.wanted.get(operator.output, 0)
+        x = moves.arranged(self.tensors, tag, operator.input, window, place.slots)
+        self.project(tag, operator, x, slots, self.drained(tag, operator, slots, x.window))
 
-    def project(self, tag: int, operator: g.Linear, slots: tuple[int, ...] | None, output: Output) -> None:
-        """A linear layer whose output channel o goes to slots[o]."""
-        x = self.tensors.places[operator.input]
+    def window(self, operator: g.Operator) -> int:
+        """Windows of an output whose positions are those of the input: a residual's, or else the input's."""
+        drain = g.drained(operator)
+        source = operator.input if drain is None or drain.residual is None else drain.residual.tensor
+        return self.tensors.places[source].window
+
+    def project(
+        self, tag: int, operator: g.Linear, x: Place, slots: tuple[int, ...] | None, output: Output
+    ) -> None:
+        """A linear layer of x whose output channel o goes to slots[o]."""
         if x.joined:
             raise AssertionError("only convolutions read a joined image")
         weights = self.graph.constant(operator, "weight")
@@ -96,7 +127,7 @@ class _Lowering:
         spread = np.zeros((len(weights), chunks * a.depth), np.int8)
         spread[:, np.arange(x.channels) if x.slots is None else np.array(x.slots)] = weights
         operand = Operand(
-            place=x, mode=FetchMode.LINEAR, positions=x.positions, chunks=chunks, group_chunks=chunks
+            place=x, mode=FetchMode.LINEAR, positions=x.reach(a), chunks=chunks, group_chunks=chunks
         )
         self.dense(tag, operator, operand, spread.reshape(len(weights), chunks, a.depth), slots, output)
 
@@ -143,36 +174,34 @@ class _Lowering:
             table=constant(operator, "table") if drain.table else None,
         )
 
-    def drained(self, operator: g.Operator, slots: tuple[int, ...] | None = None) -> Output:
+    def drained(
+        self, tag: int, operator: g.Operator, slots: tuple[int, ...] | None = None, window: int = 0
+    ) -> Output:
         """Places of the tensors that a drain writes, and its residual."""
         drain, second, residual = operator.drain, None, None
         if drain.residual is not None:
-            residual = (drain.residual, self.tensors.places[drain.residual.tensor])
-            if residual[1].slots != slots:
-                self.tensors.problem(
-                    operator.name, "a residual must have the channel order of the output, not padded heads"
-                )
-            if not residual[1].wide:
+            addend = moves.arranged(self.tensors, tag, drain.residual.tensor, window, slots)
+            residual = (drain.residual, addend)
+            if not addend.wide:
                 self.tensors.problem(
                     operator.name, "a residual must be s16, not s8. Keep 16 bits in the residual stream"
                 )
-        place = self.tensors.output(self.graph.tensor(operator.output), slots)
+        place = self.tensors.output(self.graph.tensor(operator.output), slots, window)
         if drain.second is not None:
             tensor = self.graph.tensor(drain.second.tensor)
             if tensor.dtype != "s8":
                 self.tensors.problem(
                     operator.name, f"the second output {tensor.name} must be s8, not {tensor.dtype}"
                 )
-            second = (drain.second, self.tensors.output(tensor, slots))
+            second = (drain.second, self.tensors.output(tensor, slots, window))
         return Output(place=place, second=second, residual=residual)
 
     def conv(self, tag: int, operator: g.Conv) -> None:
-        if operator.dilation != (1, 1):
-            self.tensors.problem(operator.name, f"dilation must be (1, 1), not {operator.dilation}")
+        self.image(tag, operator, slots=operator.groups == 1)
         if windows.unfit(self.tensors, operator):
             self.tensors.output(self.graph.tensor(operator.output))
             return
-        output = self.drained(operator)
+        output = self.drained(tag, operator)
         if operator.groups > 1:
             parts = windows.grouped(self.tensors, operator)
             for operand, weights, part, groups in parts:
@@ -192,7 +221,16 @@ class _Lowering:
             operand, weights = windows.convolution(self.tensors, operator)
             self.dense(tag, operator, operand, weights, None, output)
 
+    def image(self, tag: int, operator: windows.Window, slots: bool = False) -> None:
+        """Positions of the input one after the other, and its channels too unless `slots`."""
+        places, name = self.tensors.places, operator.input
+        if not places[name].joined:
+            places[name] = moves.arranged(
+                self.tensors, tag, name, slots=places[name].slots if slots else None
+            )
+
     def maxpool(self, tag: int, operator: g.MaxPool) -> None:
+        self.image(tag, operator)
         out = self.tensors.output(self.graph.tensor(operator.output))
         identity = Params(
             m=np.array([2]), n=np.array([1]), constant=np.array([0]), tensor=True, lo=-128, hi=127
@@ -200,7 +238,8 @@ class _Lowering:
         self.pool(tag, operator, identity, Output(place=out))
 
     def avgpool(self, tag: int, operator: g.AvgPool) -> None:
-        self.pool(tag, operator, self.params(operator), self.drained(operator))
+        self.image(tag, operator)
+        self.pool(tag, operator, self.params(operator), self.drained(tag, operator))
 
     def pool(self, tag: int, operator: g.MaxPool | g.AvgPool, params: Params, output: Output) -> None:
         """A depthwise window of ones."""
@@ -225,7 +264,8 @@ class _Lowering:
 
     def layernorm(self, tag: int, operator: g.LayerNorm) -> None:
         tensors, a = self.tensors, self.accelerator
-        x, y = tensors.places[operator.input], tensors.output(self.graph.tensor(operator.output))
+        x = moves.arranged(tensors, tag, operator.input, self.window(operator))
+        y = tensors.output(self.graph.tensor(operator.output), window=x.window)
         records = pack_norms(a, self.graph.constant(operator, "g"), self.graph.constant(operator, "b"))
         norm = tensors.data(Memory.NORM, f"{operator.name}/norm", tag, records)
         table = numerics.rsqrt_table().astype("<u2").view(np.uint8).reshape(-1, TABLE_ROW_BYTES)
@@ -233,56 +273,52 @@ class _Lowering:
         values = {"op": VectorOp.LAYERNORM, "n": operator.n, "constant": operator.eps, "param": At(norm)}
         values |= {"lo": operator.lo, "hi": operator.hi}
         reads = (Span(norm, 0, norm.rows), Span(rsqrt, 0, rsqrt.rows))
-        self.vector(tag, x, y, values, reads)
+        vector.append(tensors, tag, x, y, values, reads)
 
     def elementwise(self, tag: int, operator: g.Elementwise) -> None:
-        x, drain = self.tensors.places[operator.input], operator.drain
-        output, params, reads = self.drained(operator, x.slots), self.params(operator), ()
-        values = {"op": VectorOp.ELEMENTWISE, "m": int(params.m[0]), "n": int(params.n[0])}
+        self.unary(tag, operator, {"op": VectorOp.ELEMENTWISE}, ())
+
+    def multiply(self, tag: int, operator: g.Multiply) -> None:
+        x, single = self.tensors.places[operator.input], self.graph.tensor(operator.other).positions == 1
+        b = moves.arranged(self.tensors, tag, operator.other, 0 if single else x.window, x.slots)
+        values = {"op": VectorOp.MULTIPLY, "residual_row": b.at(), "residual_stride": b.stride}
+        values |= {"residual_wide": b.wide, "broadcast": single and x.positions > 1}
+        self.unary(tag, operator, values, (b.span(self.accelerator, 0, b.stride),))
+
+    def unary(
+        self, tag: int, operator: g.Elementwise | g.Multiply, values: dict, reads: tuple[Span, ...]
+    ) -> None:
+        """One code after the other, drained per tensor."""
+        drain, params = operator.drain, self.params(operator)
+        slots = self.tensors.places[operator.input].slots
+        x = moves.arranged(self.tensors, tag, operator.input, self.window(operator), slots)
+        output = self.drained(tag, operator, slots, x.window)
+        values |= {"m": int(params.m[0]), "n": int(params.n[0])}
         values |= {"constant": int(params.constant[0]), "lo": drain.lo, "hi": drain.hi}
         if params.table is not None:
             page = self.tensors.table(operator.name, tag, params.table)
             values |= {"table": 1, "table_wide": len(params.table) > 256, "table_page": Page(page)}
-            reads = (Span(page, 0, page.rows),)
+            reads = (*reads, Span(page, 0, page.rows))
         if output.residual is not None:
             residual, r = output.residual
             values |= {"residual": 1, "residual_row": r.at(), "residual_stride": r.stride}
             values |= {"residual_m": residual.m, "residual_n": residual.n}
-            reads = (r.span(self.accelerator, 0, r.stride),)
-        self.vector(tag, x, output.place, values, reads)
+            reads = (*reads, r.span(self.accelerator, 0, r.stride))
+        vector.append(self.tensors, tag, x, output.place, values, reads)
         if output.second is not None:
             second, place = output.second
             values = {"op": VectorOp.ELEMENTWISE, "m": second.m, "n": second.n, "constant": second.constant}
             values |= {"lo": second.lo, "hi": second.hi}
-            self.vector(tag, output.place, place, values, ())
+            vector.append(self.tensors, tag, output.place, place, values)
 
-    def vector(self, tag: int, x: Place, y: Place, values: dict, reads: tuple[Span, ...]) -> None:
-        """Append a VECTOR item from tensor x to tensor y."""
-        a = self.accelerator
-        values = values | {"positions": x.positions, "channels": x.physical}
-        values |= {"src": x.at(), "src_stride": x.stride, "src_wide": x.wide}
-        values |= {"dst": y.at(), "dst_stride": y.stride, "dst_wide": y.wide}
-        used = -(-(-(-x.physical // a.vector) * a.vector * (2 if y.wide else 1)) // a.depth)
-        source = x.span(a, 0, -(-x.physical * (2 if x.wide else 1) // a.depth))
-        self.tensors.items.append(
-            Item(
-                opcode=Opcode.VECTOR,
-                tag=tag,
-                values=values,
-                reads=(source, *reads),
-                writes=(y.span(a, 0, used),),
-            )
-        )
+    def gather(self, tag: int, operator: g.Gather) -> None:
+        moves.gather(self, tag, operator)
+
+    def concat(self, tag: int, operator: g.Concat) -> None:
+        moves.concat(self, tag, operator)
 
     def slice(self, tag: int, operator: g.Slice) -> None:
-        x, columns = self.tensors.places[operator.input], self.accelerator.columns
-        if operator.start % columns:
-            self.tensors.problem(
-                operator.name,
-                f"a slice must start at a multiple of columns ({columns}), not {operator.start}. Choose an "
-                f"accelerator with other columns, or move the token to the front",
-            )
-        self.alias(operator, x, operator.start // columns * x.stride, operator.count)
+        moves.slice_(self, tag, operator)
 
     def reshape(self, tag: int, operator: g.Reshape) -> None:
         x = self.tensors.places[operator.input]
@@ -293,19 +329,7 @@ class _Lowering:
                 f"a reshape must keep the {x.channels} channels, not make them {tensor.channels}. Flatten with a "
                 f"convolution of the image's size",
             )
-        self.alias(operator, x, 0, tensor.positions)
-
-    def alias(self, operator: g.Operator, x: Place, rows: int, positions: int) -> None:
-        """The same rows under another name."""
-        self.tensors.places[operator.output] = Place(
-            buffer=x.buffer,
-            offset=x.offset + rows,
-            stride=x.stride,
-            positions=positions,
-            channels=x.channels,
-            wide=x.wide,
-            slots=x.slots,
-        )
+        self.tensors.places[tensor.name] = x
 
 
 def _attended(operator: g.Operator) -> tuple[str, ...]:

@@ -82,6 +82,9 @@ def emit(
     a = tensors.accelerator
     k, per_unit = operand.chunks, output.unit(a)
     for part in parts:
+        assert not (part.permute and params.tensor), (
+            "the lane groups of a permutation are in its own parameters"
+        )
         size = part.steps * a.drain
         step = part.blocks // groups if groups > 1 else 1
         unit = step * max(1, per_unit // np.gcd(per_unit, step * size))

@@ -29,6 +29,10 @@ class Tensors:
         self.limits = {memory: capacity(accelerator, memory) for memory in Memory} | (limits or {})
         self.items: list[Item] = []
         self.places: dict[str, Place] = {}
+        self.copies: dict[tuple, Place] = {}
+        """Tensors in other places, by what is different."""
+        self.padded: set[str] = set()
+        """Tensors that need a spare tile."""
         self.problems: list[str] = []
         self.short: set[Memory] = set()
         """Memories whose limit is the reason of a problem."""
@@ -44,17 +48,32 @@ class Tensors:
         unit = a.depth if channels <= a.lanes.fixed8 else max(a.depth, a.lanes.fixed8)
         return -(-channels // unit) * unit * (2 if wide else 1) // a.depth
 
-    def place(self, name: str, positions: int, channels: int, wide: bool, **more) -> Place:
+    def place(
+        self,
+        name: str,
+        positions: int,
+        channels: int,
+        wide: bool,
+        slots: tuple[int, ...] | None = None,
+        window: int = 0,
+        joined: bool = False,
+        spare: bool = False,
+    ) -> Place:
         """A new tensor in the scratchpad; `channels` are those of the tensor."""
-        slots = more.get("slots")
+        a = self.accelerator
         stride = self.rows_of(channels if slots is None else slots[-1] + 1, wide)
-        tiles = -(-positions // self.accelerator.columns)
-        buffer = Buffer(name=name, memory=Memory.SCRATCHPAD, rows=tiles * stride)
-        return Place(buffer=buffer, stride=stride, positions=positions, channels=channels, wide=wide, **more)
+        buffer = Buffer(name=name, memory=Memory.SCRATCHPAD, rows=0, spare=spare)
+        place = Place(
+            buffer=buffer, stride=stride, positions=positions, channels=channels, wide=wide, slots=slots,
+            joined=joined, window=window if window % a.columns and window < positions else 0,
+        )  # fmt: skip
+        buffer.rows = (-(-place.reach(a) // a.columns) + spare) * stride
+        return place
 
-    def output(self, tensor: Tensor, slots: tuple[int, ...] | None = None) -> Place:
+    def output(self, tensor: Tensor, slots: tuple[int, ...] | None = None, window: int = 0) -> Place:
         """A place for a tensor of the graph, which is remembered."""
-        place = self.place(tensor.name, tensor.positions, tensor.channels, tensor.dtype == "s16", slots=slots)
+        shape = tensor.positions, tensor.channels, tensor.dtype == "s16"
+        place = self.place(tensor.name, *shape, slots, window, spare=tensor.name in self.padded)
         self.places[tensor.name] = place
         return place
 

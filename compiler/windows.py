@@ -13,7 +13,7 @@ from .matrix import Operand
 from .rows import Segment, plain
 from .tensors import Tensors
 
-__all__ = ["convolution", "grouped", "joins", "pooling", "unfit"]
+__all__ = ["Window", "convolution", "grouped", "joins", "pooling", "unfit"]
 
 Window = g.Conv | g.MaxPool | g.AvgPool
 
@@ -27,7 +27,7 @@ def joins(tensors: Tensors, operator: g.Operator) -> bool:
         return False
     if g.drained(operator).residual is not None and operator.drain.residual.tensor == operator.input:
         return False
-    _, _, kw, channels = tensors.graph.constant(operator, "weight").shape
+    _, _, kw, channels = _weights(tensors, operator).shape
     return -(-kw * channels // depth) < kw * -(-channels // depth)
 
 
@@ -35,13 +35,18 @@ def unfit(tensors: Tensors, operator: Window) -> bool:
     """Note what keeps a window from being read from where its input is."""
     x, tensor = tensors.places[operator.input], tensors.graph.tensor(operator.input)
     before = len(tensors.problems)
-    if x.slots is not None:
-        tensors.problem(operator.name, "a window must not read padded heads; put a Linear layer between")
     if tensor.dtype != "s8":
         tensors.problem(
             operator.name, f"a window must read an s8 tensor, not {tensor.dtype}. Requantize it first"
         )
-    if not isinstance(operator, g.Conv) and len(tensor.shape) == 3 and _image(tensors, operator)[2][1] > 15:
+    kernel = _image(tensors, operator)[2]
+    dilated = isinstance(operator, g.Conv) and operator.dilation != (1, 1)
+    if dilated and (kernel[0] > 255 or (kernel[1] > 15 and not x.joined)):
+        tensors.problem(
+            operator.name,
+            f"a dilated window must span at most 255 rows and 15 columns, not {kernel}. Use a smaller dilation",
+        )
+    if not isinstance(operator, g.Conv) and len(tensor.shape) == 3 and kernel[1] > 15:
         tensors.problem(
             operator.name,
             f"a pooling window must be at most 15 columns wide, or 255 pixels if global, not {operator.kernel}. "
@@ -53,7 +58,11 @@ def unfit(tensors: Tensors, operator: Window) -> bool:
 def convolution(tensors: Tensors, operator: g.Conv) -> tuple[Operand, np.ndarray]:
     """Operand and weights (rows, chunks, depth) of a convolution without groups."""
     x, depth = tensors.places[operator.input], tensors.accelerator.depth
-    weights = tensors.graph.constant(operator, "weight")
+    weights = _weights(tensors, operator)
+    if x.slots is not None:
+        spread = np.zeros((*weights.shape[:3], x.physical), np.int8)
+        spread[..., np.array(x.slots)] = weights
+        weights = spread
     count, kh, kw, channels = weights.shape
     simple = (kh, kw, *operator.stride, *operator.padding, operator.prefix) == (1, 1, 1, 1, 0, 0, 0, 0, 0)
     if x.joined:
@@ -78,7 +87,7 @@ def grouped(tensors: Tensors, operator: g.Conv) -> list[tuple[Operand, np.ndarra
     So many groups are joined, block-diagonally, that they read whole chunks and write whole rows.
     """
     a = tensors.accelerator
-    weights, channels = tensors.graph.constant(operator, "weight"), tensors.places[operator.input].channels
+    weights, channels = _weights(tensors, operator), tensors.places[operator.input].channels
     count, inputs, outputs = operator.groups, channels // operator.groups, len(weights) // operator.groups
     unit = a.depth if outputs == 1 else max(a.depth, a.lanes.fixed8)
     joined = math.lcm(a.depth // math.gcd(a.depth, inputs), unit // math.gcd(unit, outputs))
@@ -126,12 +135,22 @@ def _in_order(weights: np.ndarray, chunks: int) -> np.ndarray:
     return spread.transpose(0, 1, 3, 2, 4).reshape(count, kh * chunks * kw, -1)
 
 
+def _weights(tensors: Tensors, operator: g.Conv) -> np.ndarray:
+    """The weights of a convolution, with zeros between the taps of a dilated one."""
+    weights = tensors.graph.constant(operator, "weight")
+    if operator.dilation == (1, 1):
+        return weights
+    (count, kh, kw, channels), (dy, dx) = weights.shape, operator.dilation
+    spread = np.zeros((count, (kh - 1) * dy + 1, (kw - 1) * dx + 1, channels), np.int8)
+    spread[:, ::dy, ::dx] = weights
+    return spread
+
+
 def _image(tensors: Tensors, operator: Window) -> tuple[int, int, tuple[int, int]]:
     """Height, width and kernel: a window over everything, and tokens, are one column of pixels."""
     shape = tensors.graph.tensor(operator.input).shape
     if isinstance(operator, g.Conv):
-        _, kh, kw, _ = tensors.graph.constant(operator, "weight").shape
-        return shape[0], shape[1], (kh, kw)
+        return shape[0], shape[1], _weights(tensors, operator).shape[1:3]
     if len(shape) == 2:
         return shape[0], 1, operator.kernel
     height, width, _ = shape

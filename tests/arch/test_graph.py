@@ -213,7 +213,9 @@ def test_all_problems_are_listed():
 
 
 def moves(operator, *shapes, constants=None, zero_points=(0, 0, 0)):
-    """A graph of x (4, 2, 6), the 8 tokens `t` and `operator`, which reads them and writes y of shape shapes[0]."""
+    """A graph of x (4, 2, 6), the 8 tokens `t`, `w` with their 16 bits, and `operator`, which writes y of shape
+    shapes[0]."""
+    wide = Elementwise(name="w", input="t", output="w", drain=Drain(lo=-9, hi=9))
     z = dict(zip("xty", zero_points, strict=True))
     fields = {"dtype": "s8", "scale": 0.1, "bits": 8}
     return Graph(
@@ -224,10 +226,11 @@ def moves(operator, *shapes, constants=None, zero_points=(0, 0, 0)):
         tensors=(
             Tensor(name="x", shape=(4, 2, 6), zero_point=z["x"], **fields),
             Tensor(name="t", shape=(8, 6), zero_point=z["t"], **fields),
+            Tensor(name="w", shape=(8, 6), dtype="s16", scale=0.1, bits=16),
             Tensor(name="y", shape=shapes[0], zero_point=z["y"], **fields),
         ),
-        operators=(Gather(name="t", input="x", output="t"), operator),
-        constants={"t/index": np.arange(8, dtype=np.int32)} | (constants or {}),
+        operators=(Gather(name="t", input="x", output="t"), wide, operator),
+        constants={"t/index": np.arange(8, dtype=np.int32)} | drained("w", 1) | (constants or {}),
     )
 
 
@@ -308,6 +311,11 @@ MOVES = {
         (Multiply(name="m", input="t", other="t", output="y", drain=Drain(lo=0, hi=1)), (8, 6)),
         {"constants": drained("m", 1), "zero_points": (2, 2, 0)},
         "operator m: factor t must have no zero point, not 2",
+    ),
+    "two wide factors": (
+        (Multiply(name="m", input="w", other="w", output="y", drain=Drain(lo=0, hi=1)), (8, 6)),
+        {"constants": drained("m", 1)},
+        "operator m: one of the factors w and w must be s8",
     ),
     "product with residual": (
         (

@@ -226,13 +226,13 @@ def test_too_small(small, message):
 def test_every_reason_is_listed():
     b = Builder(0, (40, 40, 8))
     x = b.maxpool(b.input, (20, 20), (1, 1))
-    y = b.slice(b.flatten(b.elementwise(b.input)), 3, 5)
-    z = b.attention(y, y, y, 2)
+    y = b.conv(b.elementwise(b.input, "s16"), 4, (3, 3))
+    tokens = b.flatten(b.elementwise(b.input))
+    z = b.attention(tokens, tokens, tokens, 2)
     found = problems(b.graph(b.linear(z, 3)), DEMO)
-    assert [line.split(":")[0] for line in found] == [f"layer {x}", f"layer {y}", *[f"layer {z}"] * 3]
-    assert "at most 15 columns wide" in found[0] and "multiple of columns (4), not 3" in found[1]
-    assert "keys must come from a Linear layer" in found[2] and "values must" in found[3]
-    assert "heads (4) be a multiple of depth (8)" in found[4]
+    assert [line.split(":")[0] for line in found] == [f"layer {name}" for name in (x, y, z)]
+    assert "at most 15 columns wide" in found[0] and "must read an s8 tensor, not s16" in found[1]
+    assert "row_scales must be at least 400 for 1600 tokens, not 64" in found[2]
 
 
 def test_fields_out_of_range_name_the_layer():

@@ -251,7 +251,7 @@ def test_multiply(broadcast):
         Elementwise(name="wide", input="x", output="wide", drain=Drain(lo=-32768, hi=32767)),
         Multiply(name="a", input="x", other="gate", output="y", drain=Drain(lo=-128, hi=127, table=True)),
         Multiply(
-            name="b", input="wide", other="gate" if broadcast else "wide", output="z",
+            name="b", input="wide", other="gate" if broadcast else "y", output="z",
             drain=Drain(lo=-32768, hi=30000),
         ),
     ]  # fmt: skip
@@ -269,7 +269,7 @@ def test_multiply(broadcast):
         index = clip(drained(graph, operators[2], int(got["x"][i, y, x, c]) * gate, 0), -128, 127)
         assert got["y"][i, y, x, c] == constants["a/table"][index + 128]
         wide = int(got["wide"][i, y, x, c])
-        acc = wide * (gate if broadcast else wide)
+        acc = wide * (gate if broadcast else int(got["y"][i, y, x, c]))
         assert got["z"][i, y, x, c] == clip(drained(graph, operators[3], acc, 0), -32768, 30000)
 
 
