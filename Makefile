@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 export TERRAZZO_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data),)
 
-.PHONY: setup demo test test-full lint bench mutate clean
+.PHONY: setup demo test test-full lint results bench mutate clean
 
 setup: $(VENV)/.ready
 
@@ -29,6 +29,9 @@ test-full: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+results: setup
+	$(BIN)/python -m terrazzo.results --out build/results.json --docs docs/results.md
 
 bench: setup
 	$(BIN)/python -m terrazzo.bench --out build/bench.json

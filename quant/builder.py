@@ -7,6 +7,7 @@ import torch
 
 from ..arch import numerics
 from ..arch.graph import Constant, Drain, Elementwise, Operator, Residual, Second, Tensor
+from .bits import activation_classes
 from .calibrate import Histogram, Range, Statistics
 from .floatgraph import ACTIVATIONS, FloatGraph
 from .report import Layer
@@ -42,12 +43,13 @@ def scaled(
 class Builder:
     """Turns units into operators, tensors and constants, in order."""
 
-    def __init__(self, graph: FloatGraph, statistics: Statistics, mixture, drain: int, bits: int):
+    def __init__(self, graph: FloatGraph, statistics: Statistics, mixture, drain: int, bits: dict[str, int]):
         self.graph, self.statistics = graph, statistics
         self.mixture, self.drained_at_once, self.bits = mixture, drain, bits
         self.units = fold(graph)
         self.root = roots(self.units)
         self.partners = partners(self.units)
+        self.classes = activation_classes(self.units, self.root)
         self.wants, self.symmetric = wanted(self.units, graph.nodes[-1].name)
         self.shapes = {"input": graph.input_shape} | {node.name: node.shape for node in graph.nodes}
         self.ranges: dict[tuple[str, str], Range] = {}
@@ -64,7 +66,8 @@ class Builder:
         if (source, dtype) not in self.ranges:
             together = self.partners.get(source, (source,))
             histogram = Histogram.merged([self.statistics.histograms[name] for name in together])
-            bits = 8 if "input" in together else self.bits
+            classes = {self.classes.get(name, "other") for name in together}
+            bits = 8 if "input" in together else max(self.bits[name] for name in classes)
             if dtype == "s16":
                 found = histogram.wide()
             elif self.symmetric.isdisjoint(together):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..arch.graph import Preprocessing
+from .data import Images
 from .floatgraph import FloatGraph, Node, evaluate
 
-__all__ = ["Histogram", "Moments", "Range", "Statistics", "collect", "preprocess"]
+__all__ = ["Histogram", "Moments", "Range", "Statistics", "Stream", "collect", "preprocess"]
 
 _BINS = 8192
+_POSITIONS = 1024
+"""Pixels of one image that a convolution's moments are taken from, at most."""
+_VALUES = 1 << 20
+"""Input values of a batch, about."""
 _SHRINK = np.concatenate([[1.0], np.geomspace(0.98, 0.15, 48)])
 
 
@@ -35,16 +42,17 @@ class Histogram:
         self.limit = 2.0**-10
         self.minimum, self.maximum = 0.0, 0.0
 
-    def add(self, values: np.ndarray) -> None:
+    def add(self, values: np.ndarray | torch.Tensor) -> None:
         """Count `values` (any shape)."""
-        self.minimum = min(self.minimum, float(values.min()))
-        self.maximum = max(self.maximum, float(values.max()))
+        values = torch.as_tensor(values, dtype=torch.float32)
+        low, high = (float(v) for v in torch.aminmax(values))
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         while max(-self.minimum, self.maximum) > self.limit:
             merged = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.zeros(_BINS)
             self.counts[_BINS // 4 : -(_BINS // 4)] = merged
             self.limit *= 2
-        self.counts += np.histogram(values, _BINS, (-self.limit, self.limit))[0]
+        self.counts += torch.histc(values, _BINS, -self.limit, self.limit).numpy()
 
     @classmethod
     def merged(cls, parts: list[Histogram]) -> Histogram:
@@ -139,29 +147,43 @@ def preprocess(images: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor
     return torch.from_numpy(real.astype(np.float32))
 
 
-def collect(graph: FloatGraph, images: torch.Tensor, *, batch: int = 32) -> Statistics:
-    """Run preprocessed `images` (N, H, W, C) through `graph` and gather statistics batch by batch."""
+class Stream:
+    """Preprocessed images batch by batch, as often as wanted; only one batch is in memory."""
+
+    def __init__(self, images: Images, preprocessing: Preprocessing):
+        self.images, self.preprocessing = images, preprocessing
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        size = min(max(_VALUES // self.images[0].size, 1), 64)
+        for batch in self.images.batches(size):
+            yield preprocess(batch, self.preprocessing)
+
+
+def collect(graph: FloatGraph, batches: Iterable[torch.Tensor]) -> Statistics:
+    """Run `batches` of preprocessed images (N, H, W, C) through `graph` and gather statistics."""
     histograms = {name: Histogram() for name in ("input", *(node.name for node in graph.nodes))}
     weighted = [node for node in graph.nodes if node.kind in ("linear", "conv")]
     sums: dict[str, list] = {node.name: [0.0, 0.0, 0] for node in weighted}
     fisher = {node.name: np.zeros(node.shape[-1]) for node in weighted}
-    for chunk in images.split(batch):
+    count = 0
+    for chunk in batches:
+        count += len(chunk)
         values = _forward(graph, chunk, {node.name for node in weighted})
         logits = values[graph.nodes[-1].name].reshape(len(chunk), -1)
         F.cross_entropy(logits, logits.argmax(dim=1), reduction="sum").backward()
         for name, histogram in histograms.items():
-            histogram.add(values[name].detach().numpy())
+            histogram.add(values[name].detach())
         for node in weighted:
             gradient = values[node.name].grad
             if gradient is not None:
-                fisher[node.name] += gradient.double().pow(2).flatten(0, -2).sum(0).numpy() / len(images)
-            x = _patches(node, values[node.inputs[0]].detach()).double()
+                fisher[node.name] += gradient.flatten(0, -2).pow(2).sum(0).double().numpy()
+            x = _patches(node, values[node.inputs[0]].detach())
             total = sums[node.name]
-            total[0] = total[0] + (x.transpose(-1, -2) @ x).numpy()
-            total[1] = total[1] + x.sum(dim=1).numpy()
+            total[0] = total[0] + (x.transpose(-1, -2) @ x).double().numpy()
+            total[1] = total[1] + x.sum(dim=1).double().numpy()
             total[2] += x.shape[1]
-    moments = {name: Moments(second / count, first / count) for name, (second, first, count) in sums.items()}
-    return Statistics(histograms, moments, fisher)
+    moments = {name: Moments(second / total, first / total) for name, (second, first, total) in sums.items()}
+    return Statistics(histograms, moments, {name: total / max(count, 1) for name, total in fisher.items()})
 
 
 def _forward(graph: FloatGraph, x: torch.Tensor, watched: set[str]) -> dict[str, torch.Tensor]:
@@ -184,5 +206,11 @@ def _patches(node: Node, x: torch.Tensor) -> torch.Tensor:
     x = F.pad(x, (0, 0, left, right, top, bottom))
     dy, dx = node.attrs.get("dilation", (1, 1))
     windows = x.unfold(1, dy * (kh - 1) + 1, sy).unfold(2, dx * (kw - 1) + 1, sx)[..., ::dy, ::dx]
-    windows = windows.unflatten(3, (node.attrs["groups"], depth)).permute(3, 0, 1, 2, 5, 6, 4)
+    height, width = windows.shape[1:3]
+    step = math.ceil(height * width / _POSITIONS)
+    while step > 1 and math.gcd(step, width) > 1:  # so that all columns take part
+        step += 1
+    chosen = torch.arange(0, height * width, step)
+    windows = windows[:, chosen // width, chosen % width]  # (N, P, C, kh, kw)
+    windows = windows.unflatten(2, (node.attrs["groups"], depth)).permute(2, 0, 1, 4, 5, 3)
     return windows.reshape(node.attrs["groups"], -1, kh * kw * depth)

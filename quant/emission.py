@@ -26,6 +26,7 @@ from ..arch.graph import (
     Tensor,
 )
 from ..arch.schemes import Scheme
+from .bits import exp_levels
 from .builder import CONSTANT_LIMIT, Builder, scaled
 from .calibrate import Range
 from .floatgraph import ACTIVATIONS
@@ -224,7 +225,7 @@ def _attention(builder: Builder, unit: Unit) -> None:
     )
     m2, n2 = numerics.scale_to_mn(v.scale / y.scale, n_max=30)
     fields = {"m2": np.full(heads, m2, np.uint16), "n2": np.full(heads, n2, np.uint8)}
-    builder.store(node.name, logits | fields | {"exp": numerics.exp_table().astype(np.uint8)})
+    builder.store(node.name, logits | fields | {"exp": exp_levels(builder.bits["e"])})
     if "bias" in node.params:
         builder.store(node.name, {"bias": _bias_codes(node.params["bias"].double().numpy())})
     source, keys, values = (builder.read(name, "s8") for name in node.inputs)

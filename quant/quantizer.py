@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..arch import numerics
 from ..arch.graph import Graph, Preprocessing
 from ..arch.schemes import Scheme
+from .bits import bits_by_class
 from .builder import Builder
-from .calibrate import collect, preprocess
+from .calibrate import Stream, collect, preprocess
+from .data import Images, open_images
 from .emission import build
+from .equalize import equalize
 from .floatgraph import FloatGraph
 from .report import Execute, Layer, Report, measure
 from .rows import check_mixture
@@ -17,39 +22,38 @@ from .units import QuantizeError, rewrite
 
 __all__ = ["Layer", "QuantizeError", "Report", "quantize"]
 
+_SHOWN = 32
+"""Images that the report measures layers on."""
+
 
 def quantize(
     float_graph: FloatGraph,
-    calibration_images: np.ndarray,
+    calibration_images: np.ndarray | Images | object,
     preprocessing: Preprocessing,
     *,
     mixture: dict[Scheme, int],
     drain: int = 1,
-    activation_bits: int = 8,
+    activation_bits: int | Mapping[str, int] = 8,
     name: str | None = None,
     labels: tuple[str, ...] = (),
     execute: Execute | None = None,
 ) -> tuple[Graph, Report]:
-    """The integer graph of `float_graph`, calibrated on raw images (N, H, W, C).
+    """The integer graph of `float_graph`, calibrated on raw images.
 
     `mixture` counts the lanes of each scheme in one array and `drain` the channels drained at once: of every block
-    of sum(mixture) output channels the rows split exactly so (see `rows.assign`). With `execute` the report holds
-    the signal to noise ratio of every layer, on at most 128 of the images. Raises QuantizeError, rows.MixtureError.
+    of sum(mixture) output channels the rows split exactly so (see `rows.assign`). `activation_bits` is one number 4..8
+    or one per class of tensor (see `bits.CLASSES`). With `execute` the report holds
+    the signal to noise ratio of every layer, on at most 32 of the images. Images are an array (N, H, W, C), or any
+    other source of `data.open_images`. Raises QuantizeError, rows.MixtureError, data.DataError.
     """
     check_mixture(mixture, drain)
-    if not 4 <= activation_bits <= 8:
-        raise QuantizeError(f"activation_bits must be 4..8, not {activation_bits}")
-    images = np.asarray(calibration_images)
-    if images.ndim != 4 or images.shape[1:] != tuple(float_graph.input_shape) or not len(images):
-        raise QuantizeError(
-            f"calibration images must have shape (N, {', '.join(map(str, float_graph.input_shape))}), N >= 1, "
-            f"not {images.shape}"
-        )
-    if not np.isfinite(images.astype(np.float64)).all():
-        raise QuantizeError("calibration images must be finite, not NaN or infinite; check the images")
+    bits = bits_by_class(activation_bits)
+    images = open_images(calibration_images, tuple(float_graph.input_shape), raw_max=preprocessing.raw_max)
     model = rewrite(float_graph)
-    real = preprocess(images, preprocessing)
-    builder = Builder(model, collect(model, real), mixture, drain, activation_bits)
+    stream = Stream(images, preprocessing)
+    weight_bits = 8 if set(mixture) == {Scheme.FIXED8} else 4
+    model = equalize(model, stream, activation_bits=bits["other"], weight_bits=weight_bits)
+    builder = Builder(model, collect(model, stream), mixture, drain, bits)
     output = build(builder)
     graph = Graph(
         name=name or float_graph.name,
@@ -63,7 +67,7 @@ def quantize(
     )
     report = Report(graph.name, len(images), builder.layers)
     if execute is not None:
-        shown = real[:128]
+        shown = preprocess(images[:_SHOWN], preprocessing)
         found = builder.range("input", "s8")
         codes = numerics.quantize_input(shown.numpy(), found.scale, found.zero_point, found.lo, found.hi)
         measure(report, graph, model, shown, codes, execute)

@@ -21,7 +21,7 @@ def histogram_of(values):
 
 def test_histogram_keeps_every_value_while_it_grows():
     rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(0, scale, 1000) for scale in (1e-4, 0.1, 5, 300)])
+    values = np.concatenate([rng.normal(0, scale, 1000) for scale in (1e-4, 0.1, 5, 300)]).astype(np.float32)
     histogram = histogram_of(values)
     assert histogram.counts.sum() == len(values)
     assert (histogram.minimum, histogram.maximum) == (values.min(), values.max())
@@ -66,7 +66,7 @@ def test_moments_are_those_of_the_weight_products(gallery_cnn):
     """E[(w x)^2] from the moments is that of the convolution itself, padding, stride and groups included."""
     model = gallery_cnn(0)
     x = torch.randn(20, *model.input_shape, generator=torch.Generator().manual_seed(0))
-    statistics = collect(model, x, batch=6)
+    statistics = collect(model, x.split(6))
     values = model.run(x, keep=True)
     for node in model.nodes:
         if node.kind not in ("conv", "linear"):
@@ -83,7 +83,7 @@ def test_moments_are_those_of_the_weight_products(gallery_cnn):
 def test_batches_do_not_matter(gallery_vit):
     model = gallery_vit(0)
     x = torch.randn(10, *model.input_shape, generator=torch.Generator().manual_seed(0))
-    whole, parts = collect(model, x, batch=10), collect(model, x, batch=3)
+    whole, parts = collect(model, [x]), collect(model, x.split(3))
     for name in whole.fisher:
         assert np.allclose(whole.fisher[name], parts.fisher[name], rtol=1e-3)
         assert whole.fisher[name].max() > 0

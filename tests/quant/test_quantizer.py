@@ -9,6 +9,7 @@ import pytest
 from terrazzo.arch.graph import Conv, Elementwise, Linear
 from terrazzo.arch.schemes import Scheme
 from terrazzo.quant.calibrate import preprocess
+from terrazzo.quant.data import DataError
 from terrazzo.quant.quantizer import QuantizeError, quantize
 from terrazzo.quant.rows import MixtureError
 from terrazzo.sim import reference
@@ -121,9 +122,11 @@ def test_errors_name_what_is_wrong(gallery_cnn, plain_preprocessing, raw_images)
         quantize(model, images, preprocessing, mixture={Scheme.POT4: 4})
     with pytest.raises(QuantizeError, match=r"activation_bits must be 4\.\.8, not 9"):
         quantize(model, images, preprocessing, mixture=FIXED8, activation_bits=9)
-    with pytest.raises(QuantizeError, match=r"must have shape \(N, 9, 7, 2\)"):
+    with pytest.raises(DataError, match=r"must be images of shape \(N, 9, 7, 2\), not \(4, 9, 7, 1\)"):
         quantize(model, images[..., :1], preprocessing, mixture=FIXED8)
     broken = images.astype(np.float32)
     broken[0, 0, 0, 0] = np.nan
-    with pytest.raises(QuantizeError, match="must be finite"):
+    with pytest.raises(DataError, match="images: must hold images, but holds none"):
+        quantize(model, images[:0], preprocessing, mixture=FIXED8)
+    with pytest.raises(DataError, match="image 0: must be finite"):
         quantize(model, broken, preprocessing, mixture=FIXED8)

@@ -1,0 +1,62 @@
+"""Bits of activations by class of tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..arch.numerics import exp_table
+from .units import QuantizeError, Unit
+
+__all__ = ["CLASSES", "activation_classes", "bits_by_class", "exp_levels"]
+
+CLASSES = {
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "e": "exponentials of attention",
+    "attended": "outputs of attention",
+    "normalized": "outputs of LayerNorm",
+    "hidden": "outputs of a table: GELU, SiLU ...",
+    "other": "everything else, and what a mapping leaves out",
+}
+"""Classes that can have bits of their own. The input has 8, the residual stream 16."""
+
+
+def bits_by_class(bits: int | Mapping[str, int]) -> dict[str, int]:
+    """Bits of every class. Raises QuantizeError for unknown classes and for bits other than 4..8.
+
+    One number narrows stored tensors; exponentials keep 8 bits unless "e" is named.
+    """
+    named = {"other": bits} if not isinstance(bits, Mapping) else dict(bits)
+    if unknown := sorted(set(named) - set(CLASSES)):
+        raise QuantizeError(
+            f"activation_bits must name classes among {', '.join(CLASSES)}, not {', '.join(unknown)}"
+        )
+    for value in named.values():
+        if not isinstance(value, int) or not 4 <= value <= 8:
+            raise QuantizeError(f"activation_bits must be 4..8, not {value}")
+    other = named.get("other", 8)
+    return {name: named.get(name, 8 if name == "e" else other) for name in CLASSES}
+
+
+def activation_classes(units: list[Unit], root: Mapping[str, str]) -> dict[str, str]:
+    """The class of every value that has one other than "other", by the root of its codes."""
+    found: dict[str, str] = {}
+    for unit in units:
+        if unit.anchor.kind == "layernorm":
+            found[root[unit.out]] = "normalized"
+        elif unit.table:
+            found[root[unit.out]] = "hidden"
+    for unit in units:
+        if unit.anchor.kind == "attention":
+            found |= {root[name]: part for name, part in zip(unit.anchor.inputs, "qkv", strict=False)}
+            found[root[unit.out]] = "attended"
+    return found
+
+
+def exp_levels(bits: int) -> np.ndarray:
+    """The table of exponentials, uint8 (256,), restricted to 2**bits levels between 0 and 255."""
+    top = (1 << bits) - 1
+    return np.rint(np.rint(exp_table() * (top / 255)) * (255 / top)).astype(np.uint8)

@@ -1,0 +1,50 @@
+"""Bits of activations by class of tensor."""
+
+import numpy as np
+import pytest
+
+from terrazzo.arch.graph import Attention, LayerNorm, Linear
+from terrazzo.arch.numerics import exp_table
+from terrazzo.arch.schemes import Scheme
+from terrazzo.quant.bits import bits_by_class, exp_levels
+from terrazzo.quant.quantizer import QuantizeError, quantize
+from terrazzo.sim import reference
+
+
+def test_every_class_has_its_bits(gallery_vit, plain_preprocessing, raw_images):
+    model = gallery_vit(0)
+    wanted = {"q": 7, "k": 6, "v": 5, "e": 4, "attended": 6, "normalized": 5, "hidden": 7, "other": 4}
+    images = raw_images(8, model.input_shape)
+    graph, _ = quantize(
+        model, images, plain_preprocessing(3), mixture={Scheme.FIXED8: 8}, activation_bits=wanted
+    )
+    attention = next(o for o in graph.operators if isinstance(o, Attention))
+    for name, part in ((attention.input, "q"), (attention.keys, "k"), (attention.values, "v")):
+        assert graph.tensor(name).bits == wanted[part]
+    assert graph.tensor(attention.output).bits == wanted["attended"]
+    assert len(np.unique(graph.constant(attention, "exp"))) <= 16
+    for operator in graph.operators:
+        if isinstance(operator, LayerNorm):
+            assert graph.tensor(operator.output).bits == wanted["normalized"]
+        if isinstance(operator, Linear) and operator.drain.table:
+            assert graph.tensor(operator.output).bits == wanted["hidden"]
+    assert graph.tensor(graph.input).bits == 8
+    values = reference.run(graph, reference.quantize_batch(graph, images), keep=True)
+    for tensor in graph.tensors:
+        assert np.abs(values[tensor.name].astype(int)).max() <= 1 << (tensor.bits - 1)
+
+
+def test_levels_of_the_exponential():
+    assert np.array_equal(exp_levels(8), exp_table())
+    for bits in (4, 5, 7):
+        table = exp_levels(bits)
+        assert len(np.unique(table)) <= 1 << bits and table[0] == 255 and table[255] == 0
+        assert np.abs(table.astype(int) - exp_table()).max() <= 128 / ((1 << bits) - 1) + 1
+
+
+def test_one_number_and_mistakes():
+    assert bits_by_class(5)["q"] == 5 and bits_by_class(5)["e"] == 8 and bits_by_class({"e": 4})["other"] == 8
+    with pytest.raises(QuantizeError, match=r"must name classes among q, k, v, .*, not queries"):
+        bits_by_class({"queries": 4})
+    with pytest.raises(QuantizeError, match=r"^activation_bits must be 4\.\.8, not 3$"):
+        bits_by_class({"q": 3})
