@@ -16,7 +16,7 @@ def compiled(*uses: ModuleType) -> Callable[[Callable], Callable]:
     """A decorator: `numba.njit` without the interpreter's lock, cached.
 
     numba's cache sees changes of the function's own file alone; `uses` are the modules whose compiled functions or
-    constants it takes, and a digest of their sources becomes part of the name that it is cached under.
+    constants it takes, directly or through others, and a digest of their sources becomes part of the name that it is cached under.
     """
     digest = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in uses)).hexdigest()[:16]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...arch.numerics import MASKED
 from ..compiled import compiled
-from . import products, rows
+from . import products, rows, tile
 from .products import LANES, depth4, multiply, pack
 from .rows import row_scale, softmax
 
@@ -17,7 +17,7 @@ _BLOCK = 64
 _LOGIT_LIMIT = 1 << 11
 
 
-@compiled(products, rows)
+@compiled(products, rows, tile)
 def attention(
     q, k, v, heads, windows, scales, bias, exp, recip, lo, hi, out, keep, logits, exps, row_m, row_n
 ):

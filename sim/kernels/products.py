@@ -1,7 +1,7 @@
 """Exact products of 8-bit codes: x (rows, K) times packed weights, accumulated modulo 2**32.
 
-Where the processor multiplies four bytes per 32-bit lane (AVX512-VNNI's vpdpbusd, which neither rounds nor
-saturates), a tile of 4 rows by 64 outputs stays in registers; elsewhere plain loops compute the same sums. Signed codes
+Three forms, by what the processor has: AVX512-VNNI multiplies bytes, AVX2 words, both in tiles of sums that stay in
+registers (`kernels.tile`); elsewhere loops compute the same sums. Signed codes
 are taken as code + 128: the products then hold 128 * sum(w) too much, which `excess` states.
 """
 
@@ -10,38 +10,43 @@ from __future__ import annotations
 import llvmlite.binding
 import numba
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from ..compiled import compiled
+from . import tile
+from .tile import ROWS, STEP_BYTES, emit_tile, vpdpbusd, vpmaddwd
 
 __all__ = [
+    "AVX2",
     "LANES",
     "ROWS",
     "VNNI",
     "depth4",
     "excess",
     "multiply",
+    "multiply_avx2",
     "multiply_plain",
     "multiply_vnni",
     "pack",
+    "pack_avx2",
     "product",
 ]
 
 LANES = 16
 """Outputs per packed vector."""
-ROWS = 4
-"""Rows of a tile; arrays of accumulators have a multiple of it."""
 _VECTORS = 4
 _FLIP = np.int64(0x80808080)
 
-VNNI = (
-    numba.config.CPU_NAME is None
-    and numba.config.CPU_FEATURES is None
-    and llvmlite.binding.get_host_cpu_features().get("avx512vnni", False)
-)
-"""Whether this processor has the instruction."""
+
+def _has(feature: str) -> bool:
+    """Whether numba compiles for a processor with this feature."""
+    named = numba.config.CPU_FEATURES
+    if named is not None:
+        return f"+{feature}" in named.split(",")
+    return numba.config.CPU_NAME is None and llvmlite.binding.get_host_cpu_features().get(feature, False)
+
+
+VNNI, AVX2 = _has("avx512vnni"), _has("avx2")
+"""Whether this processor has the instructions."""
 
 
 @numba.njit(inline="always")
@@ -50,95 +55,17 @@ def depth4(depth):
     return (depth + 3) // 4 * 4
 
 
-def _emit_tile(vectors: int):
-    """A tile of ROWS rows and `vectors` * 16 outputs as an LLVM loop over K with its sums in registers."""
-
-    @intrinsic
-    def tile(typing, x, rows, w, w_base, w_step, quads, out, out_base, out_stride, flip):
-        arguments = (x, rows, w, w_base, w_step, quads, out, out_base, out_stride, flip)
-
-        def generate(context, builder, signature, values):
-            x_, rows_, w_, w_base_, w_step_, quads_, out_, out_base_, out_stride_, flip_ = values
-            i8, i32, i64 = (ir.IntType(bits) for bits in (8, 32, 64))
-            vector = ir.VectorType(i32, LANES)
-            zero = ir.Constant(vector, [0] * LANES)
-
-            def start(position: int, value):
-                data = context.make_array(signature.args[position])(context, builder, value).data
-                return builder.bitcast(data, i8.as_pointer())
-
-            def splat(value):
-                undefined = ir.Constant(vector, ir.Undefined)
-                return builder.shuffle_vector(
-                    builder.insert_element(undefined, value, i32(0)), undefined, zero
-                )
-
-            multiply = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(vector, [vector] * 3), "llvm.x86.avx512.vpdpbusd.512"
-            )
-            x_rows = [builder.gep(start(0, x_), [row]) for row in cgutils.unpack_tuple(builder, rows_)]
-            w_rows = [
-                builder.gep(start(2, w_), [builder.add(w_base_, builder.mul(w_step_, i64(v)))])
-                for v in range(vectors)
-            ]
-            out_start, flips = start(6, out_), splat(builder.trunc(flip_, i32))
-            entry, loop, end = (
-                builder.block,
-                builder.append_basic_block("loop"),
-                builder.append_basic_block("end"),
-            )
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            k = builder.phi(i64)
-            sums = [[builder.phi(vector) for _ in range(vectors)] for _ in range(ROWS)]
-            weights = [
-                builder.load(
-                    builder.bitcast(
-                        builder.gep(w_rows[v], [builder.mul(k, i64(4 * LANES))]), vector.as_pointer()
-                    ),
-                    align=1,
-                )
-                for v in range(vectors)
-            ]
-            added = []
-            for r in range(ROWS):
-                quad = builder.gep(x_rows[r], [builder.mul(k, i64(4))])
-                codes = splat(builder.load(builder.bitcast(quad, i32.as_pointer()), align=1))
-                codes = builder.xor(codes, flips)
-                added.append(
-                    [builder.call(multiply, [sums[r][v], codes, weights[v]]) for v in range(vectors)]
-                )
-            following = builder.add(k, i64(1))
-            k.add_incoming(i64(0), entry)
-            k.add_incoming(following, loop)
-            for r in range(ROWS):
-                for v in range(vectors):
-                    sums[r][v].add_incoming(zero, entry)
-                    sums[r][v].add_incoming(added[r][v], loop)
-            builder.cbranch(builder.icmp_signed("<", following, quads_), loop, end)
-            builder.position_at_end(end)
-            for r in range(ROWS):
-                for v in range(vectors):
-                    at = builder.add(out_base_, builder.add(builder.mul(out_stride_, i64(r)), i64(LANES * v)))
-                    target = builder.gep(out_start, [builder.mul(at, i64(4))])
-                    builder.store(added[r][v], builder.bitcast(target, vector.as_pointer()), align=1)
-            return context.get_dummy_value()
-
-        return numba.types.void(*arguments), generate
-
-    return tile
+_wide_tile, _narrow_tile = emit_tile(_VECTORS, LANES, vpdpbusd), emit_tile(1, LANES, vpdpbusd)
+_word_tile = emit_tile(2, LANES // 2, vpmaddwd)
 
 
-_wide_tile, _narrow_tile = _emit_tile(_VECTORS), _emit_tile(1)
-
-
-@compiled()
+@compiled(tile)
 def multiply_vnni(x, count, w, signed, out):
     """`multiply` by vpdpbusd."""
     vectors, quads = w.shape[0], w.shape[1]
     stride, width, last = x.shape[1], out.shape[1], count - 1
     xs, ws, sums = x.reshape(-1), w.reshape(-1), out.reshape(-1)
-    flip, step = _FLIP if signed else np.int64(0), quads * 4 * LANES
+    flip, step = _FLIP if signed else np.int64(0), quads * STEP_BYTES
     wide = vectors // _VECTORS * _VECTORS
     for v in range(0, wide, _VECTORS):
         for i in range(0, count, ROWS):
@@ -158,6 +85,22 @@ def multiply_vnni(x, count, w, signed, out):
                 min(i + 3, last) * stride,
             )
             _narrow_tile(xs, rows, ws, v * step, step, quads, sums, i * width + v * LANES, width, flip)
+
+
+@compiled(tile)
+def multiply_avx2(x, count, w, signed, out):
+    """`multiply` by vpmaddwd."""
+    flip, depth, width = np.uint8(128 if signed else 0), x.shape[1], out.shape[1]
+    codes = np.empty((ROWS, depth), np.int16)
+    words, ws, sums = codes.reshape(-1), w.reshape(-1), out.reshape(-1)
+    rows, step = (0, 2 * depth, 4 * depth, 6 * depth), depth // 2 * STEP_BYTES
+    for i in range(0, count, ROWS):
+        for r in range(ROWS):
+            for k in range(depth):
+                codes[r, k] = np.uint8(x[min(i + r, count - 1), k] ^ flip)
+        for v in range(w.shape[0]):
+            at = i * width + v * LANES
+            _word_tile(words, rows, ws, v * step, STEP_BYTES // 2, depth // 2, sums, at, width, 0)
 
 
 @compiled()
@@ -194,7 +137,7 @@ def multiply_plain(x, count, w, signed, out):
                 out[i + 3, o], out[i + 3, o + 1], out[i + 3, o + 2], out[i + 3, o + 3] = s30, s31, s32, s33
 
 
-multiply = multiply_vnni if VNNI else multiply_plain
+multiply = multiply_vnni if VNNI else multiply_avx2 if AVX2 else multiply_plain
 """Writes out[i, o] = sum over k of x[i, k] * w[o, k] modulo 2**32 for the rows i < `count` of x, uint8 (rows, K) with
 K a multiple of 4; with `signed` the bytes of x are two's complement and the result is `excess` too large. `w` is from
 `pack`; `out` is int32 with `count` rounded up to ROWS rows (those beyond are overwritten) and LANES columns per vector."""
@@ -213,6 +156,18 @@ def pack_vnni(w):
 
 
 @compiled()
+def pack_avx2(w):
+    """`pack` for `multiply_avx2`: int16 (ceil(O / 16), K rounded up to 4, halved, 16, 2), output, then K, innermost."""
+    outputs, depth = w.shape
+    packed = np.zeros(((outputs + LANES - 1) // LANES, depth4(depth) // 2, LANES, 2), np.int16)
+    for o in range(outputs):
+        v, lane = o // LANES, o % LANES
+        for k in range(depth):
+            packed[v, k // 2, lane, k % 2] = w[o, k]
+    return packed
+
+
+@compiled()
 def pack_plain(w):
     """`pack` for `multiply_plain`: int16 (ceil(O / 16), 16, K rounded up to 4)."""
     outputs, depth = w.shape
@@ -222,7 +177,7 @@ def pack_plain(w):
     return packed
 
 
-pack = pack_vnni if VNNI else pack_plain
+pack = pack_vnni if VNNI else pack_avx2 if AVX2 else pack_plain
 """Weights int8 (O, K) as `multiply` wants them, 16 outputs in each entry of the first axis, zero beyond O and K."""
 
 

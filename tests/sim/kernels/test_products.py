@@ -10,6 +10,10 @@ from terrazzo.sim.kernels import products
 FORMS = [
     (products.multiply_plain, products.pack_plain),
     pytest.param(
+        (products.multiply_avx2, products.pack_avx2),
+        marks=pytest.mark.skipif(not products.AVX2, reason="this processor has no AVX2"),
+    ),
+    pytest.param(
         (products.multiply_vnni, products.pack_vnni),
         marks=pytest.mark.skipif(not products.VNNI, reason="this processor has no AVX512-VNNI"),
     ),
@@ -64,13 +68,11 @@ def test_long_sums_of_extreme_codes_do_not_saturate(form, code):
     )
 
 
-def test_every_pair_of_codes():
+@pytest.mark.parametrize("form", FORMS)
+def test_every_pair_of_codes(form):
     x, w = np.arange(-128, 128, dtype=np.int8)[:, None], np.arange(-128, 128, dtype=np.int8)[:, None]
-    for form in ((products.multiply, products.pack), FORMS[0]):
-        assert np.array_equal(multiply(form, x, w), x.astype(int) * w.astype(int).T)
-        assert np.array_equal(
-            multiply(form, x.view(np.uint8), w), x.view(np.uint8).astype(int) * w.astype(int).T
-        )
+    assert np.array_equal(multiply(form, x, w), x.astype(int) * w.astype(int).T)
+    assert np.array_equal(multiply(form, x.view(np.uint8), w), x.view(np.uint8).astype(int) * w.astype(int).T)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
