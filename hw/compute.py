@@ -11,7 +11,7 @@ from ..arch import isa
 from ..arch.accelerator import Accelerator
 from .decode import instruction_layout
 from .operand import count_bits
-from .ports import ROW_BITS
+from .ports import ROW_BITS, IndexRead
 
 __all__ = ["BlockLayout", "ChunkLayout", "Compute"]
 
@@ -44,6 +44,7 @@ class Compute(wiring.Component):
                 "block": Out(BlockLayout),
                 "address": Out(exact_log2(accelerator.operand_chunks)),
                 "row": Out(ROW_BITS),
+                "index": Out(IndexRead()),
                 "issue": Out(1),
                 "busy": Out(1),
             }
@@ -101,6 +102,15 @@ class Compute(wiring.Component):
         with m.If(take):
             m.d.sync += [pending_valid.eq(0), valid.eq(1), ins.eq(pending), left.eq(pending.positions)]
             m.d.sync += [row.eq(pending.weight), block_row.eq(pending.weight)]
+
+        # Gather: the entry of the next issue is read ahead of it.
+        entry, following = Signal(16, reset_less=True), Signal(16)
+        m.d.comb += [following.eq(entry), self.index.entry.eq(following)]
+        m.d.sync += entry.eq(following)
+        with m.If(take):
+            m.d.comb += following.eq(pending.index)
+        with m.Elif(self.issue):
+            m.d.comb += following.eq(Mux(chunk_last & tile_end, ins.index, entry + 1))
         m.d.sync += [
             self.chunk.valid.eq(self.issue),
             self.chunk.first.eq(chunk == 0),
@@ -111,6 +121,6 @@ class Compute(wiring.Component):
             self.block.tile_end.eq(tile_end),
             self.block.end.eq(end),
             self.address.eq(index),
-            self.row.eq(row),
+            self.row.eq(Mux(ins.gather, ins.weight + self.index.value, row)),
         ]
         return m

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -11,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from ..arch import isa
 from ..arch.accelerator import Accelerator
 from .decode import STORED_BITS, instruction_layout
+from .operands import REGISTER_VALUES, Operands
 from .ports import EngineSignature
 from .queue import Queue
 from .semaphores import Semaphores, foreign_waits
@@ -21,32 +20,13 @@ QUEUE = 4
 """Instructions that wait for each engine."""
 
 
-UNKNOWN_MEMBERS: dict[type[IntEnum], tuple[IntEnum, ...]] = {
-    isa.LoadTarget: (isa.LoadTarget.REGISTER, isa.LoadTarget.INDEX),
-    isa.VectorOp: (isa.VectorOp.MULTIPLY, isa.VectorOp.COMPACT, isa.VectorOp.GATHER),
-}
-"""Values of the instruction set that no engine executes yet."""
-UNKNOWN_FIELDS = {
-    isa.Opcode.LOAD: ("gather", "a_field", "b_field", "c_field"),
-    isa.Opcode.MATRIX: ("gather", "dst_channel", "a_field", "b_field", "c_field"),
-    isa.Opcode.VECTOR: ("bias", "a_field", "b_field", "c_field"),
-    isa.Opcode.STORE: ("a_field", "b_field", "c_field"),
-}
-"""Fields that must be 0, because no engine knows them yet."""
-
-
-def known(kind: type[IntEnum]) -> list[IntEnum]:
-    """The members of an enumeration that the hardware executes."""
-    return [member for member in kind if member not in UNKNOWN_MEMBERS.get(kind, ())]
-
-
 class Dispatch(wiring.Component):
     """Runs a program: `start` with `entry` begins, `end` is high for one cycle when END is reached and all is done.
 
     The instruction at `read_index` must be on `instruction` in the next cycle; one is dispatched per cycle. An illegal
     instruction (`illegal` while it stays) is not dispatched: an unknown opcode or enumeration value, a semaphore of
-    another consumer, a transfer of no rows, or none at all (beyond `count`). `index` is its number; `dispatched` counts
-    instructions of this run. With `halt` nothing starts. Each engine's instructions that have not ended are in flight.
+    another consumer, a transfer of no rows, or none at all (beyond `count`); or it does not start, because of what its
+    operand slots make of it. `illegal_index` is its number; `dispatched` counts instructions of this run. With `halt` nothing starts. Each engine's instructions that have not ended are in flight.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -59,7 +39,9 @@ class Dispatch(wiring.Component):
                 "halt": In(1),
                 "end": Out(1),
                 "illegal": Out(1),
+                "illegal_index": Out(17),
                 "index": Out(17),
+                "registers": In(REGISTER_VALUES),
                 "dispatched": Out(32),
                 "read_index": Out(17),
                 "instruction": In(STORED_BITS),
@@ -77,6 +59,7 @@ class Dispatch(wiring.Component):
             advance.eq(accepted & running & ~self.halt),
             self.read_index.eq(Mux(self.start, self.entry, self.index + advance)),
             self.illegal.eq(running & ~legal),
+            self.illegal_index.eq(self.index),
             self.end.eq(running & legal & ended & ~self.halt),
             semaphores.clear.eq(self.start),
         ]
@@ -104,15 +87,23 @@ class Dispatch(wiring.Component):
         queue has room and whether nothing is in flight."""
         name, opcode = engine.name.lower(), isa.Opcode[engine.name]
         port, layout = getattr(self, name), instruction_layout(opcode)
-        m.submodules[f"{name}_queue"] = queue = Queue(layout.size, QUEUE)
-        head = data.View(layout, queue.o.payload)
+        entry = data.StructLayout({"instruction": layout, "index": len(self.index)})
+        m.submodules[f"{name}_queue"] = queue = Queue(entry, QUEUE)
+        m.submodules[f"{name}_operands"] = operands = Operands(opcode)
+        head = queue.o.payload.instruction
         start, in_flight = Signal(name=f"{name}_start"), Signal(6, name=f"{name}_in_flight")
         m.d.comb += [
-            queue.i.payload.eq(self.instruction),
+            queue.i.payload.instruction.eq(self.instruction),
+            queue.i.payload.index.eq(self.index),
             queue.i.valid.eq(put),
             queue.o.ready.eq(start),
-            port.i.payload.eq(head),
-            port.i.valid.eq(queue.o.valid & semaphores.ok[engine] & ~self.halt),
+            operands.i.payload.eq(head),
+            operands.i.valid.eq(queue.o.valid),
+            operands.enable.eq(semaphores.ok[engine] & ~self.halt),
+            operands.values.eq(self.registers),
+            port.i.payload.eq(operands.o.payload),
+            port.i.valid.eq(operands.o.valid),
+            operands.o.ready.eq(port.i.ready),
             port.halt.eq(self.halt),
             start.eq(port.i.valid & port.i.ready),
             semaphores.start[engine].eq(start),
@@ -121,7 +112,13 @@ class Dispatch(wiring.Component):
             getattr(semaphores, f"signal_{int(engine)}").eq(port.done_signal),
         ]
         m.d.sync += in_flight.eq(in_flight + put - port.done)
+        with m.If(operands.illegal):
+            m.d.comb += [self.illegal.eq(1), self.illegal_index.eq(queue.o.payload.index)]
         return queue.i.ready, in_flight == 0
+
+    def _named(self, opcode: isa.Opcode, fields, name: str):
+        """Whether an operand slot adds to the field `name`."""
+        return Cat(fields[f"{slot}_field"] == isa.slot(opcode, name) for slot in isa.SLOTS).any()
 
     def _view(self, opcode: isa.Opcode):
         """`instruction` as one of `opcode`."""
@@ -134,10 +131,10 @@ class Dispatch(wiring.Component):
         legal = (fields.wait & foreign_waits(engine)) == 0
         for field in isa.fields(opcode):
             value = getattr(fields, field.name)
-            if field.kind is not None and len(known(field.kind)) < 1 << field.bits:
-                legal &= Cat(value == int(member) for member in known(field.kind)).any()
-            if field.name in UNKNOWN_FIELDS.get(opcode, ()):
-                legal &= value == 0
+            if field.kind is not None and len(field.kind) < 1 << field.bits:
+                legal &= Cat(value == int(member) for member in field.kind).any()
             if field.name == "rows":
-                legal &= value != 0
+                legal &= (value != 0) | self._named(opcode, fields, "rows")
+            if field.name == "item_rows":
+                legal &= (value != 0) | ~fields.gather | self._named(opcode, fields, "item_rows")
         return legal

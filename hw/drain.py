@@ -346,13 +346,14 @@ class Drain(wiring.Component):
         keys = p11_destination == isa.Destination.KEYS
         values = p11_destination == isa.Destination.VALUES
         p11_major = Mux(keys, p11_tile >> token_part, Mux(values, p11_output >> channel_part, p11_tile))
-        wide_row = (p11_output << 1) >> block_bits
-        narrow_row = p11_output >> block_bits
-        p11_minor = Mux(values, p11_tile >> token_block, Mux(p11_wide, wide_row, narrow_row))
+        p11_first = Mux(keys | values, 0, self.field(11, "dst_channel") >> exact_log2(drain))
+        p11_placed = (p11_output + p11_first)[:ROW_BITS]
+        placed_row = Mux(p11_wide, p11_placed << 1, p11_placed) >> block_bits
+        p11_minor = Mux(values, p11_tile >> token_block, placed_row)
         p12_base = delayed(m, (p11_major * self.field(11, "dst_stride"))[:ROW_BITS], 1)
         p12_second = delayed(m, (p11_tile * self.field(11, "second_stride"))[:ROW_BITS], 1)
         p13_row = delayed(m, (self.field(12, "dst") + p12_base + delayed(m, p11_minor, 1))[:ROW_BITS], 1)
-        second_row = self.field(12, "second_dst") + p12_second + delayed(m, narrow_row, 1)
+        second_row = self.field(12, "second_dst") + p12_second + delayed(m, p11_output >> block_bits, 1)
         p14_second_row = delayed(m, second_row[:ROW_BITS], 2)
 
         p13_valid, p13_live = delayed(m, steps.valid, 13, reset_less=False), delayed(m, steps.live, 13)
@@ -360,8 +361,8 @@ class Drain(wiring.Component):
             delayed(m, p13_valid & self.field(13, "second"), 1, reset_less=False),
             delayed(m, p13_live, 1),
         )
-        p13_output = delayed(m, p11_output, 2)
-        p14_output = delayed(m, p13_output, 1)
+        p13_output = delayed(m, p11_placed, 2)
+        p14_output = delayed(m, p11_output, 3)
         to_scratchpad = self.field(13, "destination") == isa.Destination.SCRATCHPAD
         wide = self.field(13, "wide") & ~p14_valid
         write_valid = Signal()

@@ -11,7 +11,8 @@ from ..arch.accelerator import Accelerator
 from ..arch.registers import Cause
 from .axi import ADDRESS_BITS, ReadChannel
 from .bursts import FAULT, REGIONS, Bursts, row_beats_limit
-from .ports import EngineSignature, LoadPort, load_bytes
+from .items import TRANSFER, Items
+from .ports import EngineSignature, IndexRead, LoadPort, load_bytes
 from .queue import Queue
 
 __all__ = ["BUFFER_BEATS", "TRANSFERS", "Engine"]
@@ -38,6 +39,7 @@ class Engine(wiring.Component):
                 "control": Out(EngineSignature(isa.Opcode.LOAD)),
                 "regions": In(REGIONS),
                 "bus": Out(LoadPort(accelerator)),
+                "index_read": Out(IndexRead()),
                 "axi": Out(ReadChannel(accelerator)),
                 "fault": Out(FAULT),
                 "quiet": Out(1),
@@ -48,42 +50,35 @@ class Engine(wiring.Component):
         accelerator, control, axi, bus = self._accelerator, self.control, self.axi, self.bus
         m = Module()
         m.submodules.bursts = bursts = Bursts(accelerator)
+        m.submodules.items = items = Items(accelerator)
+        kept = ("target", "row", "rows", "signal", "tag", "last")
         transfer_layout = data.StructLayout(
-            {
-                "target": isa.LoadTarget,
-                "row": 16,
-                "rows": 16,
-                "signal": 16,
-                "tag": 10,
-                "address": ADDRESS_BITS,
-            }
+            {**{name: TRANSFER[name].shape for name in kept}, "address": ADDRESS_BITS}
         )
         m.submodules.transfers = transfers = Queue(transfer_layout, TRANSFERS)
-        instruction = control.i.payload
+        item = items.o.payload
         beats = Array(accelerator.beats(load_bytes(accelerator, target)) for target in isa.LoadTarget)
         halt, begin = control.halt, bursts.begin
 
-        # Instructions to bursts; the checked instruction is described once more for the side of the rows.
+        # Transfers to bursts; the checked one is described once more for the side of the rows.
+        wiring.connect(m, wiring.flipped(control.i), items.i)
+        wiring.connect(m, items.index, wiring.flipped(self.index_read))
         described = Signal(transfer_layout)
         m.d.comb += [
-            control.i.ready.eq(bursts.idle),
+            items.o.ready.eq(bursts.idle),
             bursts.regions.eq(self.regions),
-            bursts.start.eq(control.i.valid & bursts.idle),
-            bursts.region.eq(instruction.region),
-            bursts.offset.eq(instruction.offset),
-            bursts.rows.eq(instruction.rows),
-            bursts.row_beats.eq(beats[instruction.target]),
+            bursts.start.eq(items.o.valid & bursts.idle),
+            bursts.region.eq(item.region),
+            bursts.offset.eq(item.offset),
+            bursts.rows.eq(item.rows),
+            bursts.row_beats.eq(beats[item.target]),
             bursts.enable.eq(transfers.i.ready & ~halt),
             transfers.i.valid.eq(begin),
             transfers.i.payload.eq(described),
             transfers.i.payload.address.eq(bursts.o.payload.address),
         ]
         with m.If(bursts.start):
-            m.d.sync += [
-                getattr(described, name).eq(getattr(instruction, name))
-                for name in ("target", "row", "rows", "tag")
-            ]
-            m.d.sync += described.signal.eq(instruction.signal)
+            m.d.sync += [getattr(described, name).eq(getattr(item, name)) for name in kept]
 
         # Bursts to addresses, as many as the buffer has room for.
         room = Signal(range(BUFFER_BEATS + 1), init=BUFFER_BEATS)
@@ -156,7 +151,7 @@ class Engine(wiring.Component):
                 position.eq(Mux(last_beat, 0, position + 1)),
                 bus.target.eq(transfer.target),
                 bus.row.eq(transfer.row + rows_done),
-                row_last.eq(last_row),
+                row_last.eq(last_row & transfer.last),
                 row_signal.eq(transfer.signal),
                 row_tag.eq(transfer.tag),
             ]
@@ -168,7 +163,7 @@ class Engine(wiring.Component):
             control.done_tag.eq(row_tag),
         ]
         m.d.comb += [
-            control.busy.eq(~bursts.idle | transfers.o.valid | row_valid | control.done),
+            control.busy.eq(items.busy | ~bursts.idle | transfers.o.valid | row_valid | control.done),
             control.stalled.eq(control.busy & ~advance),
         ]
 

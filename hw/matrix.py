@@ -14,7 +14,7 @@ from .delay import delayed
 from .drain import SUMS_CYCLE, Drain
 from .fetch import Fetch
 from .operand import Buffer
-from .ports import EngineSignature, LoadPort, ReadPort, RowScalePort, WritePort
+from .ports import EngineSignature, IndexRead, LoadPort, ReadPort, RowScalePort, WritePort
 from .weights import Memory
 
 __all__ = ["BLOCK_CYCLES", "Engine"]
@@ -40,6 +40,7 @@ class Engine(wiring.Component):
                 "write": Out(WritePort(accelerator)),
                 "load": In(LoadPort(accelerator)),
                 "row_scales": In(RowScalePort(accelerator)),
+                "index_read": Out(IndexRead()),
             }
         )
 
@@ -56,6 +57,7 @@ class Engine(wiring.Component):
         connect(m, fetch.read, flipped(self.fetch))
         connect(m, fetch.write, operand.write)
         connect(m, compute.o, drain.i)
+        connect(m, compute.index, flipped(self.index_read))
         connect(m, drain.residual, flipped(self.residual))
         connect(m, drain.write, flipped(self.write))
         connect(m, drain.weights, weights.drain)

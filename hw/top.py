@@ -21,6 +21,9 @@ from .axi import ReadChannel, connect_master, master_ports
 from .axilite import slave_ports
 from .control import Control
 from .dispatch import Dispatch
+from .index import READERS as INDEX_READERS
+from .index import IndexMemory
+from .operands import Registers
 from .program import Memory
 from .scratchpad import READERS, WRITERS, Scratchpad
 from .verilog import generate
@@ -32,8 +35,12 @@ MODULE = "terrazzo_top"
 TRACED = tuple(engine.name.lower() for engine in isa.Engine)
 """Engines with trace ports, in the order of `isa.Engine`."""
 _MATRIX_TARGETS = (isa.LoadTarget.WEIGHT, isa.LoadTarget.PARAM, isa.LoadTarget.TABLE)
-_VECTOR_TARGETS = tuple(
-    t for t in isa.LoadTarget if t not in (isa.LoadTarget.SCRATCHPAD, *_MATRIX_TARGETS[:2])
+_VECTOR_TARGETS = (
+    isa.LoadTarget.NORM,
+    isa.LoadTarget.TABLE,
+    isa.LoadTarget.EXP,
+    isa.LoadTarget.RECIP,
+    isa.LoadTarget.RSQRT,
 )
 
 
@@ -60,6 +67,7 @@ class Top(wiring.Component):
         accelerator = self._accelerator
         control, program = Control(accelerator), Memory(accelerator)
         dispatch, scratchpad = Dispatch(accelerator), Scratchpad(accelerator)
+        registers, index = Registers(accelerator), IndexMemory(accelerator)
         engines = {
             "load": load.Engine(accelerator),
             "matrix": matrix.Engine(accelerator),
@@ -67,6 +75,7 @@ class Top(wiring.Component):
             "store": store.Engine(accelerator),
         }
         m.submodules.control, m.submodules.program, m.submodules.scratchpad = control, program, scratchpad
+        m.submodules.registers, m.submodules.index = registers, index
         for name, block in {"dispatch": dispatch, **engines}.items():
             m.submodules[name] = ResetInserter(control.clear)(block)
 
@@ -78,7 +87,7 @@ class Top(wiring.Component):
             self.irq.eq(control.irq),
             control.quiet.eq(engines["load"].quiet & engines["store"].quiet),
             control.illegal.eq(dispatch.illegal),
-            control.index.eq(dispatch.index),
+            control.index.eq(dispatch.illegal_index),
             control.dispatched.eq(dispatch.dispatched),
             control.run_end.eq(dispatch.end),
             control.program_busy.eq(program.busy),
@@ -100,6 +109,7 @@ class Top(wiring.Component):
             dispatch.start.eq(control.run_start),
             dispatch.entry.eq(control.entry),
             dispatch.count.eq(program.count),
+            dispatch.registers.eq(registers.values),
             dispatch.halt.eq(control.halt),
             dispatch.instruction.eq(program.instruction),
             program.read_index.eq(dispatch.read_index),
@@ -115,7 +125,18 @@ class Top(wiring.Component):
         for name, port in zip(WRITERS, (matrix_engine.write, vector_engine.write), strict=False):
             wiring.connect(m, getattr(scratchpad, name), port)
         wiring.connect(m, vector_engine.row_scales, matrix_engine.row_scales)
-        self._connect_load(m, load_engine.bus, scratchpad.load, matrix_engine.load, vector_engine.load)
+        wiring.connect(m, vector_engine.register_write, registers.write)
+        wiring.connect(m, vector_engine.index_write, index.write)
+        m.d.comb += index.claimed.eq(vector_engine.compacting)
+        for name, engine in zip(INDEX_READERS, (load_engine, matrix_engine, vector_engine), strict=True):
+            wiring.connect(m, engine.index_read, getattr(index, name))
+        destinations = (
+            (matrix_engine.load, _MATRIX_TARGETS),
+            (vector_engine.load, _VECTOR_TARGETS),
+            (registers.load, (isa.LoadTarget.REGISTER,)),
+            (index.load, (isa.LoadTarget.INDEX,)),
+        )
+        self._connect_load(m, load_engine.bus, scratchpad.load, destinations)
 
         # DRAM: the program is loaded while no engine reads.
         read = ReadChannel(accelerator).create()
@@ -140,7 +161,7 @@ class Top(wiring.Component):
             ]
         return m
 
-    def _connect_load(self, m, bus, scratchpad, matrix_load, vector_load):
+    def _connect_load(self, m, bus, scratchpad, destinations):
         """The load engine's rows to the memory that each one names; tables go to both engines."""
         row_bytes = self._accelerator.scratchpad_row_bytes
         to_scratchpad = bus.target == isa.LoadTarget.SCRATCHPAD
@@ -151,7 +172,7 @@ class Top(wiring.Component):
             scratchpad.mask.eq(~0),
         ]
         ready = Mux(to_scratchpad, scratchpad.ready, 1)
-        for port, targets in ((matrix_load, _MATRIX_TARGETS), (vector_load, _VECTOR_TARGETS)):
+        for port, targets in destinations:
             chosen = Cat(bus.target == target for target in targets).any()
             m.d.comb += [
                 port.valid.eq(bus.valid & chosen),

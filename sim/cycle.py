@@ -8,17 +8,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numba
 import numpy as np
 
 from ..arch import isa
-from ..arch.isa import Engine, LoadTarget, Opcode
+from ..arch.isa import Engine, LoadTarget, Opcode, VectorOp
 from ..arch.memory import MemoryModel
 from ..arch.program import Program
 from .timing import matrix, memory, vector
-from .timing.table import COLUMN, program_table
+from .timing.table import COLUMN
+from .timing.values import resolved
 
 __all__ = ["CycleError", "Span", "Timing", "predict"]
 
@@ -27,7 +29,11 @@ _END, _FIRST = int(Opcode.END), int(Opcode.LOAD)
 _LOAD, _MATRIX, _VECTOR, _STORE = map(int, Engine)
 _ENGINES = len(Engine)
 _QUEUE = 4
-_SCRATCHPAD, _WEIGHT = int(LoadTarget.SCRATCHPAD), int(LoadTarget.WEIGHT)
+_OPERAND_CYCLES = 4
+"""By which operand slots delay a start."""
+_A_FIELD, _B_FIELD, _C_FIELD = (COLUMN[f"{slot}_field"] for slot in isa.SLOTS)
+_SCRATCHPAD, _WEIGHT, _INDEX = map(int, (LoadTarget.SCRATCHPAD, LoadTarget.WEIGHT, LoadTarget.INDEX))
+_OP, _COMPACT = COLUMN["op"], int(VectorOp.COMPACT)
 _DEADLOCK, _NO_END = -1, -2
 
 
@@ -61,21 +67,29 @@ class Timing:
     """Those of them in which it is held up."""
 
 
-def predict(program: Program, memory_model: MemoryModel, entry: int | None = None) -> Timing:
-    """Time of a run from `entry` (the frame's if None), on a machine and memory that are idle before.
+def predict(
+    program: Program,
+    memory_model: MemoryModel,
+    entry: int | None = None,
+    written: Mapping[int, np.ndarray] | None = None,
+) -> Timing:
+    """Time of a run from `entry` (the frame's if None) after the setup, on a machine and memory that are idle before.
 
-    Regions must start at a multiple of 4096. Random stalls cannot be predicted: ValueError. Raises CycleError for a
-    program that waits for ever or has no END.
+    `written` tells what the data decide, by instruction: positions that COMPACT kept, and what LOAD wrote to count
+    registers or index memory from another region than WEIGHTS (the functional simulator's `Machine.written`).
+    Regions must start at a multiple of 4096. Random stalls cannot be predicted: ValueError, and so where a value is
+    needed that is not told. Raises CycleError for a program that waits for ever or has no END.
     """
     if memory_model.stall:
         raise ValueError(f"memory stall must be 0 to be predicted, not {memory_model.stall}.")
-    accelerator, table = program.accelerator, program_table(program.instructions)
-    entry = program.frame_entry if entry is None else entry
+    accelerator, entry = program.accelerator, program.frame_entry if entry is None else entry
+    table, items = resolved(program, entry, written)
     start = np.full(len(table), -1, dtype=np.int64)
     done = np.full(len(table), -1, dtype=np.int64)
     busy, stalled = (np.zeros(_ENGINES, dtype=np.int64) for _ in range(2))
     cycles = _compiled_run()(
         table,
+        items,
         entry,
         memory.config(accelerator, memory_model),
         matrix.config(accelerator),
@@ -128,12 +142,14 @@ def _add(semaphores, mask, amount):
         semaphores[bit] += amount * (mask >> bit & 1)
 
 
-def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy, stalled):
+def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy, stalled):
     """Steps all blocks from the cycle after run_start on; fills the last four arrays, returns the cycle of run_end."""
     semaphores = np.zeros(16, dtype=np.int64)
     queue = np.zeros((_ENGINES, _QUEUE), dtype=np.int64)
     head, level = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
     executing, on = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.bool_)
+    compacting = False
+    waited = np.zeros(_ENGINES, dtype=np.int64)
     starting, ending = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
     pc, cycle = entry, 0
     dispatched, started, ended = 0, 0, 0
@@ -155,7 +171,11 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
             if level[engine] > 0:
                 index = queue[engine, head[engine]]
                 if _satisfied(semaphores, T[index, _WAIT]):
-                    starting[engine] = index
+                    slots = T[index, _A_FIELD] | T[index, _B_FIELD] | T[index, _C_FIELD]
+                    if slots == 0 or waited[engine] == _OPERAND_CYCLES:
+                        starting[engine] = index
+                    else:
+                        waited[engine] += 1
         if starting[_LOAD] >= 0 and not memory.load_ready(load, m_cfg):
             starting[_LOAD] = -1
         if starting[_MATRIX] >= 0 and not matrix.ready(mat, x_cfg):
@@ -164,7 +184,7 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
             starting[_VECTOR] = -1
         if starting[_STORE] >= 0 and not memory.store_ready(store, m_cfg):
             starting[_STORE] = -1
-        if pushed < 0 and started == ended and starting.max() < 0:
+        if pushed < 0 and started == ended and starting.max() < 0 and waited.max() == 0:
             return _DEADLOCK
 
         # Grants. Engines without work are left out: their state does not change.
@@ -187,14 +207,16 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
         if target == _SCRATCHPAD:
             l_granted = l_write != drain and l_write != v_write
         else:
-            l_granted = target >= 0 and not (target == _WEIGHT and weights)
+            l_granted = (
+                target >= 0 and not (target == _WEIGHT and weights) and not (target == _INDEX and compacting)
+            )
 
         # Counters of what the engines say of themselves, and the clock edge.
         ending[:] = -1
         if on[_LOAD]:
             busy[_LOAD] += executing[_LOAD] > 0
             stalled[_LOAD] += executing[_LOAD] > 0 and memory.load_stalled(load, l_granted)
-            ending[_LOAD] = memory.load_step(load, T, m_cfg, cycle, starting[_LOAD], l_granted)
+            ending[_LOAD] = memory.load_step(load, T, m_cfg, items, cycle, starting[_LOAD], l_granted)
         if on[_MATRIX]:
             busy[_MATRIX] += matrix.busy(mat)
             stalled[_MATRIX] += matrix.stalled(mat, T)
@@ -212,6 +234,9 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
             if index >= 0:
                 start[index] = cycle
                 executing[engine] += 1
+                waited[engine] = 0
+                if engine == _VECTOR:
+                    compacting = T[index, _OP] == _COMPACT
                 started += 1
                 head[engine] = (head[engine] + 1) % _QUEUE
                 level[engine] -= 1
@@ -220,6 +245,8 @@ def _run(T, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy
             if index >= 0:
                 done[index] = cycle
                 executing[engine] -= 1
+                if engine == _VECTOR:
+                    compacting = False
                 ended += 1
                 _add(semaphores, T[index, _SIGNAL], 1)
         if pushed >= 0:

@@ -32,7 +32,8 @@ class Write:
 
     instruction: int
     memory: str
-    """SCRATCHPAD, WEIGHT, PARAM, NORM, TABLE, EXP, RECIP, RSQRT, INDEX, REGISTER, ROW_SCALE or OUTPUT (DRAM, rows of a transfer)."""
+    """SCRATCHPAD, WEIGHT, PARAM, NORM, TABLE, EXP, RECIP, RSQRT, INDEX, REGISTER, ROW_SCALE or OUTPUT (DRAM, rows of a
+    transfer)."""
     rows: np.ndarray
     """(N,) row numbers."""
     mask: np.ndarray
@@ -67,6 +68,8 @@ class Machine:
             LoadTarget.RECIP: np.zeros((64, TABLE_ROW_BYTES), np.uint8),
             LoadTarget.RSQRT: np.zeros((256, TABLE_ROW_BYTES), np.uint8),
         }
+        self.written: dict[int, np.ndarray] = {}
+        """What each instruction wrote last to registers or index memory: rows of LOAD, positions that COMPACT kept."""
         self.semaphores = [0] * isa.SEMAPHORES
         self.dram = {region: np.zeros(0, np.uint8) for region in Region}
 
@@ -100,8 +103,8 @@ class Machine:
     def execute(self, instruction: Instruction, index: int = 0) -> None:
         """Execute one instruction, which errors and the log call `index`. Raises MachineError."""
         self._index = index
-        self._check(instruction)
         self._wait(instruction)
+        instruction = self._resolved(instruction)
         getattr(self, f"_{instruction.opcode.name.lower()}")(instruction)
         self._signal(instruction)
 
@@ -115,18 +118,27 @@ class Machine:
                 raise MachineError(f"instruction {index}: {error}") from None
         return self._decoded[index]
 
-    def _check(self, i: Instruction) -> None:
-        """Refuse what no engine executes yet."""
-        unknown = [f"{slot}_field" for slot in isa.SLOTS] + ["gather", "dst_channel"]
-        for name in unknown:
-            if getattr(i, name):
-                self._fail(
-                    f"{i.opcode.name}.{name} must be 0, not {getattr(i, name)}: the machine cannot do it"
-                )
-        if i.opcode == Opcode.LOAD and i.target in (LoadTarget.REGISTER, LoadTarget.INDEX):
-            self._fail(f"LOAD.target must be a memory of the machine, not {LoadTarget(i.target).name}")
-        if i.opcode == Opcode.VECTOR and i.op in (VectorOp.COMPACT, VectorOp.GATHER):
-            self._fail(f"VECTOR.op must be one that the machine executes, not {VectorOp(i.op).name}")
+    def _resolved(self, i: Instruction) -> Instruction:
+        """The instruction with its operand slots added to its fields."""
+        values, fields = dict(i.values), isa.operands(i.opcode)
+        for slot in isa.SLOTS:
+            number = getattr(i, f"{slot}_field")
+            if number > len(fields):
+                self._fail(f"{i.opcode.name}.{slot}_field must be at most {len(fields)}, not {number}")
+            if number:
+                field, shift = fields[number - 1], getattr(i, f"{slot}_shift")
+                amount = -(-int(self.registers[getattr(i, f"{slot}_register")]) >> shift)
+                values[field.name] = values.get(field.name, 0) + amount
+                if values[field.name] > field.hi:
+                    self._fail(
+                        f"{i.opcode.name}.{field.name} must be at most {field.hi} with its registers, "
+                        f"not {values[field.name]}"
+                    )
+        for slot in isa.SLOTS:
+            number = getattr(i, f"{slot}_field")
+            if number and values[fields[number - 1].name] < fields[number - 1].least:
+                self._fail(f"{i.opcode.name}.{fields[number - 1].name} must be at least 1 with its registers")
+        return Instruction(i.opcode, values)
 
     def _wait(self, i: Instruction) -> None:
         for s in range(isa.SEMAPHORES):
@@ -165,14 +177,29 @@ class Machine:
     def _pitch(self, row_bytes: int) -> int:
         return self.accelerator.beats(row_bytes) * self.accelerator.bus_bytes
 
-    def _transfer(self, i: Instruction, row_bytes: int) -> slice:
-        length, limit = i.rows * self._pitch(row_bytes), len(self.dram[i.region])
-        if i.rows < 1 or i.offset % self.accelerator.bus_bytes or i.offset + length > limit:
+    def _transfer(self, i: Instruction, row_bytes: int, offset: int, rows: int) -> np.ndarray:
+        """A view of `rows` rows of the instruction's region from `offset` on: (rows, row bytes)."""
+        length, limit = rows * self._pitch(row_bytes), len(self.dram[i.region])
+        if rows < 1 or offset % self.accelerator.bus_bytes or offset + length > limit:
             self._fail(
-                f"transfer of {length} bytes at offset {i.offset} must be aligned to {self.accelerator.bus_bytes} "
+                f"transfer of {length} bytes at offset {offset} must be aligned to {self.accelerator.bus_bytes} "
                 f"bytes and lie inside the {limit} bytes of region {Region(i.region).name}"
             )
-        return slice(i.offset, i.offset + length)
+        return self.dram[i.region][offset : offset + length].reshape(rows, -1)[:, :row_bytes]
+
+    def _source(self, i: Instruction, row_bytes: int) -> np.ndarray:
+        """The rows that a LOAD takes (rows, row bytes)."""
+        if not i.gather:
+            return self._transfer(i, row_bytes, i.offset, i.rows)
+        if i.item_rows < 1:
+            self._fail("item_rows must be at least 1")
+        entries = self.index[
+            self._rows("INDEX", i.index + np.arange(-(-i.rows // i.item_rows)), len(self.index))
+        ]
+        starts = i.offset + entries * i.item_rows * self._pitch(row_bytes)
+        counts = [min(i.item_rows, i.rows - item * i.item_rows) for item in range(len(entries))]
+        items = zip(starts, counts, strict=True)
+        return np.concatenate([self._transfer(i, row_bytes, int(start), count) for start, count in items])
 
     def _load(self, i: Instruction) -> None:
         a, target = self.accelerator, LoadTarget(i.target)
@@ -187,9 +214,11 @@ class Machine:
             LoadTarget.WEIGHT: a.weight_rows,
             LoadTarget.PARAM: a.param_rows,
             LoadTarget.NORM: a.norm_rows,
+            LoadTarget.REGISTER: isa.REGISTERS,
+            LoadTarget.INDEX: a.index_rows // 4,
         }
         size = sizes[target] if target in sizes else len(self.tables[target])
-        raw = self.dram[i.region][self._transfer(i, row_bytes)].reshape(i.rows, -1)[:, :row_bytes]
+        raw = self._source(i, row_bytes)
         rows = self._rows(target.name, np.arange(i.row, i.row + i.rows), size)
         if target == LoadTarget.SCRATCHPAD:
             self.scratchpad[rows] = raw.reshape(-1, a.columns, a.depth)
@@ -205,8 +234,19 @@ class Machine:
             record = raw.reshape(i.rows, a.vector, NORM_BYTES).astype(np.int64)
             self.norm_g[rows] = ((record[..., 0] | record[..., 1] << 8) ^ 0x8000) - 0x8000
             self.norm_b[rows] = _signed48(record[..., 2:])
+        elif target == LoadTarget.REGISTER:
+            values = np.ascontiguousarray(raw[:, :4]).view("<u4").ravel() & ((1 << isa.REGISTER_BITS) - 1)
+            self.registers[rows] = self.written[self._index] = values.astype(np.int64)
+        elif target == LoadTarget.INDEX:
+            entries = self.index.reshape(-1, 4)
+            entries[rows] = np.ascontiguousarray(raw).view("<u2")
+            self.written[self._index] = entries[rows].ravel()
         else:
             self.tables[target][rows] = raw
+        if target == LoadTarget.REGISTER:
+            raw = self.registers[rows].astype("<u4").view(np.uint8)
+        elif target == LoadTarget.INDEX:
+            rows = (4 * rows[:, None] + np.arange(4)).ravel()
         self._note(target.name, rows, np.True_, raw)
 
     def _decode_weights(self, raw: np.ndarray) -> np.ndarray:
@@ -224,9 +264,9 @@ class Machine:
     def _store(self, i: Instruction) -> None:
         row_bytes = self.accelerator.scratchpad_row_bytes
         rows = self._rows("SCRATCHPAD", np.arange(i.row, i.row + i.rows), len(self.scratchpad))
-        target = self.dram[i.region][self._transfer(i, row_bytes)].reshape(i.rows, -1)
-        target[:, :row_bytes] = self.scratchpad[rows].reshape(i.rows, -1)
-        self._note(Region(i.region).name, np.arange(i.rows), np.True_, target[:, :row_bytes])
+        target = self._transfer(i, row_bytes, i.offset, i.rows)
+        target[:] = self.scratchpad[rows].reshape(i.rows, -1)
+        self._note(Region(i.region).name, np.arange(i.rows), np.True_, target)
 
     # Tensors in the scratchpad
 
@@ -239,17 +279,22 @@ class Machine:
         raw = np.ascontiguousarray(raw).reshape(tiles * a.columns, height * a.depth)
         return raw.view("<i2" if wide else "i1")[:positions, :channels].astype(np.int64)
 
-    def _write(self, row: int, stride: int, codes: np.ndarray, wide: bool) -> None:
-        """Write codes (positions, channels)."""
+    def _write(self, row: int, stride: int, codes: np.ndarray, wide: bool, first: int = 0) -> None:
+        """Write codes (positions, channels) from channel `first` of a tensor on."""
         a, size = self.accelerator, 2 if wide else 1
         positions, channels = codes.shape
+        skipped, first = divmod(first, a.depth // size)
+        row += skipped
+        channels += first
         tiles, height = -(-positions // a.columns), -(-channels * size // a.depth)
-        if tiles > 1 and stride < height:
-            self._fail(f"output stride must be at least the {height} rows that a tile writes, not {stride}")
+        if tiles > 1 and stride < skipped + height:
+            self._fail(
+                f"output stride must be at least the {skipped + height} rows up to a tile's last, not {stride}"
+            )
         data = np.zeros((tiles * a.columns, height * a.depth // size), "<i2" if wide else "i1")
         mask = np.zeros((tiles * a.columns, height * a.depth), bool)
-        data[:positions, :channels] = codes
-        mask[:positions, : channels * size] = True
+        data[:positions, first:channels] = codes
+        mask[:positions, first * size : channels * size] = True
         raw = data.view(np.uint8)
         raw, mask = (
             v.reshape(tiles, a.columns, height, a.depth).transpose(0, 2, 1, 3).reshape(-1, a.columns, a.depth)
@@ -288,7 +333,11 @@ class Machine:
         lanes = a.lanes.total if i.permute else i.steps * a.drain
         if lanes > a.lanes.total or (i.maximum and lanes > a.lanes.fixed8):
             self._fail(f"steps * drain must not exceed the lanes that can run this, not {lanes}")
-        rows = i.weight + i.weight_stride * np.arange(blocks)[:, None] + np.arange(i.chunks)
+        if i.gather:
+            entries = i.index + i.chunks * np.arange(blocks)[:, None] + np.arange(i.chunks)
+            rows = i.weight + self.index[self._rows("INDEX", entries, len(self.index))]
+        else:
+            rows = i.weight + i.weight_stride * np.arange(blocks)[:, None] + np.arange(i.chunks)
         weights = self.weights[self._rows("WEIGHT", rows, a.weight_rows)][:, :, :lanes]
         acc = self._accumulate(i, operand, weights.reshape(i.groups, i.blocks, i.chunks, lanes, a.depth))
 
@@ -317,7 +366,9 @@ class Machine:
             m, n, constant = (v[records].ravel() for v in (self.param_m, self.param_n, self.param_c))
         v = self._finish(i, (acc * m + constant) >> n)
         if i.destination == Destination.SCRATCHPAD:
-            self._write(i.dst, i.dst_stride, v, bool(i.wide))
+            if i.dst_channel % a.drain:
+                self._fail(f"dst_channel must be a multiple of drain ({a.drain}), not {i.dst_channel}")
+            self._write(i.dst, i.dst_stride, v, bool(i.wide), i.dst_channel)
         else:
             self._write_weights(i, v, tiles * a.columns)
         if i.second:
@@ -440,6 +491,7 @@ class Machine:
         entries = self._rows("INDEX", i.index + np.arange(len(kept)), len(self.index))
         self.index[entries] = kept
         self.registers[i.count_register] = len(kept)
+        self.written[self._index] = kept
         self._note("INDEX", entries, np.True_, kept.astype("<u2").view(np.uint8))
         self._note(
             "REGISTER", np.array([i.count_register]), np.True_, np.array([len(kept)], "<u4").view(np.uint8)

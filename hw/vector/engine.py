@@ -52,6 +52,7 @@ class Engine(wiring.Component):
                 "row_scales": Out(RowScalePort(accelerator)),
                 "index_read": Out(IndexRead()),
                 "index_write": Out(IndexWrite()),
+                "compacting": Out(1),
                 "register_write": Out(RegisterWrite()),
             }
         )
@@ -190,6 +191,7 @@ class Engine(wiring.Component):
         connect(m, flipped(self.index_write), compactor.entries)
         connect(m, flipped(self.register_write), compactor.count)
         m.d.comb += [
+            self.compacting.eq(self.control.busy & (now.op == isa.VectorOp.COMPACT)),
             compactor.start.eq(self.control.i.valid & self.control.i.ready),
             compactor.capture.eq(step.valid & (now.op == isa.VectorOp.COMPACT)),
             compactor.kept.eq(Cat(column.kept for column in columns)),

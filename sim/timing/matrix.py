@@ -30,6 +30,7 @@ _DESTINATION, _WIDE, _DST, _DST_STRIDE = (
     COLUMN["dst"],
     COLUMN["dst_stride"],
 )
+_DST_CHANNEL = COLUMN["dst_channel"]
 _SECOND, _SECOND_DST, _SECOND_STRIDE = COLUMN["second"], COLUMN["second_dst"], COLUMN["second_stride"]
 _LINEAR, _CONV, _JOIN = map(int, (FetchMode.LINEAR, FetchMode.CONV, FetchMode.JOIN))
 _SCRATCHPAD = int(Destination.SCRATCHPAD)
@@ -453,7 +454,8 @@ def _drain(s, T, cfg):
                 row = T[ins, _RESIDUAL_ROW] + tile * T[ins, _RESIDUAL_STRIDE] + (output << 1 >> block_log2)
                 s[_RESIDUALS_AT + (cycle + _RESIDUAL_READ & mask)] = (row & 0xFFFF) + 1
             if T[ins, _DESTINATION] == _SCRATCHPAD:
-                row = T[ins, _DST] + tile * T[ins, _DST_STRIDE] + (output << T[ins, _WIDE] >> block_log2)
+                placed = output + (T[ins, _DST_CHANNEL] >> cfg[_DRAIN_LOG2])
+                row = T[ins, _DST] + tile * T[ins, _DST_STRIDE] + (placed << T[ins, _WIDE] >> block_log2)
                 s[_WRITES_AT + (cycle + _WRITE & mask)] = (row & 0xFFFF) + 1
             else:
                 s[_WEIGHTS_AT + (cycle + _WRITE & mask)] = 1

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _OFFSET, _ROW, _ROWS, _TARGET = (COLUMN[name] for name in ("offset", "row", "rows", "target"))
+_GATHER, _FIRST_ITEM, _ITEM_ROWS = (COLUMN[name] for name in ("gather", "index", "item_rows"))
 _NEVER = -(1 << 40)
 
 # Parameters; from _TARGET_BEATS on: beats of a row of each load target.
@@ -40,7 +41,10 @@ _BUFFER, _TRANSFERS, _PENDING_MOST = 512, 4, 255
 
 # States of hw/bursts.py, and the first words of both engines' state: the transfer being cut.
 _IDLE, _SUM, _CHECK, _ISSUE = range(4)
-_STATE, _INDEX, _ADDRESS, _REMAINING = range(4)
+_STATE, _INDEX, _ADDRESS, _REMAINING, _CUT_ROWS = range(5)
+
+# States of hw/items.py.
+_PASS, _LOOK, _SCALE, _OFFER = range(4)
 
 # Load: registers by their names there; `_DONE` and `_ROW_DONE` hold an instruction's index or -1.
 (
@@ -62,9 +66,19 @@ _STATE, _INDEX, _ADDRESS, _REMAINING = range(4)
     _PRESENTED,
     _BURSTS,
     _BURST_HEAD,
-) = range(4, 22)
-_QUEUE = 22
-_ELIGIBLE = _QUEUE + _TRANSFERS
+    _ITEMS_STATE,
+    _ITEMS_INDEX,
+    _ITEM,
+    _ITEMS_ROW,
+    _ITEMS_LEFT,
+    _DESCRIBED,
+    _DESCRIBED_ROW,
+    _DESCRIBED_ROWS,
+    _DESCRIBED_LAST,
+) = range(5, 32)
+_QUEUE = 32
+"""Transfers under way: instruction, first row, rows, whether the instruction's last."""
+_ELIGIBLE = _QUEUE + 4 * _TRANSFERS
 _LENGTHS = _ELIGIBLE + _BUFFER
 _LOAD_WORDS = _LENGTHS + _BUFFER
 
@@ -86,8 +100,8 @@ _LOAD_WORDS = _LENGTHS + _BUFFER
     _LAST_B,
     _RESPONSES,
     _RESPONSE_HEAD,
-) = range(4, 20)
-_DUE = 20
+) = range(5, 21)
+_DUE = 21
 _STORE_WORDS = _DUE + _PENDING_MOST + 1
 
 
@@ -134,15 +148,14 @@ def _length(s, cfg):
 
 
 @numba.njit
-def _cut(s, T, cfg, start, row_beats, enable, taken):
-    """One clock edge of hw/bursts.py."""
+def _cut(s, cfg, start, address, rows, row_beats, enable, taken):
+    """One clock edge of hw/bursts.py; `start` is the instruction of a transfer that begins, `address` in beats."""
     state = s[_STATE]
     if state == _IDLE and start >= 0:
-        s[_INDEX] = start
+        s[_INDEX], s[_ADDRESS], s[_CUT_ROWS] = start, address, rows
         s[_STATE] = _SUM
     elif state == _SUM:
-        s[_ADDRESS] = T[s[_INDEX], _OFFSET] // cfg[_BUS]
-        s[_REMAINING] = T[s[_INDEX], _ROWS] * row_beats
+        s[_REMAINING] = s[_CUT_ROWS] * row_beats
         s[_STATE] = _CHECK
     elif state == _CHECK and enable:
         s[_STATE] = _ISSUE
@@ -157,7 +170,7 @@ def _cut(s, T, cfg, start, row_beats, enable, taken):
 @numba.njit
 def load_ready(s, cfg):
     """Whether an instruction is accepted in this cycle."""
-    return s[_STATE] == _IDLE
+    return s[_STATE] == _IDLE and s[_ITEMS_STATE] == _PASS
 
 
 @numba.njit
@@ -175,7 +188,38 @@ def load_stalled(s, granted):
 
 
 @numba.njit
-def load_step(s, T, cfg, cycle, start, granted):
+def _offer(s, T, cfg, items, start):
+    """One clock edge of hw/items.py: (instruction or -1, address in beats, rows) of the transfer that begins."""
+    state = s[_ITEMS_STATE]
+    if state == _PASS:
+        if start < 0:
+            return -1, 0, 0
+        if T[start, _GATHER] == 0:
+            s[_DESCRIBED_ROW], s[_DESCRIBED_LAST] = T[start, _ROW], 1
+            return start, T[start, _OFFSET] // cfg[_BUS], T[start, _ROWS]
+        s[_ITEMS_STATE], s[_ITEMS_INDEX], s[_ITEM] = _LOOK, start, T[start, _FIRST_ITEM]
+        s[_ITEMS_ROW], s[_ITEMS_LEFT] = T[start, _ROW], T[start, _ROWS]
+    elif state == _LOOK:
+        s[_ITEMS_STATE] = _SCALE
+    elif state == _SCALE:
+        s[_ITEMS_STATE] = _OFFER
+    elif s[_STATE] == _IDLE:
+        index = s[_ITEMS_INDEX]
+        size = T[index, _ITEM_ROWS]
+        last = s[_ITEMS_LEFT] <= size
+        rows = s[_ITEMS_LEFT] if last else size
+        first = items[s[_ITEM]] * size * cfg[_TARGET_BEATS + T[index, _TARGET]]
+        s[_DESCRIBED_ROW], s[_DESCRIBED_LAST] = s[_ITEMS_ROW], last
+        s[_ITEM] += 1
+        s[_ITEMS_ROW] += size
+        s[_ITEMS_LEFT] -= size
+        s[_ITEMS_STATE] = _PASS if last else _LOOK
+        return index, T[index, _OFFSET] // cfg[_BUS] + first, rows
+    return -1, 0, 0
+
+
+@numba.njit
+def load_step(s, T, cfg, items, cycle, start, granted):
     """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
     done = s[_DONE]
     advance = s[_BEAT] == 1 and (s[_ROW_VALID] == 0 or granted)
@@ -209,13 +253,13 @@ def load_step(s, T, cfg, cycle, start, granted):
     if granted:
         s[_ROW_VALID] = 0
     if advance:
-        index = s[_QUEUE + s[_QUEUE_HEAD]]
+        index, first, rows, last = s[_QUEUE + 4 * s[_QUEUE_HEAD] : _QUEUE + 4 * s[_QUEUE_HEAD] + 4]
         target = T[index, _TARGET]
         last_beat = s[_POSITION] == cfg[_TARGET_BEATS + target] - 1
-        last_row = s[_ROWS_DONE] == T[index, _ROWS] - 1
+        last_row = s[_ROWS_DONE] == rows - 1
         s[_ROW_VALID] = last_beat
-        s[_ROW_TARGET], s[_ROW_ADDRESS] = target, T[index, _ROW] + s[_ROWS_DONE]
-        s[_ROW_DONE] = index if last_row else -1
+        s[_ROW_TARGET], s[_ROW_ADDRESS] = target, first + s[_ROWS_DONE]
+        s[_ROW_DONE] = index if last_row and last == 1 else -1
         s[_POSITION] = 0 if last_beat else s[_POSITION] + 1
         if last_beat:
             s[_ROWS_DONE] = 0 if last_row else s[_ROWS_DONE] + 1
@@ -224,9 +268,13 @@ def load_step(s, T, cfg, cycle, start, granted):
                 s[_QUEUED] -= 1
     s[_BEAT] = read or (s[_BEAT] == 1 and not advance)
     if begin:
-        s[_QUEUE + (s[_QUEUE_HEAD] + s[_QUEUED]) % _TRANSFERS] = s[_INDEX]
+        slot = _QUEUE + 4 * ((s[_QUEUE_HEAD] + s[_QUEUED]) % _TRANSFERS)
+        s[slot : slot + 4] = s[_DESCRIBED : _DESCRIBED + 4]
         s[_QUEUED] += 1
-    _cut(s, T, cfg, start, cfg[_TARGET_BEATS + T[s[_INDEX], _TARGET]], begin, issue)
+    offered, address, rows = _offer(s, T, cfg, items, start)
+    if offered >= 0:
+        s[_DESCRIBED], s[_DESCRIBED_ROWS] = offered, rows
+    _cut(s, cfg, offered, address, rows, cfg[_TARGET_BEATS + T[s[_INDEX], _TARGET]], begin, issue)
     return done
 
 
@@ -317,7 +365,7 @@ def store_step(s, T, cfg, cycle, start, granted):
     elif granted:
         s[_ROWS_LEFT] -= 1
         s[_ROW_NEXT] += 1
-    _cut(s, T, cfg, start, cfg[_STORE_BEATS], True, opened)
+    _cut(s, cfg, start, T[start, _OFFSET] // cfg[_BUS], T[start, _ROWS], cfg[_STORE_BEATS], True, opened)
     if start >= 0:
         s[_ACTIVE] = 1
         s[_ROW_NEXT] = T[start, _ROW]

@@ -26,7 +26,7 @@ SMALL = Accelerator(
     norm_rows=8,
     operand_chunks=16,
     row_scales=16,
-    index_rows=64,
+    index_rows=128,
     table_pages=2,
     instructions=16,
     bus_bytes=8,
@@ -176,7 +176,9 @@ class Bench:
             finished += cycle.done > 0
             if self.halt_at is not None and len(self.cycles) > self.halt_at + 60:
                 return
+            entry = ctx.get(dut.index_read.entry)
             await ctx.tick()
+            ctx.set(dut.index_read.value, int(self.memory.index[entry % len(self.memory.index)]))
 
     def noise(self) -> int:
         """What a read port shows when nothing was granted."""
@@ -267,7 +269,8 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
     destination = v.setdefault("destination", pick(0, 2))
     if destination == isa.Destination.SCRATCHPAD:
         size = 1 + v.setdefault("wide", pick(0, 1))
-        v["dst_stride"] = -(-outputs * size // a.depth) + pick(0, 1)
+        first = v.setdefault("dst_channel", pick(0, 3) * a.drain)
+        v["dst_stride"] = -(-(first + outputs) * size // a.depth) + pick(0, 1)
         v["dst"] = half + pick(0, half // 2 - tiles * v["dst_stride"])
     else:
         major, minor = (
@@ -275,7 +278,9 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
         )
         v["dst_stride"] = -(-minor // a.depth) + pick(0, 1)
         rows = (-(-major // a.lanes.fixed8)) * v["dst_stride"] + 1
-        v["dst"] = a.weight_rows // 2 + pick(0, max(0, a.weight_rows // 2 - rows))
+        if rows > a.weight_rows // 2:
+            return random_instruction(a, random, tag, **forced)
+        v["dst"] = a.weight_rows // 2 + pick(0, a.weight_rows // 2 - rows)
     if v.setdefault("second", pick(0, 1)):
         v["second_stride"] = -(-outputs // a.depth) + pick(0, 1)
         v["second_dst"] = half + half // 2 + pick(0, half // 2 - tiles * v["second_stride"])
@@ -285,4 +290,7 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
             "second_constant": pick(-(1 << 30), 1 << 30),
         }
         v["second_lo"], v["second_hi"] = sorted((pick(-128, 127), pick(-128, 127)))
+    if v.setdefault("gather", int(random.random() < 0.3)):
+        v["index"] = pick(0, a.index_rows - v["groups"] * v["blocks"] * v["chunks"])
+        v["weight"] = pick(0, 9)
     return isa.Instruction(isa.Opcode.MATRIX, v)

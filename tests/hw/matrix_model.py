@@ -29,6 +29,7 @@ class Memories:
         self.scale_n = random.integers(17, 27, (a.row_scales, a.columns))
         dead = random.random((a.row_scales, a.columns)) < 0.1
         self.scale_m[dead], self.scale_n[dead] = 0, 1
+        self.index = random.integers(0, a.weight_rows // 2 - 9, a.index_rows)
         self.tables = random.integers(-128, 128, (a.table_pages, 1024))
 
     def weight(self, row, lane, i):
@@ -93,6 +94,8 @@ def accumulate(memory, ins, x, j, lane):
     partial = []
     for k in range(ins.chunks):
         row = ins.weight + j * ins.weight_stride + k
+        if ins.gather:
+            row = ins.weight + int(memory.index[ins.index + j * ins.chunks + k])
         partial.append(sum(memory.weight(row, lane, i) * x[k][i] for i in range(memory.accelerator.depth)))
     return max(partial) if ins.maximum else sum(partial)
 
@@ -152,7 +155,7 @@ def drain(memory, ins, t, x, j, s, i, c):
     elif live:
         size = 2 if ins.wide else 1
         for byte in range(size):
-            at = o * size + byte
+            at = (ins.dst_channel + o) * size + byte
             row = ins.dst + t * ins.dst_stride + at // a.depth
             writes.append((memory.scratchpad, (row, c, at % a.depth), v >> 8 * byte & 255))
     if ins.second and live:

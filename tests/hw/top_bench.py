@@ -15,7 +15,16 @@ from amaranth.sim import Simulator
 from terrazzo.arch import isa, program, registers
 from terrazzo.arch.accelerator import VERSION, Accelerator, Lanes
 from terrazzo.arch.memory import MemoryModel
-from terrazzo.hw.ports import EngineSignature, LoadPort, ReadPort, RowScalePort, WritePort
+from terrazzo.hw.ports import (
+    EngineSignature,
+    IndexRead,
+    IndexWrite,
+    LoadPort,
+    ReadPort,
+    RegisterWrite,
+    RowScalePort,
+    WritePort,
+)
 from terrazzo.hw.top import TRACED, Top
 
 __all__ = [
@@ -77,11 +86,18 @@ class _Stranger(wiring.Component):
 
 def stranger_matrix(a):
     ports = {"residual": Out(ReadPort(a)), "fetch": Out(ReadPort(a)), "write": Out(WritePort(a))}
+    ports |= {"index_read": Out(IndexRead())}
     return _Stranger(isa.Opcode.MATRIX, {**ports, "load": In(LoadPort(a)), "row_scales": In(RowScalePort(a))})
 
 
 def stranger_vector(a):
     ports = {"read": Out(ReadPort(a)), "write": Out(WritePort(a)), "load": In(LoadPort(a))}
+    ports |= {
+        "register_write": Out(RegisterWrite()),
+        "index_read": Out(IndexRead()),
+        "index_write": Out(IndexWrite()),
+        "compacting": Out(1),
+    }
     return _Stranger(isa.Opcode.VECTOR, {**ports, "row_scales": Out(RowScalePort(a))})
 
 

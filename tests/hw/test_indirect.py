@@ -1,0 +1,236 @@
+"""Count registers, operand slots and gathering LOADs: the top against the functional simulator and the cycle model."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from terrazzo.arch import isa
+from terrazzo.arch.isa import Engine, Instruction, LoadTarget, Opcode, Region
+from terrazzo.arch.layout import Layout
+from terrazzo.arch.memory import MemoryModel
+from terrazzo.arch.program import Program
+from terrazzo.arch.registers import Cause, Control, Status
+from terrazzo.sim.cycle import predict
+from terrazzo.sim.functional import Machine, MachineError
+
+from .test_top import END, load, pair, store
+from .top_bench import BASES, LIMIT, accelerator
+
+ORDER = pair(Engine.LOAD, Engine.LOAD)
+READY = pair(Engine.LOAD, Engine.STORE)
+FREE = pair(Engine.STORE, Engine.LOAD)
+VALUES = (0, 1, 2, 3, 5, 7, 8, 13, 64, 100, 1000, 65535, 65536, 131071, 200000, 262143)
+"""What the registers hold: register r has the r-th."""
+
+
+def add(opcode: Opcode, *slots: tuple[str, int, int]) -> dict[str, int]:
+    """Operand slots: (field, register, shift) each."""
+    values = {}
+    for slot, (name, register, shift) in zip(isa.SLOTS, slots, strict=False):
+        values |= {
+            f"{slot}_field": isa.slot(opcode, name),
+            f"{slot}_register": register,
+            f"{slot}_shift": shift,
+        }
+    return values
+
+
+def as_program(machine, instructions, weights: np.ndarray) -> Program:
+    """A program whose OUTPUT buffer has LIMIT bytes."""
+    positions = LIMIT // (machine.beats(machine.scratchpad_row_bytes) * machine.bus_bytes) * machine.columns
+    layout = Layout(positions=positions, channels=1, wide=False, stride=1)
+    return Program(
+        name="indirect",
+        accelerator=machine,
+        setup_entry=0,
+        frame_entry=0,
+        scratch_bytes=LIMIT,
+        input=layout,
+        output=layout,
+        layers=(),
+        instructions=np.array([isa.encode(i) for i in instructions]),
+        weights=weights,
+    )
+
+
+def weights(machine, entries) -> np.ndarray:
+    """The WEIGHTS region: rows of registers from 0 on, rows of index entries from row 16 on, the rest at random."""
+    image = np.random.default_rng(7).integers(0, 256, LIMIT, dtype=np.uint8)
+    pitch = machine.beats(8) * machine.bus_bytes
+    for r, value in enumerate(VALUES):
+        image[r * pitch : r * pitch + 3] = np.frombuffer(value.to_bytes(3, "little"), np.uint8)
+        image[r * pitch + 2] |= 0xF8  # bits beyond a register's do not count
+    for r, row in enumerate(np.array(entries, "<u2").reshape(-1, 4)):
+        image[(16 + r) * pitch : (16 + r) * pitch + 8] = row.view(np.uint8)
+    return image
+
+
+def preamble(machine, entries) -> list[Instruction]:
+    """Fills all registers and the index memory."""
+    pitch = machine.beats(8) * machine.bus_bytes
+    kind = dict(region=Region.WEIGHTS)
+    return [
+        load(0, 0, 16, target=LoadTarget.REGISTER, **kind),
+        load(16 * pitch, 0, len(entries) // 4, target=LoadTarget.INDEX, signal=ORDER, **kind),
+        load(0, 0, 1, wait=ORDER),
+    ]
+
+
+def transfers(seed: int, machine) -> tuple[list[Instruction], list[int]]:
+    """LOADs of items and STOREs whose counts, bases and strides come from registers too; the index memory's entries."""
+    rng = random.Random(seed)
+    pitch = machine.beats(machine.scratchpad_row_bytes) * machine.bus_bytes
+    entries = [rng.randrange(10) for _ in range(machine.index_rows)]
+    instructions = preamble(machine, entries)
+    for tag in range(6):
+        gather = rng.random() < 0.7
+        values = dict(
+            rows=rng.randrange(1, 7), row=rng.randrange(10), offset=rng.randrange(6) * pitch, tag=tag
+        )
+        if gather:
+            values |= dict(gather=1, index=rng.randrange(20), item_rows=rng.choice((1, 1, 2, 3)))
+        slots = [("row", rng.randrange(8), rng.randrange(3)), ("rows", rng.randrange(8), rng.randrange(4))]
+        if gather:
+            slots.append(rng.choice((("index", 9, rng.randrange(2, 6)), ("item_rows", 2, 1), ("rows", 1, 0))))
+        rng.shuffle(slots)
+        some = slots[: rng.randrange(len(slots) + 1)]
+        values |= dict(wait=FREE if tag else 0, signal=READY)
+        instructions.append(load(**values | add(Opcode.LOAD, *some)))
+        some = [("offset", 8, 0)] * (machine.bus_bytes <= 64) + [("rows", 5, rng.randrange(2))]
+        place = dict(wait=READY, signal=FREE, tag=tag, **add(Opcode.STORE, *some[: rng.randrange(3)]))
+        instructions.append(store(tag * 9 * pitch, rng.randrange(8), rng.randrange(1, 4), **place))
+    return [*instructions, load(0, 0, 1, wait=FREE), END], entries
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_registers_and_gather(bench, seed):
+    """Memory and every start and completion of random programs."""
+    rng = random.Random(1000 + seed)
+    model = MemoryModel(latency=rng.choice((1, 7, 30)), interval=rng.choice((1, 1, 3)))
+    b = bench(model, bus_bytes=(4, 8, 16, 32, 64, 8)[seed], burst_beats=rng.choice((1, 2, 8, 32)))
+    instructions, entries = transfers(seed, b.accelerator)
+    program = as_program(b.accelerator, instructions, weights(b.accelerator, entries))
+    b.memory[: len(b.memory) // 2] = np.random.default_rng(seed).integers(0, 256, len(b.memory) // 2)
+    b.memory[BASES["WEIGHTS"] : BASES["WEIGHTS"] + LIMIT] = program.weights
+    image = b.memory[BASES["INPUT"] : BASES["INPUT"] + LIMIT].copy()
+    before = b.memory[BASES["OUTPUT"] : BASES["OUTPUT"] + LIMIT]
+    before[:] = 0
+    measured = {}
+
+    async def host(ctx):
+        await b.setup(ctx, instructions)
+        await b.command(ctx, Control.START)
+        assert not await b.settle(ctx) & Status.ERROR
+        for name in ("LOAD_BUSY", "LOAD_STALLED", "STORE_BUSY", "STORE_STALLED"):
+            measured[name] = await b.read(ctx, name)
+
+    b.simulate(host, deadline=20000)
+    machine = Machine(b.accelerator)
+    machine.load(program)
+    expected = machine.run(0, image)
+    np.testing.assert_array_equal(before, expected)
+    assert expected.any()
+    timing = predict(program, model)
+    (run,) = b.runs
+    for engine in (Engine.LOAD, Engine.STORE):
+        mine = [i for i, instruction in enumerate(instructions) if instruction.engine == engine]
+        assert run.starts[engine.name.lower()] == list(timing.start[mine])
+        assert run.dones[engine.name.lower()] == list(timing.done[mine])
+        assert measured[f"{engine.name}_BUSY"] == timing.busy[engine]
+        assert measured[f"{engine.name}_STALLED"] == timing.stalled[engine]
+    assert run.cycles == timing.cycles
+
+
+ILLEGAL = {
+    "beyond its field": (load(0, 0, 1, **add(Opcode.LOAD, ("rows", 11, 0))), "rows must be at most 65535"),
+    "in two steps": (
+        load(0, 40000, 1, **add(Opcode.LOAD, ("row", 12, 2), ("row", 1, 0), ("row", 15, 4))),
+        "row must be at most 65535",
+    ),
+    "count of 0": (store(0, 0, 0, **add(Opcode.STORE, ("rows", 0, 0))), "rows must be at least 1"),
+    "no such field": (
+        Instruction(Opcode.STORE, dict(rows=1, c_field=4, c_register=2)),
+        "c_field must be at most 3, not 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ILLEGAL)
+def test_illegal_operands(bench, name):
+    """The instruction does not start, its index is reported, and after CLEAR the registers hold what they held."""
+    b, (instruction, reason) = bench(), ILLEGAL[name]
+    entries = [0] * b.accelerator.index_rows
+    done = instruction.values | dict(wait=READY if instruction.opcode == Opcode.STORE else ORDER)
+    signals = [load(0, 0, 1, signal=READY | ORDER), Instruction(instruction.opcode, done)]
+    instructions = [*preamble(b.accelerator, entries), *signals, END]
+    b.memory[BASES["WEIGHTS"] : BASES["WEIGHTS"] + LIMIT] = weights(b.accelerator, entries)
+
+    async def host(ctx):
+        await b.setup(ctx, instructions)
+        await b.command(ctx, Control.START)
+        assert await b.error(ctx) == (Cause.ILLEGAL_INSTRUCTION, 4)
+        await b.command(ctx, Control.CLEAR)
+        await b.setup(ctx, [store(0, 0, 0, **add(Opcode.STORE, ("rows", 3, 0))), END])
+        await b.command(ctx, Control.START)
+        assert not await b.settle(ctx) & Status.ERROR
+
+    b.simulate(host)
+    assert len(b.written) == VALUES[3] * b.accelerator.scratchpad_row_bytes
+    program = as_program(b.accelerator, instructions, weights(b.accelerator, entries))
+    machine = Machine(b.accelerator)
+    machine.load(program)
+    with pytest.raises(MachineError, match=rf"^instruction 4: .*{reason}"):
+        machine.run(0, bytes(LIMIT))
+
+
+@pytest.mark.parametrize(
+    "entries, values, offset",
+    [
+        ([0, 0x100, 0, 0], dict(rows=2, item_rows=1), 0x2000),
+        ([0xFFFF, 0, 0, 0], dict(rows=40000, item_rows=0xFFFF), 0xFFFF_FFF8),
+    ],
+)
+def test_item_beyond_the_region(bench, entries, values, offset):
+    """An item beyond the limit, also by more than 32 bits, is out of bounds."""
+    b = bench()
+    b.memory[BASES["WEIGHTS"] : BASES["WEIGHTS"] + LIMIT] = weights(b.accelerator, entries)
+    gather = Instruction(Opcode.LOAD, dict(region=Region.INPUT, gather=1, wait=ORDER, **values))
+
+    async def host(ctx):
+        await b.setup(ctx, [*preamble(b.accelerator, entries)[:2], gather, END])
+        await b.command(ctx, Control.START)
+        assert await b.error(ctx) == (Cause.OUT_OF_BOUNDS, offset)
+
+    b.simulate(host)
+
+
+def test_gather_without_item_rows_is_illegal(bench):
+    b = bench()
+
+    async def host(ctx):
+        await b.setup(ctx, [load(0, 0, 1, gather=1), END])
+        await b.command(ctx, Control.START)
+        assert await b.error(ctx) == (Cause.ILLEGAL_INSTRUCTION, 0)
+
+    b.simulate(host)
+
+
+def test_values_that_the_program_does_not_tell():
+    """Registers from the image of a frame: the cycle model asks for them."""
+    machine = accelerator()
+    first = load(0, 2, 1, target=LoadTarget.REGISTER, region=Region.INPUT, signal=ORDER)
+    instructions = [first, load(0, 0, 0, wait=ORDER, **add(Opcode.LOAD, ("rows", 2, 1))), END]
+    program = as_program(machine, instructions, np.zeros(LIMIT, np.uint8))
+    with pytest.raises(ValueError, match=r"^instruction 1 needs count register 2, which"):
+        predict(program, MemoryModel())
+    cycles = [
+        predict(program, MemoryModel(), written={0: np.array([count])}).cycles for count in (1, 2, 3, 11)
+    ]
+    assert cycles[0] == cycles[1] < cycles[2] < cycles[3]
+    simulator = Machine(machine)
+    simulator.load(program)
+    simulator.run(0, bytes([3]) + bytes(LIMIT - 1))
+    assert simulator.written[0].tolist() == [3]
