@@ -40,6 +40,7 @@ def test_matrix_equals_the_loops_of_the_manual(name, seed):
     machine.param_m[:], machine.param_n[:] = memory.m, memory.n
     machine.param_c[:], machine.param_entry[:] = memory.constant, memory.entry
     machine.row_m[:], machine.row_n[:] = memory.scale_m, memory.scale_n
+    machine.index[:] = memory.index
     machine.tables[LoadTarget.TABLE][:] = memory.tables.astype(np.int8).view(np.uint8).reshape(-1, 8)
     before = machine.scratchpad.copy()
     instruction = drawn(a, random)
@@ -209,7 +210,7 @@ def test_compact_and_gather(accelerator, wide):
         "lo": 20,
     }
     values |= {"src_wide": wide, "index": 5, "count_register": 9}
-    machine._vector(Instruction(Opcode.VECTOR, values))
+    machine.execute(Instruction(Opcode.VECTOR, values))
     kept = [p for p in range(19) if scores[p] >= 20]
     assert machine.registers[9] == len(kept) and machine.index[5 : 5 + len(kept)].tolist() == kept
     values = {
@@ -221,7 +222,7 @@ def test_compact_and_gather(accelerator, wide):
         "dst": 400,
     }
     values |= {"src_stride": tensor(machine, 300, x, bool(wide)), "dst_stride": 4, "index": 5}
-    machine._vector(Instruction(Opcode.VECTOR, values))
+    machine.execute(Instruction(Opcode.VECTOR, values))
     np.testing.assert_array_equal(read(machine, 400, (len(kept), 11), 4, bool(wide)), x[kept])
 
 

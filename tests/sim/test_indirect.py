@@ -8,7 +8,7 @@ import pytest
 
 from terrazzo.arch import isa
 from terrazzo.arch.accelerator import PARAM_BYTES
-from terrazzo.arch.isa import Engine, Instruction, LoadTarget, Opcode, ParamMode, Region
+from terrazzo.arch.isa import Engine, Instruction, LoadTarget, Opcode, ParamMode, Region, VectorOp
 from terrazzo.arch.layout import Layout
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.arch.program import Program
@@ -76,17 +76,23 @@ def program(seed: int) -> Program:
         Instruction(Opcode.STORE, dict(region=Region.OUTPUT, rows=rows, wait=DONE)),
         Instruction(Opcode.END),
     ]
+    return as_program(instructions, np.concatenate(parts), rows // 2, rows)
+
+
+def as_program(instructions, weights: np.ndarray, rows_in: int, rows_out: int) -> Program:
+    """A program whose frame is `instructions`; input and output are rows of the scratchpad."""
+    a = MACHINE
     return Program(
         name="indirect",
         accelerator=a,
         setup_entry=len(instructions) - 1,
         frame_entry=0,
         scratch_bytes=0,
-        input=Layout(positions=rows // 2 * a.columns, channels=a.depth, wide=False, stride=1),
-        output=Layout(positions=rows * a.columns, channels=a.depth, wide=False, stride=1),
+        input=Layout(positions=rows_in * a.columns, channels=a.depth, wide=False, stride=1),
+        output=Layout(positions=rows_out * a.columns, channels=a.depth, wide=False, stride=1),
         layers=(),
         instructions=np.array([isa.encode(i) for i in instructions]),
-        weights=np.concatenate(parts),
+        weights=weights,
     )
 
 
@@ -105,3 +111,70 @@ def test_matrix(simulator, seed):
     result = simulator.run(made, codes, memory)
     np.testing.assert_array_equal(result.outputs, expected)
     assert list(result.cycles) == [cycles]
+
+
+TOKENS, KEPT, OUTPUTS, ROWS = 0, 100, 300, 16
+
+
+def pruning(tokens: int) -> Program:
+    """Tokens of eight channels whose score is at least 0 are gathered, multiplied by a matrix and stored: every count from
+    the second instruction on is in a register."""
+    a, rows = MACHINE, MACHINE.scratchpad_regions * MACHINE.scratchpad_rows
+
+    def order(producer: Engine, consumer: Engine) -> int:
+        return 1 << isa.semaphore(producer, consumer)
+
+    def counted(opcode: Opcode, field: str, shift: int, **values: int) -> Instruction:
+        slot = dict(b_field=isa.slot(opcode, field), b_register=5, b_shift=shift)
+        return Instruction(opcode, slot | values)
+
+    pitch = a.beats(a.scratchpad_row_bytes) * a.bus_bytes
+    weights = np.random.default_rng(3).integers(0, 256, 4096, dtype=np.uint8)
+    filled, compacted = order(Engine.LOAD, Engine.VECTOR), order(Engine.VECTOR, Engine.VECTOR)
+    gathered, multiplied = order(Engine.VECTOR, Engine.MATRIX), order(Engine.MATRIX, Engine.STORE)
+    scores = dict(src=2 * tokens, src_stride=1, lo=0, index=3, count_register=5)
+    tensors = dict(src=TOKENS, src_stride=2, dst=KEPT, dst_stride=2)
+    linear = dict(
+        src=KEPT, src_stride=2, dst=OUTPUTS, dst_stride=1, chunks=2, weight_stride=2, lo=-128, hi=127
+    )
+    counts = dict(groups=1, blocks=1, steps=1, param_mode=ParamMode.TENSOR)
+    instructions = [
+        Instruction(Opcode.LOAD, dict(target=LoadTarget.WEIGHT, region=Region.WEIGHTS, rows=2)),
+        Instruction(Opcode.LOAD, dict(target=LoadTarget.PARAM, region=Region.WEIGHTS, rows=1, offset=2048)),
+        Instruction(Opcode.LOAD, dict(region=Region.INPUT, rows=3 * tokens, signal=filled)),
+        Instruction(
+            Opcode.VECTOR,
+            dict(op=VectorOp.COMPACT, positions=tokens, channels=1, wait=filled, signal=compacted, **scores),
+        ),
+        # A row of LOAD INDEX that meets COMPACT: the load waits.
+        Instruction(Opcode.LOAD, dict(target=LoadTarget.INDEX, row=20, rows=4)),
+        counted(
+            Opcode.VECTOR, "positions", 0, op=VectorOp.GATHER, channels=8, index=3,
+            wait=compacted, signal=gathered, **tensors,
+        ),
+        counted(Opcode.MATRIX, "positions", 0, wait=gathered, signal=multiplied, **counts, **linear),
+        Instruction(Opcode.STORE, dict(region=Region.OUTPUT, row=OUTPUTS + ROWS, rows=ROWS, wait=multiplied)),
+        counted(Opcode.STORE, "rows", 1, region=Region.OUTPUT, row=OUTPUTS),
+        Instruction(Opcode.STORE, dict(region=Region.OUTPUT, offset=ROWS * pitch, rows=rows)),
+        Instruction(Opcode.END),
+    ]  # fmt: skip
+    return as_program(instructions, weights, 3 * tokens, rows + ROWS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pruning(simulator, seed):
+    """Counts that data decide: the same outputs, and the cycles that follow from the count."""
+    random = np.random.default_rng(seed)
+    made = pruning(18)
+    codes = random.integers(-128, 128, (1, made.input.positions, made.input.channels))
+    machine = functional.Machine(MACHINE)
+    machine.load(made)
+    machine.run(made.setup_entry)
+    machine.run(made.frame_entry, functional.pack_rows(MACHINE, made.input.pack(MACHINE, codes[0])))
+    scores = codes[0, 2 * 18 * MACHINE.columns :][:18, 0]
+    assert machine.written[3].tolist() == np.flatnonzero(scores >= 0).tolist()
+    result = simulator.run(made, codes, MemoryModel())
+    np.testing.assert_array_equal(result.outputs, functional.run(made, codes))
+    assert list(result.cycles) == [predict(made, MemoryModel(), written=machine.written).cycles]
+    with pytest.raises(ValueError, match=r"^instruction 5 needs count register 5, which"):
+        predict(made, MemoryModel())
