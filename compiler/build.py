@@ -11,9 +11,24 @@ from ..arch.isa import Instruction, Opcode, Region
 from ..arch.program import Layer, Program
 from . import check
 from .allocate import Overflow, allocate
-from .ir import INDEX_ROW_ENTRIES, PAGE_ROWS, At, CompileError, Entry, Item, Memory, Page, Span, capacity
+from .ir import (
+    INDEX_ROW_ENTRIES,
+    PAGE_ROWS,
+    At,
+    Bytes,
+    CompileError,
+    Content,
+    Entry,
+    Item,
+    Memory,
+    Page,
+    Span,
+    capacity,
+    row_bytes,
+)
 from .lower import lower
 from .schedule import synchronize
+from .spill import least, schedule
 from .stream import Image, Plan, plan, residents, setup_loads
 from .tensors import Tensors
 
@@ -38,32 +53,41 @@ def compile(graph: Graph, accelerator: Accelerator, name: str | None = None) -> 
     pieces: dict[Memory, int] = {}
     """Memories whose data is streamed, and the way in _PIECES."""
     free: dict[Memory, tuple[int, int]] = {}
-    ahead = 3
+    ahead, spills, whole = 3, None, None
+    room = rows = capacity(accelerator, Memory.SCRATCHPAD)
+    """Rows of the scratchpad that a schedule may use; fewer where they could not be packed."""
     while True:
         limits = {memory: max(1, free[memory][1] // _PIECES[way]) for memory, way in pieces.items()}
         tensors = Tensors(graph, accelerator, limits, ahead)
-        lower(tensors)
+        lower(tensors, spills)
         if tensors.problems:
             if not _larger(pieces, tensors.short):
                 raise CompileError(graph.name, tensors.problems)
             continue
-        items = _frame(tensors)
+        items = _frame(tensors) if spills is None else tensors.items
         try:
             for memory in Memory:
                 taken = allocate(accelerator, items, memory)
                 free[memory] = taken, capacity(accelerator, memory) - taken
         except Overflow as overflow:
-            if overflow.memory != Memory.SCRATCHPAD or ahead == 1:
-                raise CompileError(graph.name, [_too_small(tensors, accelerator, overflow)]) from None
-            ahead = 1
-            continue
-        loaded = {memory: free[memory] for memory in Memory if memory != Memory.SCRATCHPAD}
+            if overflow.memory == Memory.SCRATCHPAD and ahead > 1:
+                ahead = 1
+                continue
+            if overflow.memory == Memory.SCRATCHPAD and room > rows // 2:
+                whole = tensors if spills is None else whole
+                room -= 0 if spills is None else rows // 16
+                spills = schedule(whole, room)
+                if spills is not None:
+                    continue
+                raise CompileError(graph.name, [_no_scratchpad(whole, rows)]) from None
+            raise CompileError(graph.name, [_too_small(tensors, accelerator, overflow)]) from None
+        loaded = {m: free[m] for m in Memory if m not in (Memory.SCRATCHPAD, Memory.OUTSIDE)}
         found = plan(accelerator, items, loaded)
         short = {memory for memory in (Memory.WEIGHT, Memory.PARAM) if _rows(items, memory) > free[memory][1]}
         if short - pieces.keys():
             pieces |= dict.fromkeys(short - pieces.keys(), 0)
         elif isinstance(found, Plan):
-            return _program(tensors, name or graph.name, items, found)
+            return _program(tensors, name or graph.name, items, found, free[Memory.OUTSIDE][0])
         else:
             largest = max(residents(items, found), key=lambda buffer: buffer.rows)
             overflow = Overflow(found, largest, free[found][0] + largest.rows)
@@ -93,6 +117,15 @@ def _too_small(tensors: Tensors, accelerator: Accelerator, overflow: Overflow) -
     )
 
 
+def _no_scratchpad(tensors: Tensors, rows: int) -> str:
+    index, needed = least(tensors, rows)
+    operator = tensors.graph.operators[index]
+    return (
+        f"layer {operator.name}: the scratchpad must have at least {needed} rows, even for bands of the layer, not "
+        f"{rows}. {_REMEDIES[Memory.SCRATCHPAD]}."
+    )
+
+
 def _frame(tensors: Tensors) -> list[Item]:
     """The layers between the LOAD of the input and the STORE of the output."""
     graph = tensors.graph
@@ -113,11 +146,20 @@ def _frame(tensors: Tensors) -> list[Item]:
     return [first, *tensors.items, last]
 
 
-def _program(tensors: Tensors, name: str, items: list[Item], found: Plan) -> Program:
+def _pitch(accelerator: Accelerator) -> int:
+    """Bytes from row to row of the scratchpad's rows in DRAM."""
+    return accelerator.beats(row_bytes(accelerator, Memory.SCRATCHPAD)) * accelerator.bus_bytes
+
+
+def _program(tensors: Tensors, name: str, items: list[Item], found: Plan, outside: int) -> Program:
     """Insert the LOADs, encode both sections and check what came out."""
     graph, accelerator = tensors.graph, tensors.accelerator
     image = Image(accelerator)
     frame = found.insert(image, items)
+    for item in frame:
+        if isinstance(item.values.get("offset"), Content):
+            content = item.values["offset"]
+            item.values["offset"] = image.address(content.data) + content.offset
     kept = [*found.rows, *residents(items, Memory.SCRATCHPAD)]
     setup = setup_loads(image, accelerator, kept)
     problems: list[str] = []
@@ -155,7 +197,7 @@ def _program(tensors: Tensors, name: str, items: list[Item], found: Plan) -> Pro
         accelerator=accelerator,
         setup_entry=0,
         frame_entry=len(sections[0]),
-        scratch_bytes=0,
+        scratch_bytes=outside * _pitch(accelerator),
         input=tensors.places[graph.input].layout,
         output=tensors.places[graph.output].layout,
         layers=layers,
@@ -181,9 +223,11 @@ def _encode(graph: Graph, items: list[Item], problems: list[str]) -> list[np.nda
     return words
 
 
-def _resolve(value: int | At | Page | Entry) -> int:
+def _resolve(value: int | At | Page | Entry | Bytes) -> int:
     if isinstance(value, At):
         return value.buffer.row + value.offset
+    if isinstance(value, Bytes):
+        return (value.buffer.row + value.offset) * value.pitch
     if isinstance(value, Page):
         return value.buffer.row // PAGE_ROWS
     if isinstance(value, Entry):

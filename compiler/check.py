@@ -10,7 +10,17 @@ import numpy as np
 
 from ..arch import isa
 from ..arch.accelerator import TABLE_PAGE_ENTRIES, TABLE_ROW_BYTES, Accelerator
-from ..arch.isa import Destination, Engine, FetchMode, Instruction, LoadTarget, Opcode, ParamMode, VectorOp
+from ..arch.isa import (
+    Destination,
+    Engine,
+    FetchMode,
+    Instruction,
+    LoadTarget,
+    Opcode,
+    ParamMode,
+    Region,
+    VectorOp,
+)
 from .ir import INDEX_ROW_ENTRIES, Item, Memory, capacity
 
 __all__ = ["PENDING_MAX", "accesses", "section"]
@@ -39,6 +49,11 @@ def section(
     del instructions[-1]
     known = _known(instructions)
     size = {memory: capacity(accelerator, memory) for memory in Memory}
+    outside = (
+        accesses(accelerator, i, index) for i in instructions if i.opcode in (Opcode.LOAD, Opcode.STORE)
+    )
+    ends = [rows.max() + 1 for found in outside for memory, rows, _ in found if memory == Memory.OUTSIDE]
+    size[Memory.OUTSIDE] = max(ends, default=0)
     writer = {memory: np.full(size[memory], -1) for memory in Memory}
     reader = {(memory, engine): np.full(size[memory], -1) for memory in Memory for engine in Engine}
     engines = np.array([instruction.engine for instruction in instructions], dtype=np.int64)
@@ -137,10 +152,14 @@ def accesses(
     accelerator: Accelerator, i: Instruction, index: np.ndarray
 ) -> list[tuple[Memory, np.ndarray, bool]]:
     """Rows that an instruction reads (False) and writes (True) in each memory; `index` is the index memory's content."""
-    if i.opcode == Opcode.LOAD:
-        return [(Memory(LoadTarget(i.target)), np.arange(i.row, i.row + i.rows), True)]
-    if i.opcode == Opcode.STORE:
-        return [(Memory.SCRATCHPAD, np.arange(i.row, i.row + i.rows), False)]
+    if i.opcode in (Opcode.LOAD, Opcode.STORE):
+        loads = i.opcode == Opcode.LOAD
+        memory = Memory(LoadTarget(i.target)) if loads else Memory.SCRATCHPAD
+        found = [(memory, np.arange(i.row, i.row + i.rows), loads)]
+        if i.region == Region.SCRATCH:
+            pitch = accelerator.beats(accelerator.scratchpad_row_bytes) * accelerator.bus_bytes
+            found.append((Memory.OUTSIDE, i.offset // pitch + np.arange(i.rows), not loads))
+        return found
     return _matrix(accelerator, i) if i.opcode == Opcode.MATRIX else _vector(accelerator, i, index)
 
 

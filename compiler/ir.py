@@ -15,7 +15,9 @@ from ..arch.layout import Layout
 __all__ = [
     "At",
     "Buffer",
+    "Bytes",
     "CompileError",
+    "Content",
     "Entry",
     "Item",
     "Memory",
@@ -51,6 +53,8 @@ class Memory(enum.Enum):
     RSQRT = LoadTarget.RSQRT
     INDEX = LoadTarget.INDEX
     ROW_SCALE = None
+    OUTSIDE = "outside"
+    """The SCRATCH region in DRAM, in rows of the scratchpad."""
 
 
 def capacity(accelerator: Accelerator, memory: Memory) -> int:
@@ -67,6 +71,7 @@ def capacity(accelerator: Accelerator, memory: Memory) -> int:
         Memory.RSQRT: 256,
         Memory.INDEX: a.index_rows // INDEX_ROW_ENTRIES,
         Memory.ROW_SCALE: a.row_scales,
+        Memory.OUTSIDE: (1 << 32) // (a.beats(a.scratchpad_row_bytes) * a.bus_bytes),
     }[memory]
 
 
@@ -74,6 +79,7 @@ def row_bytes(accelerator: Accelerator, memory: Memory) -> int:
     """Bytes of one row of a loadable memory."""
     return {
         Memory.SCRATCHPAD: accelerator.scratchpad_row_bytes,
+        Memory.OUTSIDE: accelerator.scratchpad_row_bytes,
         Memory.WEIGHT: accelerator.weight_row_bytes,
         Memory.PARAM: PARAM_BYTES * accelerator.drain,
         Memory.NORM: NORM_BYTES * accelerator.vector,
@@ -122,6 +128,23 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bytes:
+    """The DRAM offset of a row of a buffer, rows being `pitch` bytes apart."""
+
+    buffer: Buffer
+    offset: int
+    pitch: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Content:
+    """The DRAM offset of byte `offset` of data in the WEIGHTS region."""
+
+    data: np.ndarray
+    offset: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Span:
     """Rows first..first+rows of a buffer."""
 
@@ -136,7 +159,7 @@ class Item:
 
     opcode: Opcode
     tag: int
-    values: dict[str, int | At | Page | Entry]
+    values: dict[str, int | At | Page | Entry | Bytes | Content]
     reads: tuple[Span, ...] = ()
     writes: tuple[Span, ...] = ()
 

@@ -8,7 +8,7 @@ from ..arch import graph as g
 from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES
 from ..arch.isa import Destination, FetchMode, VectorOp
-from . import attention, moves, vector, windows
+from . import attention, bands, moves, vector, windows
 from .ir import At, Memory, Page, Place, Span
 from .matrix import Operand, Output, Params, emit
 from .rows import pack_norms, segments
@@ -17,17 +17,23 @@ from .tensors import Tensors
 __all__ = ["lower"]
 
 
-def lower(tensors: Tensors) -> None:
-    """Fill `tensors` with the items of its graph; reasons why that is impossible go to `tensors.problems`."""
+def lower(tensors: Tensors, schedule: bands.Schedule | None = None) -> None:
+    """Fill `tensors` with the items of its graph, transfers of activations included where there is a schedule of
+    them; reasons why that is impossible go to `tensors.problems`."""
     graph = tensors.graph
     if len(graph.operators) > 1023:
         tensors.problem(graph.name, f"a graph must have at most 1023 operators, not {len(graph.operators)}")
         return
     lowering = _Lowering(tensors)
+    if schedule is not None:
+        bands.lower(lowering, schedule)
+        return
     lowering.input()
     for tag, operator in enumerate(graph.operators):
         if all(name in tensors.places for name in lowering.needs(operator)):
+            before = len(tensors.items)
             getattr(lowering, operator.op)(tag, operator)
+            tensors.ranges.append((before, len(tensors.items)))
     if not tensors.problems:
         tag = max(0, len(graph.operators) - 1)
         tensors.places[graph.output] = moves.arranged(tensors, tag, graph.output)

@@ -37,11 +37,11 @@ def arranged(
     if key not in tensors.copies:
         spare = name in tensors.padded
         if x.slots != slots:
-            y = tensors.place(name, x.positions, x.channels, x.wide, slots, x.window, spare=spare)
+            y = tensors.place(f"{name}/copy", x.positions, x.channels, x.wide, slots, x.window, spare=spare)
             identity(tensors, tag, name, x, Output(place=y))
             x = y
         if x.window != window:
-            y = tensors.place(name, x.positions, x.channels, x.wide, slots, window, spare=spare)
+            y = tensors.place(f"{name}/copy", x.positions, x.channels, x.wide, slots, window, spare=spare)
             _reorder(tensors, tag, name, x, np.arange(x.positions), y)
             x = y
         tensors.copies[key] = x

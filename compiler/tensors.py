@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from ..arch.accelerator import TABLE_ROW_BYTES, Accelerator
@@ -33,6 +35,12 @@ class Tensors:
         """Tensors in other places, by what is different."""
         self.padded: set[str] = set()
         """Tensors that need a spare tile."""
+        self.parts: dict[str, tuple[int, int]] = {}
+        """Tensors of which the next output is only a part: positions of the whole, first position of the part."""
+        self.wholes: dict[str, Place] = {}
+        """Tensors that are written in parts."""
+        self.ranges: list[tuple[int, int]] = []
+        """First item and end of each operator."""
         self.problems: list[str] = []
         self.short: set[Memory] = set()
         """Memories whose limit is the reason of a problem."""
@@ -72,8 +80,16 @@ class Tensors:
 
     def output(self, tensor: Tensor, slots: tuple[int, ...] | None = None, window: int = 0) -> Place:
         """A place for a tensor of the graph, which is remembered."""
-        shape = tensor.positions, tensor.channels, tensor.dtype == "s16"
-        place = self.place(tensor.name, *shape, slots, window, spare=tensor.name in self.padded)
+        shape, spare = (tensor.channels, tensor.dtype == "s16", slots, window), tensor.name in self.padded
+        if tensor.name in self.parts:
+            positions, first = self.parts[tensor.name]
+            if tensor.name not in self.wholes:
+                self.wholes[tensor.name] = self.place(tensor.name, positions, *shape)
+            whole = self.wholes[tensor.name]
+            offset = first // self.accelerator.columns * whole.stride
+            place = dataclasses.replace(whole, offset=offset, positions=tensor.positions)
+        else:
+            place = self.place(tensor.name, tensor.positions, *shape, spare=spare)
         self.places[tensor.name] = place
         return place
 

@@ -78,11 +78,11 @@ def mobilenet_v2(side: int = 224, lanes: Lanes | None = None, drain: int = 1) ->
             stride = first if block == 0 else 1
             y = b.conv(x, channels * expansion, (1, 1), relu=True) if expansion > 1 else x
             y = _depthwise(b, y, stride)
-            last = block == blocks - 1
+            if blocks == 1:
+                x, channels = b.conv(y, out, (1, 1)), out
+                continue
             skip = b.conv(y, out, (1, 1), dtype="s16", residual=skip if block else None, second=True)
             x, channels = f"{skip}.second", out
-            if last:
-                skip = None
     x = b.conv(x, 1280, (1, 1), relu=True)
     height, width, _ = b.tensors[x].shape
     x = b.flatten(b.avgpool(x, (height, width), (height, width)))

@@ -198,8 +198,8 @@ def problems(graph: Graph, accelerator: Accelerator) -> list[str]:
     ("small", "message"),
     [
         (
-            {"scratchpad_rows": 32},
-            "scratchpad memory: must have at least .* rows .* not 64. Raise scratchpad_rows",
+            {"scratchpad_rows": 8},
+            "layer .*: the scratchpad must have at least .* rows, even for bands .* not 16. Raise scratchpad_rows",
         ),
         (
             {"weight_rows": 16},

@@ -1,0 +1,324 @@
+"""Which activations stay on chip, which pass through DRAM, and which operators run in bands: least off-chip traffic first,
+then least computing.
+
+An integer program over the operators in order, after COSMA (Zhang et al., 2023): residency of each tensor at each
+operator, a capacity at each, and besides the ways to cut the operators into groups of bands. Solved by CP-SAT with one
+worker and a limit in deterministic time, so that compiling stays reproducible; what is not proven optimal has a bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+from ..arch import graph as g
+from . import estimate
+from .allocate import lifetimes, peak
+from .bands import Band, Group, Schedule, Shape, bandable, shape, split
+from .ir import Memory, row_bytes
+from .tensors import Tensors
+
+__all__ = ["least", "schedule"]
+
+_BANDS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+_LENGTH = 6
+"""Operators of a group at most."""
+_OVERHEAD = 40
+"""Cycles that an instruction costs besides its work."""
+_SECONDS = 3.0
+"""Deterministic time for each of the two objectives."""
+
+
+@dataclasses.dataclass
+class _Life:
+    """A tensor's rows and the operators first..last between which it exists."""
+
+    rows: int
+    first: int
+    last: int
+    users: set[int]
+    data: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """A group and what it needs."""
+
+    group: Group
+    inside: frozenset[str] = frozenset()
+    """Tensors that exist only in bands."""
+    needed: int = 0
+    """Rows of bands that exist at once, without those from and to DRAM."""
+    passing: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Rows that each other tensor of the group takes where it passes from or to DRAM."""
+    moved: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Rows that are loaded of each input that does."""
+    cycles: int = 0
+    """More than without bands."""
+
+
+def schedule(tensors: Tensors, rows: int) -> Schedule | None:
+    """The best schedule found for the lowered graph in so many rows of scratchpad; None where there is none."""
+    return _Problem(tensors, rows).solve()
+
+
+def least(tensors: Tensors, rows: int) -> tuple[int, int]:
+    """The operator that needs the most rows of scratchpad of those that need more than `rows`, by itself or in bands,
+    and how many that are; (0, rows + 1) where each would fit."""
+    problem = _Problem(tensors, rows)
+    needs = [
+        extra + sum(life.rows for life in problem.lives.values() if index in life.users)
+        for index, extra in enumerate(problem.extra)
+    ]
+    found = dict.fromkeys(range(problem.count), 1 << 40)
+    for way in problem.ways(limit=1 << 40):
+        for index in range(way.group.first, way.group.last + 1):
+            need = way.needed + sum(way.passing.values()) if way.group.bands > 1 else needs[index]
+            found[index] = min(found[index], need)
+    worst = max(found, key=lambda index: found[index])
+    return (worst, found[worst]) if found[worst] > rows else (0, rows + 1)
+
+
+class _Problem:
+    """A lowered graph as seen by the solver."""
+
+    def __init__(self, tensors: Tensors, rows: int):
+        self.tensors, self.graph, self.rows = tensors, tensors.graph, rows
+        self.count = len(self.graph.operators)
+        self.lives: dict[str, _Life] = {}
+        self.extra, self.cycles = [0] * self.count, [0] * self.count
+        """Rows of an operator's own buffers, and its cycles."""
+        names, places = {tensor.name for tensor in self.graph.tensors}, tensors.places
+        for index, (first, end) in enumerate(tensors.ranges):
+            items = tensors.items[first:end]
+            self.cycles[index] = sum(estimate.cycles(tensors.accelerator, item) for item in items)
+            found = lifetimes(items, Memory.SCRATCHPAD)
+            self.extra[index] = peak({b: life for b, life in found.items() if b.name not in names})
+            read = [places[n].buffer for n in g.reads(self.graph.operators[index]) if n in places]
+            for buffer in (*found, *read):
+                if buffer.name in names:
+                    new = _Life(buffer.rows, index, index, set(), buffer.data is not None)
+                    life = self.lives.setdefault(buffer.name, new)
+                    life.last = index
+                    life.users.add(index)
+        self.input = self.graph.input
+        root = tensors.places[self.graph.output].buffer.name
+        self.output = root if root in self.lives else self.graph.output
+        self.lives[self.output].last = self.count - 1
+        self.reads_output = root != self.graph.output or self.output in {
+            name for operator in self.graph.operators for name in g.reads(operator)
+        }
+
+    def shapes(self, group: Group) -> dict[str, Shape]:
+        """Rows of the tensors of a group."""
+        places, columns = self.tensors.places, self.tensors.accelerator.columns
+        operators = self.graph.operators[group.first : group.last + 1]
+        names = {name for op in operators for name in (*g.reads(op), *g.writes(op))}
+        return {n: shape(self.graph.tensor(n), places[n].joined, columns) for n in names}
+
+    def ways(self, limit: int | None = None) -> list[_Way]:
+        """Every operator alone, and groups of bands around those that do not fit, in at most `limit` rows."""
+        limit = self.rows if limit is None else limit
+        full = [
+            self.extra[k] + sum(life.rows for life in self.living(k, k).values()) for k in range(self.count)
+        ]
+        tight = [k for k in range(self.count) if full[k] > self.rows]
+        able = [bandable(op, self.graph, self.tensors.places) for op in self.graph.operators]
+        found = [_Way(Group(k, k, 1)) for k in range(self.count)]
+        spans = {
+            (first, first + length - 1)
+            for k in tight
+            for length in range(1, _LENGTH + 1)
+            for first in range(max(0, k - length + 1), min(k, self.count - length) + 1)
+        }
+        for first, last in sorted(spans):
+            if all(able[first : last + 1]):
+                seen: set[int] = set()
+                for bands in _BANDS:
+                    way = self.way(Group(first, last, bands), seen)
+                    if way is not None and way.needed <= limit:
+                        found.append(way)
+        return found
+
+    def way(self, group: Group, seen: set[int]) -> _Way | None:
+        """A group in bands; None where another way has as many."""
+        operators = self.graph.operators
+        made = {n for k in range(group.first, group.last + 1) for n in g.writes(operators[k])}
+        outlive = {n for n in made if self.lives[n].last > group.last} if made <= self.lives.keys() else None
+        if outlive is None:
+            return None
+        shapes = self.shapes(group)
+        bands = split(self.graph, group, shapes, outlive)
+        if len(bands) in seen or len(bands) < 2:
+            return None
+        seen.add(len(bands))
+        inside = made - outlive
+        work = sum(
+            self.cycles[k]
+            * sum(b.outputs[k][1] - b.outputs[k][0] for b in bands)
+            / shapes[operators[k].output].rows
+            for k in range(group.first, group.last + 1)
+        )
+        plain = sum(self.cycles[group.first : group.last + 1])
+        passing, moved = {}, {}
+        for name in shapes.keys() - inside:
+            parts = [self.part(name, shapes[name], self.rows_of(name, band)) for band in bands]
+            passing[name] = 2 * max(parts)
+            if name not in made:
+                moved[name] = sum(parts)
+        return _Way(
+            Group(group.first, group.last, group.bands),
+            frozenset(inside),
+            max(self.needed(group, band, inside, shapes) for band in bands),
+            passing,
+            moved,
+            round(work - plain) + _OVERHEAD * len(bands) * (group.last - group.first + 1),
+        )
+
+    def rows_of(self, name: str, band: Band) -> tuple[int, int]:
+        """Rows of a tensor that a band has."""
+        spans = [rows for (_, read), rows in band.inputs.items() if read == name]
+        spans += [rows for k, rows in band.outputs.items() if name in g.writes(self.graph.operators[k])]
+        return min(span[0] for span in spans), max(span[1] for span in spans)
+
+    def part(self, name: str, whole: Shape, rows: tuple[int, int]) -> int:
+        """Rows of the scratchpad for rows of a tensor."""
+        tiles = -(-(rows[1] - rows[0]) * whole.width // self.tensors.accelerator.columns)
+        return tiles * self.tensors.places[name].stride
+
+    def needed(self, group: Group, band: Band, inside: set[str], shapes: dict[str, Shape]) -> int:
+        """Rows of the tensors inside a group that exist at once in a band."""
+        lives = {}
+        for name in inside:
+            users = [k for k, read in band.inputs if read == name]
+            first = next(k for k in band.outputs if name in g.writes(self.graph.operators[k]))
+            lives[name] = (
+                first,
+                max(users, default=first),
+                self.part(name, shapes[name], self.rows_of(name, band)),
+            )
+        return max(
+            sum(rows for first, last, rows in lives.values() if first <= k <= last)
+            for k in range(group.first, group.last + 1)
+        )
+
+    def living(self, first: int, last: int) -> dict[str, _Life]:
+        """Tensors that exist during operators first..last; content of the program always does."""
+        return {
+            n: life
+            for n, life in self.lives.items()
+            if life.data or (life.first <= last and first <= life.last)
+        }
+
+    def solve(self) -> Schedule | None:
+        """Both objectives, one after the other."""
+        from ortools.sat.python import cp_model  # takes a second to import, and few graphs need it
+
+        model, ways = cp_model.CpModel(), self.ways()
+        chosen = [model.new_bool_var(f"way{i}") for i in range(len(ways))]
+        chip = {(n, k): model.new_bool_var("") for n, life in self.lives.items() for k in self.span(life)}
+        for k in range(self.count):
+            model.add_exactly_one(
+                c for c, w in zip(chosen, ways, strict=True) if w.group.first <= k <= w.group.last
+            )
+        traffic = [self.lives[self.output].rows]
+        for way, taken in zip(ways, chosen, strict=True):
+            first, last = way.group.first, way.group.last
+            used = [] if way.group.bands > 1 else [self.extra[first]]
+            for name, life in self.living(first, last).items():
+                if name in way.inside:
+                    continue
+                states = [
+                    chip[name, k]
+                    for k in range(max(first, self.span(life)[0]), min(last, self.span(life)[-1]) + 1)
+                ]
+                for a, b in itertools.pairwise(states):
+                    model.add(a == b).only_enforce_if(taken)
+                used.append(life.rows * states[0])
+                if way.group.bands == 1 and first in life.users:
+                    model.add_implication(taken, states[0])
+                elif name in way.passing:
+                    used.append(way.passing[name] * (1 - states[0]))
+                    if name in way.moved:
+                        passes = model.new_bool_var("")
+                        model.add_bool_or(passes, states[0], taken.negated())
+                        traffic.append(way.moved[name] * passes)
+            model.add(sum(used) + way.needed <= self.rows).only_enforce_if(taken)
+        for name, life in self.lives.items():
+            span = self.span(life)
+            comes = name == self.input or life.data
+            for a, b in itertools.pairwise(span):
+                loaded = model.new_bool_var("")
+                model.add_bool_or(loaded, chip[name, b].negated(), chip[name, a])
+                traffic.append(life.rows * loaded)
+            if life.data:  # loaded unless it stays for ever
+                stays = model.new_bool_var("")
+                for k in span:
+                    model.add_implication(stays, chip[name, k])
+                loaded = model.new_bool_var("")
+                model.add_bool_or(loaded, chip[name, span[0]].negated(), stays)
+                traffic.append(life.rows * loaded)
+            elif comes:
+                traffic.append(life.rows * chip[name, span[0]])
+            elif name == self.output:
+                for k in span if self.reads_output else ():
+                    model.add(chip[name, k] == 1)
+            else:
+                stored = model.new_bool_var("")
+                for k in span:
+                    model.add_bool_or(stored, chip[name, k])
+                traffic.append(life.rows * stored)
+        return self.read(*self.search(cp_model, model, traffic, ways, chosen), ways, chosen, chip)
+
+    def span(self, life: _Life) -> range:
+        """Operators at which a tensor may be on chip."""
+        return range(self.count) if life.data else range(life.first, life.last + 1)
+
+    def search(self, cp_model, model, traffic: list, ways: list[_Way], chosen: list) -> tuple:
+        """A solver with the best solution found (None where there is none), and the least traffic that is possible."""
+        least = sum(traffic)
+        model.minimize(least)
+        first = _solver(cp_model)
+        if first.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return None, 0
+        bound = round(first.best_objective_bound)
+        model.add(least <= round(first.objective_value))
+        model.clear_hints()
+        for index in range(len(model.proto.variables)):
+            variable = model.get_bool_var_from_proto_index(index)
+            model.add_hint(variable, first.boolean_value(variable))
+        model.minimize(sum(way.cycles * taken for way, taken in zip(ways, chosen, strict=True)))
+        second = _solver(cp_model)
+        found = second.solve(model) in (cp_model.OPTIMAL, cp_model.FEASIBLE)
+        return second if found else first, bound
+
+    def read(self, solver, bound: int, ways: list[_Way], chosen: list, chip: dict) -> Schedule | None:
+        """The schedule in a solution."""
+        if solver is None:
+            return None
+        taken = [way for way, variable in zip(ways, chosen, strict=True) if solver.boolean_value(variable)]
+        taken.sort(key=lambda way: way.group.first)
+        at = {
+            k: number for number, way in enumerate(taken) for k in range(way.group.first, way.group.last + 1)
+        }
+        inside = {name for way in taken for name in way.inside}
+        there = {
+            key: solver.boolean_value(variable) for key, variable in chip.items() if key[0] not in inside
+        }
+        ends = {self.input, self.output} | {name for name, life in self.lives.items() if life.data}
+        a = self.tensors.accelerator
+        pitch = a.beats(row_bytes(a, Memory.SCRATCHPAD)) * a.bus_bytes
+        return Schedule(
+            groups=tuple(way.group for way in taken),
+            chip=frozenset((name, at[k]) for (name, k), value in there.items() if value),
+            stored=frozenset(name for (name, _), value in there.items() if not value and name not in ends),
+            bound=bound * pitch,
+        )
+
+
+def _solver(cp_model):
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.random_seed = 0
+    solver.parameters.max_deterministic_time = _SECONDS
+    return solver
