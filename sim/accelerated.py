@@ -269,7 +269,7 @@ def _attention(graph: Graph, operator: Attention) -> Step:
     def step(values: dict[str, np.ndarray], keep: bool) -> dict[str, np.ndarray]:
         q, k, v = (values[name] for name in (operator.input, operator.keys, operator.values))
         out, images = np.empty_like(q), len(q) if keep else 1
-        logits = np.empty((images, heads, tokens, keys) if keep else (1, 0, 0, 0), np.int16)
+        logits = np.empty((images, heads, tokens, keys) if keep else (1, 0, 0, 0), np.int32)
         exps = np.empty(logits.shape, np.int16)
         row_m = np.empty((images, heads, tokens) if keep else (1, 0, 0), np.int64)
         row_n = np.empty(row_m.shape, np.int64)

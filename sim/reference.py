@@ -106,15 +106,17 @@ def run(
     size = sum(t.positions * t.channels * _DTYPES[t.dtype]().itemsize for t in graph.tensors)
     threads = threads or numba.config.NUMBA_NUM_THREADS
     chunk = min(_CHUNK, max(_CHUNK_BYTES // size, 1), -(-max(len(codes), 1) // threads))
-    chunks = [codes[i : i + chunk] for i in range(0, max(len(codes), 1), chunk)]
-    if threads == 1 or len(chunks) == 1:
-        parts = [_run_chunk(graph, plan, part, keep) for part in chunks]
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(lambda part: _run_chunk(graph, plan, part, keep), chunks))
-    if keep:
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return np.concatenate([part[graph.output] for part in parts])
+    starts = range(0, max(len(codes), 1), chunk)
+    results: dict[str, np.ndarray] = {}
+    with ThreadPoolExecutor(threads) as pool:
+        work = (lambda i: _run_chunk(graph, plan, codes[i : i + chunk], keep)), starts
+        parts = pool.map(*work) if threads > 1 and len(starts) > 1 else map(*work)
+        for start, part in zip(starts, parts, strict=True):
+            for name, value in part.items():
+                if name not in results:
+                    results[name] = np.empty((len(codes), *value.shape[1:]), value.dtype)
+                results[name][start : start + chunk] = value
+    return results if keep else results[graph.output]
 
 
 def evaluate(graph: Graph, operator: Operator, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
