@@ -1,17 +1,19 @@
-"""What moves and multiplies: programs compute what the reference does, on two machines."""
+"""What moves and multiplies: programs compute what the reference does, on two machines; and what does not fit."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from terrazzo.compiler import compile
+from terrazzo.arch import isa
+from terrazzo.arch.isa import Opcode, VectorOp
+from terrazzo.compiler import CompileError, check, compile
 from terrazzo.sim import functional, reference
 
-from ..graphs import DEMO, OTHER, random_codes
+from ..graphs import DEMO, OTHER, Builder, random_codes
 from ..moves import KINDS, moving_graph
-
-INDEXED = ("_gathered", "_stacked", "_attended")
 
 
 def equal(graph, accelerator, seed) -> bool:
@@ -23,7 +25,84 @@ def equal(graph, accelerator, seed) -> bool:
 
 
 @pytest.mark.parametrize("accelerator", [DEMO, OTHER], ids=["demo", "other"])
-@pytest.mark.parametrize("kind", [k for k in KINDS if k.__name__ not in INDEXED], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__.strip("_"))
 @pytest.mark.parametrize("seed", range(4))
 def test_every_kind(kind, accelerator, seed):
     assert equal(moving_graph(seed, accelerator, [kind]), accelerator, seed)
+
+
+@pytest.mark.parametrize("accelerator", [DEMO, OTHER], ids=["demo", "other"])
+@pytest.mark.parametrize("seed", range(100, 116))
+def test_several_kinds(accelerator, seed):
+    assert equal(moving_graph(seed, accelerator), accelerator, seed)
+
+
+def gathers(program) -> list[isa.Instruction]:
+    instructions = [isa.decode(words) for words in program.instructions]
+    return [i for i in instructions if i.opcode == Opcode.VECTOR and i.op == VectorOp.GATHER]
+
+
+def permuted(shape=(6, 5, 8)):
+    b = Builder(0, shape)
+    return b, b.gather(b.input, b.random.permutation(shape[0] * shape[1]))
+
+
+def test_long_tables_come_in_pieces():
+    """A table of 30 entries in an index memory of 16: pieces of 8, loaded in every frame."""
+    b, y = permuted()
+    graph, machine = b.graph(y), dataclasses.replace(DEMO, index_rows=16)
+    assert [i.positions for i in gathers(compile(graph, machine))] == [8, 8, 8, 6]
+    assert equal(graph, machine, 0)
+
+
+def test_windows_that_begin_tiles_need_no_gather():
+    b = Builder(1, (4, 6, 8))
+    x = b.flatten(b.conv(b.input, 16, (1, 1)))
+    y = b.attention(b.linear(x, 16), b.linear(x, 16), b.linear(x, 16), 2, windows=3)
+    assert not gathers(compile(b.graph(y), DEMO))
+    assert equal(b.graph(y), DEMO, 1)
+
+
+def test_windows_are_gathered_once_into_their_layout():
+    """6 windows of 5 tokens on 4 columns: the gather in front writes the layout (in pieces of 32 positions, up to the
+    last one's 5 * 8 + 5), the one behind reads it."""
+    b = Builder(2, (5, 6, 8))
+    x = b.conv(b.input, 16, (1, 1))
+    y = b.gather(x, b.random.permutation(30))
+    z = b.attention(*(b.linear(y, 16) for _ in range(3)), 2, windows=6, bias=(1, 2))
+    graph = b.graph(b.gather(b.linear(z, 16), b.random.permutation(30)))
+    assert [i.positions for i in gathers(compile(graph, DEMO))] == [32, 13, 30]
+    assert equal(graph, DEMO, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scratchpad_rows": 4}, "scratchpad_rows must be at least 8, so that one region holds x, not 4"),
+        ({"index_rows": 4}, "a gather needs index_rows of at least 8 and positions below 65536, not 4 and"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, message):
+    b, y = permuted()
+    with pytest.raises(CompileError, match=message):
+        compile(b.graph(y), dataclasses.replace(DEMO, scratchpad_regions=16, **changes))
+
+
+def test_wide_dilation_is_refused():
+    b = Builder(0, (4, 20, 8))
+    x = b.conv(b.input, 4, (1, 3), padding=(0, 0, 8, 8), dilation=(1, 8))
+    with pytest.raises(CompileError, match=r"must span at most 255 rows and 15 columns, not \(1, 17\)"):
+        compile(b.graph(x), DEMO)
+
+
+def test_a_gather_is_checked_with_the_table_that_it_reads():
+    b, y = permuted()
+    program = compile(b.graph(y), DEMO)
+    frame = program.instructions[program.frame_entry :]
+    index = np.zeros(DEMO.index_rows, np.int64)
+    check.section(DEMO, program.instructions[: program.frame_entry], None, program.weights, index)
+    assert sorted(index[:30]) == list(range(30))
+    check.section(DEMO, frame, None, program.weights, index)
+    index[7] = 4 * (DEMO.scratchpad_rows * DEMO.scratchpad_regions)
+    with pytest.raises(AssertionError, match="a GATHER must read one region"):
+        check.section(DEMO, frame, None, program.weights, index)

@@ -9,6 +9,7 @@ from terrazzo.sim.compare import compare
 
 from .. import tiny
 from ..graphs import random_codes, random_graph
+from ..moves import moving_graph
 
 MEMORIES = st.builds(
     MemoryModel,
@@ -30,7 +31,24 @@ MEMORIES = st.builds(
 )
 def test_all_simulators_agree(seed, memory):
     """Outputs always; cycles wherever the memory is deterministic."""
-    graph = random_graph(seed, tiny.MACHINE)
+    agree(random_graph(seed, tiny.MACHINE), seed, memory)
+
+
+@given(seed=st.integers(0, 10_000), memory=MEMORIES)
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_all_simulators_agree_on_moves(seed, memory):
+    """Gathers, concatenation, products, windows, biases, dilation."""
+    agree(moving_graph(seed, tiny.MACHINE), seed, memory)
+
+
+def agree(graph, seed, memory):
     program = compiler.compile(graph, tiny.MACHINE)
     result = compare(graph, program, random_codes(graph, 2, seed), memory, verilog=tiny.verilog())
     assert result.messages() == []
