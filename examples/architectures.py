@@ -33,13 +33,27 @@ class Architecture:
         model = kind(kind.config_class(**self.config)).eval()
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             _randomize(name.rpartition(".")[2], value.data)
+        _measure(model, self.size)
         return model
+
+
+@torch.no_grad()
+def _measure(model: nn.Module, size: int) -> None:
+    """Set the statistics of BatchNorm layers to those of random images, so that activations stay in range."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    if norms:
+        model(torch.randn(16, 3, size // 4, size // 4).repeat_interleave(4, 2).repeat_interleave(4, 3))
+    model.eval()
 
 
 def _randomize(name: str, value: torch.Tensor) -> None:
     if not value.is_floating_point() or name in ("logit_scale", "relative_coords_table"):
         return
-    if name == "running_var" or (value.dim() < 2 and "bias" not in name and name != "running_mean"):
+    if value.dim() < 2 and "bias" not in name:
         value.uniform_(0.5, 1.5)
     elif value.dim() < 2:
         value.normal_(0, 0.1)
@@ -105,7 +119,7 @@ ARCHITECTURES = {
     "efficientnet": Architecture(
         "EfficientNetForImageClassification",
         64,
-        {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 64, "num_labels": 10},
+        {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320, "num_labels": 10},
     ),
     "mobilevit": Architecture(
         "MobileViTForImageClassification",
@@ -135,7 +149,7 @@ ARCHITECTURES = {
     "cvt": Architecture(
         "CvtForImageClassification",
         32,
-        {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 1, 2], "num_labels": 10},
+        {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3], "num_labels": 10},
     ),
     "levit": Architecture(
         "LevitForImageClassification",

@@ -164,8 +164,12 @@ def _maxpool(builder: Builder, unit: Unit) -> None:
 
 
 def _slice(builder: Builder, unit: Unit) -> None:
-    fields = {"start": int(unit.anchor.attrs["start"]), "count": int(unit.anchor.attrs["count"])}
-    _move(builder, unit, Slice, fields)
+    start, count = int(unit.anchor.attrs["start"]), int(unit.anchor.attrs["count"])
+    if start == 0:
+        _move(builder, unit, Slice, {"start": 0, "count": count})
+    else:  # a slice stands at tile boundaries, which depend on the machine
+        for name in _move(builder, unit, Gather, {}):
+            builder.constants[f"{name}/index"] = np.arange(start, start + count, dtype=np.int32)
 
 
 def _reshape(builder: Builder, unit: Unit) -> None:

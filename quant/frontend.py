@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import operator
 import warnings
+from collections.abc import Mapping
 
 import torch
 from torch import fx, nn
@@ -19,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..arch.errors import UserError
+from . import patterns_statistics as statistics
 from .floatgraph import FloatGraph, Node
 from .operands import Call
 from .orders import dense
@@ -26,6 +28,9 @@ from .patterns import HANDLERS, MOVEMENTS, PASS_THROUGH, SHAPE_ONLY, SUPPORTED, 
 from .views import Draft, Scores, Unsupported, View
 
 __all__ = ["Finding", "UnsupportedModel", "check", "import_module"]
+
+RESULTS = ("logits", "pooler_output", "image_embeds", "last_hidden_state")
+"""Fields of a returned mapping, the first of which that is there is the model's result (`transformers`)."""
 
 TOLERANCE = 1e-4
 """Largest difference between the import and the module, relative to the module's largest output."""
@@ -80,6 +85,12 @@ def import_module(module: nn.Module, sample: torch.Tensor, name: str | None = No
             f"{name}: the sample must be a float tensor (N, C, H, W), not {found}; preprocess one image"
         )
     module, sample = copy.deepcopy(module).eval().float(), sample.detach().float()
+    wrong = [key for key, value in module.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if wrong:
+        raise UnsupportedModel(
+            name,
+            [Finding(key, "parameter", "holds NaN or infinity", "load the weights again") for key in wrong],
+        )
     program, sample = _export(module, sample, name)
     batch, channels, height, width = sample.shape
     interpreter = _Interpreter(batch)
@@ -87,6 +98,10 @@ def import_module(module: nn.Module, sample: torch.Tensor, name: str | None = No
     image = View(source, source.view(batch).index.permute(0, 3, 1, 2))
     result = interpreter.result(program, image)
     nodes = [] if result is None else _nodes(result.base, source)
+    for node in nodes:
+        if node.kind in statistics.STATISTICS:
+            reason = "a statistic of channels is used outside a LayerNorm"
+            interpreter.findings.append(Finding(node.name, node.kind, reason, "use LayerNorm or BatchNorm2d"))
     if interpreter.findings:
         raise UnsupportedModel(name, interpreter.findings)
     graph = FloatGraph(name=name, input_shape=source.shape, nodes=nodes)
@@ -144,24 +159,33 @@ class _Interpreter:
         outputs = self.run(program.graph_module, values)
         specs = program.graph_signature.output_specs
         users = [o for o, spec in zip(outputs, specs, strict=True) if spec.kind == OutputKind.USER_OUTPUT]
-        tensors = [value for value in users if value is not None]
         try:
-            if len(tensors) != 1:
-                raise Unsupported(
-                    f"returns {len(tensors)} tensors",
-                    "return one tensor: wrap the model and return its logits",
-                )
-            if not isinstance(tensors[0], View):
+            chosen = self.chosen(tree_unflatten(users, program.call_spec.out_spec))
+            if not isinstance(chosen, View):
                 raise Unsupported(
                     "returns what is no activation", "return one tensor computed from the image"
                 )
-            if tensors[0].base.kind == "input":
+            if chosen.base.kind == "input":
                 raise Unsupported("computes nothing", "give a model with at least one layer")
-            return dense(tensors[0], self.batch)
+            return dense(chosen, self.batch)
         except Unsupported as error:
             if not (error.layout and self.findings):
                 self._report(Finding("", "output", error.reason, error.remedy))
             return None
+
+    @staticmethod
+    def chosen(returned: object) -> object:
+        """The result among what a model returns: the only tensor, or the field of a mapping that classifies."""
+        if isinstance(returned, Mapping):
+            for key in RESULTS:
+                if returned.get(key) is not None:
+                    return returned[key]
+        tensors = [value for value in tree_leaves(returned) if value is not None]
+        if len(tensors) != 1:
+            raise Unsupported(
+                f"returns {len(tensors)} tensors", "return one tensor: wrap the model and return its logits"
+            )
+        return tensors[0]
 
     def run(self, module: fx.GraphModule, values: dict[fx.Node, object]) -> list[object]:
         """The graph's outputs for the values of its placeholders."""
@@ -216,11 +240,14 @@ class _Interpreter:
             return node.target(*like[0], **like[1])
         if op in MOVEMENTS:
             return _moved(node, symbols, args, kwargs)
+        shape = tuple(next(value for value in tree_leaves(node.meta["val"])).shape)
+        call = Call(batch=self.batch, path=path, op=op, leaf=leaf, shape=shape, names=self.names)
+        statistic = statistics.matched(call, args, kwargs)
+        if statistic is not None:
+            return statistic
         handler = HANDLERS.get(op)
         if handler is None:
             return self._decomposed(node, op, args, kwargs)
-        shape = tuple(next(value for value in tree_leaves(node.meta["val"])).shape)
-        call = Call(batch=self.batch, path=path, op=op, leaf=leaf, shape=shape, names=self.names)
         return handler(call, *args, **kwargs)
 
     def _decomposed(self, node: fx.Node, op: str, args: tuple, kwargs: dict) -> object:
@@ -345,7 +372,7 @@ def _verify(graph: FloatGraph, module: nn.Module, sample: torch.Tensor, result: 
     """Compare with the module on the sample and on noise; ValueError where they differ."""
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))
     for images in (sample, noise):
-        wanted = next(value for value in tree_leaves(module(images)) if isinstance(value, torch.Tensor))
+        wanted = _Interpreter.chosen(module(images))
         found = graph.run(images.permute(0, 2, 3, 1).contiguous()).reshape(-1)[result.index]
         difference = (found - wanted).abs().max().item()
         if not difference <= TOLERANCE * max(wanted.abs().max().item(), 1e-6):

@@ -42,7 +42,7 @@ def has_free_rows(base: Draft) -> bool:
     """Whether any selection of the node's channels can be computed without computing the others."""
     if base.kind in _POINTWISE or (base.kind == "reshape" and base.channels == base.inputs[0].channels):
         return has_free_rows(base.inputs[0])
-    if base.kind == "add" and len(base.inputs) == 2:
+    if base.kind in ("add", "multiply"):
         return all(has_free_rows(part) for part in base.inputs)
     return base.kind == "linear" or (base.kind == "conv" and base.attrs["groups"] == 1)
 
@@ -66,6 +66,8 @@ def choose_channels(base: Draft, rows: torch.Tensor) -> Draft:
             value[void] = 0
     else:
         changes["inputs"] = tuple(choose_channels(part, rows) for part in base.inputs)
+        if "constant" in base.params:
+            changes["params"] = {"constant": base.params["constant"][..., rows]}
         if base.kind == "reshape":
             changes["attrs"] = base.attrs | {"shape": changes["shape"]}
     if len(rows) < base.channels:

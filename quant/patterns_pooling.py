@@ -36,6 +36,13 @@ def avg_pool2d(
     divisor_override=None,
 ):
     kernel = as_pair(kernel_size)
+    if ceil_mode and as_pair(padding) == (0, 0):  # a window of the whole image counts its pixels alone
+        sizes = need_view(x).index.shape[2:]
+        kernel = tuple(
+            min(k, size) if out == 1 else k
+            for k, size, out in zip(kernel, sizes, call.shape[2:], strict=True)
+        )
+        stride = stride or kernel_size
     if as_pair(padding) != (0, 0) and not count_include_pad:
         raise Unsupported("averages over fewer pixels at the border", "set count_include_pad=True")
     if divisor_override not in (None, math.prod(kernel)):

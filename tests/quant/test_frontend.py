@@ -436,6 +436,11 @@ def test_activation(act):
     assert kinds(graph) == ["conv", "act"]
 
 
+def _layernorm(x, dim):
+    centred = x - x.mean(dim, keepdim=True)
+    return centred / torch.sqrt((centred**2).mean(dim, keepdim=True) + 1e-4)
+
+
 BODIES = {
     "residual": lambda s, x: F.relu(x + s.layer(x)),
     "add function": lambda s, x: torch.add(s.layer(x), x, alpha=0.5),
@@ -483,6 +488,14 @@ BODIES = {
     ),
     "map of constants": lambda s, x: F.relu(x) * torch.linspace(0, 1, 16).view(4, 4) + 0.1,
     "scaled tokens": lambda s, x: F.relu(x).flatten(2).mT * torch.linspace(-1, 1, 16) + 0.5,
+    "spelled layernorm": lambda s, x: s.layer(_layernorm(x, 1)) * 0.5 + 1,
+    "spelled layernorm of tokens": lambda s, x: _layernorm(s.layer(x).flatten(2).mT, -1) * torch.ones(16) + 1,
+    "spelled by var": lambda s, x: s.layer(
+        (x - x.mean(1, keepdim=True)) * (x.var(1, keepdim=True, unbiased=False) + 1e-3).rsqrt()
+    ),
+    "unit vectors": lambda s, x: F.normalize(s.layer(x).flatten(2).mT, dim=-1),
+    "unit vectors of heads": lambda s, x: F.normalize(s.layer(x).unflatten(1, (2, 8)), dim=2).flatten(1, 2),
+    "unit vectors of an activation": lambda s, x: s.layer(F.normalize(F.relu(x) + 1, dim=1)),
     "dtype and identity": lambda s, x: s.layer(x.to(torch.float32).contiguous().clone().detach()),
 }
 
@@ -570,9 +583,17 @@ REFUSED = {
         r"\(model\): div: division by an activation has no hardware",
     ),
     "mean of channels": (
-        Body(lambda s, x: x.mean(1)),
-        r"\(model\): mean: reduces something else than all pixels",
+        Body(lambda s, x: x.mean(1, keepdim=True) * 2),
+        r"\(model\): mul: uses statistics of channels outside a LayerNorm",
     ),
+    "deviation of channels": (
+        Body(
+            lambda s, x: s.layer(x) / torch.sqrt(x.var(1, keepdim=True, unbiased=False)),
+            layer=nn.Conv2d(16, 16, 1),
+        ),
+        r"\(model\): div: uses statistics of channels outside a LayerNorm",
+    ),
+    "returned statistic": (Body(lambda s, x: x.mean(1)), r"mean: a statistic of channels is used outside"),
     "overlapping windows": (
         Body(lambda s, x: F.fold(F.unfold(x, 3, padding=1), 4, 3, padding=1)),
         r"\(model\): col2im: adds overlapping windows",
