@@ -12,7 +12,7 @@ from ...arch import isa
 from ...arch.accelerator import Accelerator
 from ..decode import instruction_layout
 from ..lanes.sums import register, total
-from ..requantize import Requantizer, saturate
+from ..requantize import Requantizer, saturate, shifted
 from ..shared import Shared
 from .layernorm import moments_layout, sums_layout
 from .softmax import TOTAL_BITS
@@ -191,7 +191,7 @@ class Column(wiring.Component):
         scale = Mux(self.layernorm, moments[5].r, now.residual_m)
         shift = (Mux(self.layernorm, moments[6].k, now.residual_n) - 1)[:6]
         product = register(m, value * scale, f"scaled_{i}_6")
-        halves = register(m, saturate(product >> shift, T_BITS + 2), f"scaled_{i}_7")
+        halves = register(m, shifted(product, shift, T_BITS + 2), f"scaled_{i}_7")
         return register(m, saturate((halves + 1) >> 1, T_BITS), f"scaled_{i}_8")
 
     def requantized(self, m: Module, i: int, code: Value, t: Value) -> Value:
