@@ -34,9 +34,9 @@ class Sequencer(wiring.Component):
     over one position each; COMPACT has one step for each tile and writes nothing to the scratchpad.
 
     `instruction` is changed by `prepared`, and stable from the cycle of `setup` on. `step` and `ticket` belong to the read that is granted in this cycle. Steps are held back while QUEUE_STEPS of
-    them wait to be written (`written`), LAYERNORM passes until the moments they need are complete, SOFTMAX and
-    COMPACT passes until the unit that treats columns one by one can take another tile, and GATHER passes until the
-    position's row is known.
+    them wait to be written (`written`); the last of a pass until the unit that treats columns one by one (moments,
+    row scales, COMPACT) can take another tile; LAYERNORM's last tile until its moments are complete, and a position
+    of GATHER until its row is known.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -164,13 +164,14 @@ class Sequencer(wiring.Component):
         """Whether a read is asked for; returns whether the next step must wait."""
         halt = self.control.halt
         held = Signal()
-        with m.If(self.number == 0):
-            with m.If(self.layernorm & (self.measure | (self.to_write == 1))):
-                m.d.comb += held.eq(self.counting.any())
-            with m.Elif((self.softmax & ~self.measure) | self.compact):
-                m.d.comb += held.eq(self.counting > SOFTMAX_LATENCY)
-            with m.Elif(self.gather):
-                m.d.comb += held.eq(self.counting.any())
+        with m.If(self.end_of_pass & self.layernorm & self.measure):
+            m.d.comb += held.eq(self.counting.any())
+        with m.Elif(self.end_of_pass & ((self.softmax & ~self.measure) | self.compact)):
+            m.d.comb += held.eq(self.counting > SOFTMAX_LATENCY)
+        with m.Elif(
+            (self.number == 0) & (self.gather | (self.layernorm & ~self.measure & (self.to_write == 1)))
+        ):
+            m.d.comb += held.eq(self.counting.any())
         blocked = held | (~self.measure & (self.pending == QUEUE_STEPS))
         m.d.comb += self.read_valid.eq(self.issuing & ~blocked & ~halt)
         return self.issuing & blocked

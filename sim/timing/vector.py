@@ -102,18 +102,23 @@ def _wide(now, at_residual):
 
 
 @numba.njit
+def _last(s, op):
+    """Number of the last step of the current pass."""
+    return s[_PADDED_LAST] if op == _SOFTMAX and s[_MEASURE] == 0 else s[_VALID_LAST]
+
+
+@numba.njit
 def _blocked(s, op):
     """Whether the next step must wait for the write queue or for what `_COUNTING` counts."""
     if s[_MEASURE] == 0 and s[_PENDING] == _QUEUE_STEPS:
         return True
-    if s[_NUMBER] != 0:
-        return False
-    if op == _LAYERNORM and (s[_MEASURE] == 1 or s[_TO_WRITE] == 1):
-        return s[_COUNTING] != 0
-    if op == _GATHER:
-        return s[_COUNTING] != 0
+    end = s[_NUMBER] == _last(s, op)
+    if op == _LAYERNORM and s[_MEASURE] == 1:
+        return end and s[_COUNTING] != 0
     if op == _COMPACT or (op == _SOFTMAX and s[_MEASURE] == 0):
-        return s[_COUNTING] > _SOFTMAX_LATENCY
+        return end and s[_COUNTING] > _SOFTMAX_LATENCY
+    if op == _GATHER or (op == _LAYERNORM and s[_TO_WRITE] == 1):
+        return s[_NUMBER] == 0 and s[_COUNTING] != 0
     return False
 
 
@@ -200,8 +205,7 @@ def _issue(s, T, cfg):
         s[_PIPE] |= 1
     if op == _GATHER and number == 0:
         s[_COUNTING] = _GATHER_LATENCY
-    last = s[_PADDED_LAST] if op == _SOFTMAX and measure == 0 else s[_VALID_LAST]
-    if number != last:
+    if number != _last(s, op):
         s[_NUMBER] = number + 1
         if number < s[_VALID_LAST]:
             s[_READ_NUMBER] = number + 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -18,10 +20,10 @@ DEIT = Accelerator(
 )  # fmt: skip
 
 
-def cycles(**values) -> int:
+def cycles(accelerator: Accelerator = DEIT, **values) -> int:
     """Cycles from the start to `done` of one instruction with all requests granted."""
     table = program_table(np.stack([isa.encode(Instruction(Opcode.VECTOR, values))]))
-    cfg, state = timing.config(DEIT), np.zeros(timing.STATE, dtype=np.int64)
+    cfg, state = timing.config(accelerator), np.zeros(timing.STATE, dtype=np.int64)
     start, count = 0, 0
     while True:
         read, write = timing.request(state, table, cfg)
@@ -53,3 +55,20 @@ def test_one_step_per_cycle(values, steps):
     """Every pass of every tile (position in GATHER) runs at full rate; an instruction costs at most 60 cycles besides."""
     taken = cycles(positions=197, src_stride=13, dst_stride=7, dst=512, **values)
     assert steps < taken <= steps + 60
+
+
+@pytest.mark.parametrize(
+    "values, rows",
+    [
+        ({"op": VectorOp.ELEMENTWISE, "channels": 192, "src_wide": 1}, 12),
+        ({"op": VectorOp.ELEMENTWISE, "channels": 192, "src_wide": 1, "residual": 1}, 12 * 2),
+        ({"op": VectorOp.LAYERNORM, "channels": 192}, 12 * 2),
+        ({"op": VectorOp.SOFTMAX, "channels": 197}, 13 + 14),
+        ({"op": VectorOp.MULTIPLY, "channels": 192, "src_wide": 1, "residual_wide": 1}, 12 * 2),
+    ],
+)
+def test_reads_of_rows_are_the_bound(values, rows):
+    """With as many lanes as a row has 16-bit codes, each cycle reads a row: no tile waits for the one before."""
+    widest = dataclasses.replace(DEIT, vector=DEIT.depth // 2)
+    taken = cycles(widest, positions=197, src_stride=13, dst_stride=14, dst=512, **values)
+    assert TILES * rows < taken <= TILES * rows + 60
