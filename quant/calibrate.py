@@ -126,6 +126,22 @@ class Moments:
 
     second: np.ndarray
     first: np.ndarray
+    count: int
+    """Vectors that were averaged."""
+
+    @property
+    def hessian(self) -> np.ndarray:
+        """What an error of the weights costs when the bias takes its mean: the covariance (groups, K, K) of the inputs.
+
+        Off the diagonal it is shrunk by count / (count + K): as few vectors as columns say little about correlations.
+        """
+        covariance = self.second - self.first[:, :, None] * self.first[:, None, :]
+        depth = covariance.shape[-1]
+        kept = self.count / (self.count + depth)
+        diagonal = np.einsum("gkk->gk", covariance)
+        # a column that hardly varies must still be rounded sensibly for images that are different
+        floor = 1e-3 * np.einsum("gkk->gk", self.second)
+        return kept * covariance + np.maximum(diagonal * (1 - kept), floor)[:, :, None] * np.eye(depth)
 
 
 @dataclasses.dataclass
@@ -182,7 +198,9 @@ def collect(graph: FloatGraph, batches: Iterable[torch.Tensor]) -> Statistics:
             total[0] = total[0] + (x.transpose(-1, -2) @ x).double().numpy()
             total[1] = total[1] + x.sum(dim=1).double().numpy()
             total[2] += x.shape[1]
-    moments = {name: Moments(second / total, first / total) for name, (second, first, total) in sums.items()}
+    moments = {
+        name: Moments(second / total, first / total, total) for name, (second, first, total) in sums.items()
+    }
     return Statistics(histograms, moments, {name: total / max(count, 1) for name, total in fisher.items()})
 
 

@@ -48,7 +48,7 @@ def _weighted(builder: Builder, unit: Unit) -> tuple[str, Drain, dict]:
     flat = weight.reshape(groups, weight.shape[0] // groups, -1)
     rows = quantize_rows(
         flat,
-        moments.second,
+        moments.hessian,
         builder.statistics.fisher[node.name],
         builder.mixture,
         builder.drained_at_once,

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from ..arch.errors import UserError
 from ..arch.numerics import ACCUMULATOR_BITS
 from ..arch.schemes import Scheme, codebook
-from .gptq import nearest, round_rows, weighted_error
+from .gptq import descend, nearest, round_rows, weighted_error
 
 __all__ = [
     "MixtureError",
@@ -24,6 +24,8 @@ __all__ = [
 
 _CLIPS = np.geomspace(1.0, 0.35, 48)
 _GROWTH = 1.02
+_ROUNDS = 3
+"""How often scales and codes are improved in turn."""
 
 
 class MixtureError(UserError):
@@ -140,7 +142,13 @@ def _round_group(weight: np.ndarray, hessian: np.ndarray, schemes: np.ndarray, l
         grown |= over
         scale[over] *= _GROWTH * excess[over]
         codes[over] = round_rows(weight[over], scale[over], schemes[over], hessian)
-    return Rows(codes, _refit(weight, codes, scale, hessian), schemes, int(grown.sum()))
+    scale = _refit(weight, codes, scale, hessian)
+    for _ in range(_ROUNDS):
+        again = descend(weight, scale, schemes, hessian, codes)
+        fits = _excess(again, lo, hi, limit) < 1
+        codes = np.where(fits[:, None], again, codes)
+        scale = _refit(weight, codes, scale, hessian)
+    return Rows(codes, scale, schemes, int(grown.sum()))
 
 
 def _excess(codes: np.ndarray, lo: int, hi: int, limit: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from terrazzo.arch.schemes import Scheme, codebook
-from terrazzo.quant.gptq import nearest, round_rows, weighted_error
+from terrazzo.quant.gptq import descend, nearest, round_rows, weighted_error
 
 
 def correlated(depth, seed=0):
@@ -55,3 +55,21 @@ def test_rows_of_several_schemes_and_dead_inputs():
     for row, scheme in zip(codes, schemes, strict=True):
         assert np.isin(row, codebook(Scheme(scheme))).all()
     assert np.array_equal(round_rows(weight, np.ones(6), schemes, np.zeros((12, 12))) * 0, codes * 0)
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+def test_descent_ends_where_no_single_code_helps(scheme):
+    rng = np.random.default_rng(4)
+    weight, hessian = rng.normal(size=(9, 20)), correlated(20)
+    scale = np.abs(weight).max(axis=1) / codebook(scheme).max()
+    schemes, book = np.full(9, scheme), codebook(scheme)
+    start = nearest(weight / scale[:, None], scheme)
+    codes = descend(weight, scale, schemes, hessian, start)
+    error = weighted_error(weight - codes * scale[:, None], hessian)
+    assert (error <= weighted_error(weight - start * scale[:, None], hessian) + 1e-12).all()
+    assert error.sum() < 0.8 * weighted_error(weight - start * scale[:, None], hessian).sum()
+    for column in range(20):
+        for code in book:
+            other = codes.copy()
+            other[:, column] = code
+            assert (weighted_error(weight - other * scale[:, None], hessian) >= error - 1e-9).all()
