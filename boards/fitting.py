@@ -95,6 +95,7 @@ def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
     yield 1, a.param_rows, PARAM_BYTES * 8 * a.drain
     yield 1, a.norm_rows, NORM_BYTES * 8 * a.vector
     yield 1, a.row_scales, 22 * a.columns
+    yield 3, a.index_rows // 4, 64  # a copy per reader
     yield 1, a.instructions, STORED_BITS
     yield 1, BUFFER_BEATS, a.bus_bytes * 8
     yield 1, 1024, 36  # reciprocal square roots

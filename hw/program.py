@@ -23,12 +23,91 @@ _BYTES = isa.INSTRUCTION_BITS // 8
 _WORD = 32
 
 
+class Words(wiring.Component):
+    """Reads words of an instruction's length from DRAM.
+
+    `start` sets the address; `more` requests the next `words` words, all bursts at once, so that a beat is taken in every
+    cycle; `stop` requests nothing further. `valid` is high for one cycle with each `word` (its stored bits); `checksum` is
+    the XOR of all 32-bit words since `more`. With `error`, the burst at `response` failed. `drained`: nothing is
+    outstanding.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+        super().__init__(
+            {
+                "axi": Out(ReadChannel(accelerator)),
+                "start": In(1),
+                "address": In(ADDRESS_BITS),
+                "more": In(1),
+                "words": In(17),
+                "stop": In(1),
+                "word": Out(STORED_BITS),
+                "valid": Out(1),
+                "checksum": Out(_WORD),
+                "error": Out(1),
+                "response": Out(ADDRESS_BITS),
+                "drained": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        accelerator, axi = self._accelerator, self.axi
+        bus_bytes = accelerator.bus_bytes
+        beats = _BYTES // bus_bytes
+        burst_beats = min(beats, accelerator.burst_beats)
+        burst_bytes = burst_beats * bus_bytes
+        word_bursts = _BYTES // burst_bytes
+
+        request, bursts_left = Signal(ADDRESS_BITS), Signal(17 + (word_bursts - 1).bit_length())
+        issue, owed = Signal(), Signal(22)
+        m.d.comb += [
+            issue.eq((bursts_left != 0) & (~axi.arvalid | axi.arready)),
+            axi.rready.eq(1),
+            self.error.eq(axi.rvalid & axi.rresp[1]),
+            self.drained.eq(~axi.arvalid & (owed == 0)),
+        ]
+        m.d.sync += owed.eq(owed + Mux(issue, burst_beats, 0) - axi.rvalid)
+        with m.If(~axi.arvalid | axi.arready):
+            m.d.sync += [axi.arvalid.eq(issue), axi.araddr.eq(request), axi.arlen.eq(burst_beats - 1)]
+        with m.If(issue):
+            m.d.sync += [request.eq(request + burst_bytes), bursts_left.eq(bursts_left - 1)]
+
+        # Bits that are not stored only enter the checksum.
+        segments = [
+            Signal(bus_bytes * 8, name=f"segment_{i}") for i in range(-(-STORED_BITS // (bus_bytes * 8)))
+        ]
+        position = Signal(range(beats))
+        m.d.comb += self.word.eq(Cat(segments))
+        m.d.sync += self.valid.eq(0)
+        with m.If(axi.rvalid):
+            m.d.sync += [
+                self.valid.eq(position == beats - 1),
+                position.eq(Mux(position == beats - 1, 0, position + 1)),
+                self.checksum.eq(reduce(xor, _parts(axi.rdata), self.checksum)),
+            ]
+            for i, segment in enumerate(segments):
+                with m.If(position == i):
+                    m.d.sync += segment.eq(axi.rdata)
+            with m.If(axi.rlast):
+                m.d.sync += self.response.eq(self.response + burst_bytes)
+
+        with m.If(self.start):
+            m.d.sync += [request.eq(self.address), self.response.eq(self.address), position.eq(0)]
+        with m.If(self.more):
+            m.d.sync += [bursts_left.eq(self.words * word_bursts), self.checksum.eq(0)]
+        with m.If(self.stop):
+            m.d.sync += bursts_left.eq(0)
+        return m
+
+
 class Memory(wiring.Component):
     """Holds the instructions; `load` (while not `busy`) reads header and instructions from `address`.
 
     Instruction `read_index` is on `instruction` in the next cycle. `count` is the number of instructions, 0 while no
-    program is `loaded`. The loader requests all bursts at once: it takes a beat in every cycle. A fault shows for one
-    cycle and ends the loading; `busy` falls when all requested beats have arrived.
+    program is `loaded`. A fault shows for one cycle and ends the loading; `busy` falls when
+    all requested beats have arrived.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -49,116 +128,71 @@ class Memory(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        accelerator, axi = self._accelerator, self.axi
-        bus_bytes = accelerator.bus_bytes
-        beats = _BYTES // bus_bytes
-        burst_beats = min(beats, accelerator.burst_beats)
-        burst_bytes = burst_beats * bus_bytes
-
+        accelerator = self._accelerator
+        m.submodules.words = words = Words(accelerator)
         m.submodules.memory = storage = memory.Memory(
             shape=STORED_BITS, depth=accelerator.instructions, init=[]
         )
         write, read = storage.write_port(), storage.read_port()
-        m.d.comb += [read.addr.eq(self.read_index), self.instruction.eq(read.data)]
-
-        # Requests: `bursts_left` bursts from `request` on.
-        request, bursts_left = Signal(ADDRESS_BITS), Signal(17 + (_BYTES // burst_bytes - 1).bit_length())
-        issue, owed = Signal(), Signal(22)
-        m.d.comb += [issue.eq((bursts_left != 0) & (~axi.arvalid | axi.arready)), axi.rready.eq(1)]
-        m.d.sync += owed.eq(owed + Mux(issue, burst_beats, 0) - axi.rvalid)
-        with m.If(~axi.arvalid | axi.arready):
-            m.d.sync += [
-                axi.arvalid.eq(issue),
-                axi.araddr.eq(request),
-                axi.arlen.eq(burst_beats - 1),
-            ]
-        with m.If(issue):
-            m.d.sync += [request.eq(request + burst_bytes), bursts_left.eq(bursts_left - 1)]
-
-        # Beats to instructions; bits that are not stored only enter the checksum.
-        segments = [
-            Signal(bus_bytes * 8, name=f"segment_{i}") for i in range(-(-STORED_BITS // (bus_bytes * 8)))
+        index, size, expected = Signal(17), Signal(17), Signal(_WORD)
+        wiring.connect(m, words.axi, wiring.flipped(self.axi))
+        m.d.comb += [
+            read.addr.eq(self.read_index),
+            self.instruction.eq(read.data),
+            write.addr.eq(index),
+            write.data.eq(words.word),
+            words.address.eq(self.address & ~(_BYTES - 1)),
+            self.busy.eq(1),
         ]
-        word, word_valid = Cat(segments)[:STORED_BITS], Signal()
-        response, position = Signal(ADDRESS_BITS), Signal(range(beats))
-        checksum, expected = Signal(_WORD), Signal(_WORD)
-        m.d.sync += word_valid.eq(0)
-        with m.If(axi.rvalid):
-            m.d.sync += [
-                word_valid.eq(position == beats - 1),
-                position.eq(Mux(position == beats - 1, 0, position + 1)),
-                checksum.eq(reduce(xor, _words(axi.rdata), checksum)),
-            ]
-            for i, segment in enumerate(segments):
-                with m.If(position == i):
-                    m.d.sync += segment.eq(axi.rdata)
-            with m.If(axi.rlast):
-                m.d.sync += response.eq(response + burst_bytes)
-
-        index, size = Signal(17), Signal(17)
-        m.d.comb += [write.addr.eq(index), write.data.eq(word), self.busy.eq(1)]
 
         def fail(cause: Cause, info):
-            m.d.comb += [self.fault.cause.eq(cause), self.fault.info.eq(info)]
-            m.d.sync += bursts_left.eq(0)
+            m.d.comb += [self.fault.cause.eq(cause), self.fault.info.eq(info), words.stop.eq(1)]
             m.next = "DRAIN"
 
-        read_error = axi.rvalid & axi.rresp[1]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.busy.eq(0)
                 with m.If(self.load):
-                    start = self.address & ~(_BYTES - 1)
-                    m.d.sync += [
-                        request.eq(start),
-                        response.eq(start),
-                        position.eq(0),
-                        bursts_left.eq(_BYTES // burst_bytes),
-                        index.eq(0),
-                        self.loaded.eq(0),
-                        self.count.eq(0),
-                    ]
+                    m.d.comb += [words.start.eq(1), words.more.eq(1), words.words.eq(1)]
+                    m.d.sync += [index.eq(0), self.loaded.eq(0), self.count.eq(0)]
                     m.next = "HEADER"
             with m.State("HEADER"):
-                magic, version, hash_low, hash_high, count, check = _words(word)[:6]
+                magic, version, hash_low, hash_high, count, check = _parts(words.word)[:6]
                 wrong_hash = Cat(hash_low, hash_high) != accelerator.hash
-                with m.If(read_error):
-                    fail(Cause.READ_ERROR, response)
-                with m.Elif(word_valid & (magic != MAGIC)):
+                m.d.comb += words.words.eq(count)
+                with m.If(words.error):
+                    fail(Cause.READ_ERROR, words.response)
+                with m.Elif(words.valid & (magic != MAGIC)):
                     fail(Cause.BAD_PROGRAM, magic)
-                with m.Elif(word_valid & (version != VERSION)):
+                with m.Elif(words.valid & (version != VERSION)):
                     fail(Cause.BAD_PROGRAM, version)
-                with m.Elif(word_valid & wrong_hash):
+                with m.Elif(words.valid & wrong_hash):
                     fail(Cause.WRONG_HASH, hash_low)
-                with m.Elif(word_valid & ((count == 0) | (count > accelerator.instructions))):
+                with m.Elif(words.valid & ((count == 0) | (count > accelerator.instructions))):
                     fail(Cause.BAD_PROGRAM, count)
-                with m.Elif(word_valid):
-                    m.d.sync += [
-                        size.eq(count),
-                        bursts_left.eq(count[:17] * (_BYTES // burst_bytes)),
-                        expected.eq(check),
-                        checksum.eq(0),
-                    ]
+                with m.Elif(words.valid):
+                    m.d.comb += words.more.eq(1)
+                    m.d.sync += [size.eq(count), expected.eq(check)]
                     m.next = "BODY"
             with m.State("BODY"):
-                with m.If(read_error):
-                    fail(Cause.READ_ERROR, response)
-                with m.Elif(word_valid):
+                with m.If(words.error):
+                    fail(Cause.READ_ERROR, words.response)
+                with m.Elif(words.valid):
                     m.d.comb += write.en.eq(1)
                     m.d.sync += index.eq(index + 1)
                     with m.If(index == size - 1):
                         m.next = "CHECK"
             with m.State("CHECK"):
-                with m.If(checksum != expected):
-                    fail(Cause.BAD_CHECKSUM, checksum)
+                with m.If(words.checksum != expected):
+                    fail(Cause.BAD_CHECKSUM, words.checksum)
                 with m.Else():
                     m.d.sync += [self.loaded.eq(1), self.count.eq(size)]
                     m.next = "IDLE"
-            with m.State("DRAIN"), m.If(~axi.arvalid & (owed == 0)):
+            with m.State("DRAIN"), m.If(words.drained):
                 m.next = "IDLE"
         return m
 
 
-def _words(value) -> list:
+def _parts(value) -> list:
     """The 32-bit words of `value`."""
     return [value[i : i + _WORD] for i in range(0, len(value), _WORD)]

@@ -23,6 +23,7 @@ _LANES = ("tests/hw/test_lanes.py",)
 _MATRIX = ("tests/hw/test_matrix.py",)
 _VECTOR = ("tests/hw/test_vector.py",)
 _LOAD = ("tests/hw/test_load.py",)
+_INDIRECT = ("tests/hw/test_indirect.py",)
 _REFERENCE = ("tests/sim/test_reference.py",)
 _NUMERICS = ("tests/arch/test_numerics.py",)
 
@@ -243,6 +244,62 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return -(1 << (self.bits - 1)) if self.signed else 0",
         "return -(1 << (self.bits - 1)) - 1 if self.signed else 0",
         ("tests/arch/test_isa.py",),
+    ),
+    Mutation(
+        "operands: registers are divided rounding down",
+        "hw/operands.py",
+        "amount.eq((value >> shift) + (rest != 0))",
+        "amount.eq(value >> shift)",
+        _INDIRECT,
+    ),
+    Mutation(
+        "operands: a sum may exceed its field",
+        "hw/operands.py",
+        "m.If(total > f.hi)",
+        "m.If(total > 2 * f.hi)",
+        _INDIRECT,
+    ),
+    Mutation(
+        "operands: slots of one field do not add up",
+        "sim/functional.py",
+        "values[field.name] = values.get(field.name, 0) + amount",
+        "values[field.name] = i.values.get(field.name, 0) + amount",
+        _INDIRECT,
+    ),
+    Mutation(
+        "items: the last item is as long as the others",
+        "hw/items.py",
+        "Mux(last, ins.rows, ins.item_rows)",
+        "ins.item_rows",
+        _INDIRECT,
+    ),
+    Mutation(
+        "index: a row's entries in the wrong order",
+        "hw/index.py",
+        "read.data.word_select(shown, isa.INDEX_BITS)",
+        "read.data.word_select(~shown, isa.INDEX_BITS)",
+        _INDIRECT,
+    ),
+    Mutation(
+        "compute: gathered weights begin again with every block",
+        "hw/compute.py",
+        "Mux(chunk_last & tile_end, ins.index, entry + 1)",
+        "Mux(chunk_last, ins.index, entry + 1)",
+        _MATRIX,
+    ),
+    Mutation(
+        "drain: the second output is moved by dst_channel too",
+        "hw/drain.py",
+        "p14_output = delayed(m, p11_output, 3)",
+        "p14_output = delayed(m, p13_output, 1)",
+        _MATRIX,
+    ),
+    Mutation(
+        "timing: items follow each other a cycle early",
+        "sim/timing/memory.py",
+        "s[_ITEMS_STATE] = _PASS if last else _LOOK",
+        "s[_ITEMS_STATE] = _PASS if last else _SCALE",
+        _INDIRECT,
     ),
     Mutation(
         "timing: the array answers a cycle early",
