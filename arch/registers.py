@@ -30,8 +30,9 @@ class Cause(enum.IntEnum):
     WRITE_ERROR = 2
     """A write response was not OKAY; CAUSE_INFO is the address of its burst."""
     ILLEGAL_INSTRUCTION = 3
-    """An unknown opcode or enumeration value, a semaphore of another consumer in `wait`, a transfer of no rows, a count
-    register that leads beyond its field or to a count of 0, or no instruction at all (a program without END); CAUSE_INFO is the instruction's index."""
+    """An unknown opcode or enumeration value, a semaphore of another consumer in `wait`, a transfer of no rows or items, a
+    count register that leads beyond its field or to a count of 0, or no instruction at all (a program without END);
+    CAUSE_INFO is the instruction's index."""
     OUT_OF_BOUNDS = 4
     """A load or store beyond its region's limit, or an unaligned offset; CAUSE_INFO is the offset."""
     BAD_PROGRAM = 5
