@@ -269,7 +269,8 @@ def load_step(s, T, cfg, items, cycle, start, granted):
     s[_BEAT] = read or (s[_BEAT] == 1 and not advance)
     if begin:
         slot = _QUEUE + 4 * ((s[_QUEUE_HEAD] + s[_QUEUED]) % _TRANSFERS)
-        s[slot : slot + 4] = s[_DESCRIBED : _DESCRIBED + 4]
+        for i in range(4):  # an assignment of slices takes numba seconds to compile
+            s[slot + i] = s[_DESCRIBED + i]
         s[_QUEUED] += 1
     offered, address, rows = _offer(s, T, cfg, items, start)
     if offered >= 0:
