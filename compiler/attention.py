@@ -10,16 +10,20 @@ import numpy as np
 from ..arch import graph as g
 from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES
-from ..arch.isa import Destination, FetchMode, Opcode, ParamMode, VectorOp
+from ..arch.isa import Destination, FetchMode, Opcode, ParamMode, Region, VectorOp
 from . import moves
-from .ir import At, Buffer, Item, Memory, Place, Span
+from .ir import At, Buffer, Content, Item, Memory, Place, Span
 from .matrix import Output
 from .rows import pack_params
+from .tensors import Tensors
 
 if TYPE_CHECKING:
     from .lower import _Lowering
 
-__all__ = ["lower", "slots"]
+__all__ = ["bias_rows", "lower", "slots"]
+
+_BIASES_AHEAD = 2
+"""Heads whose biases are loaded while others are computed."""
 
 
 def slots(channels: int, heads: int, unit: int) -> tuple[int, ...] | None:
@@ -29,6 +33,18 @@ def slots(channels: int, heads: int, unit: int) -> tuple[int, ...] | None:
     if padded == size:
         return None
     return tuple(head * padded + i for head in range(heads) for i in range(size))
+
+
+def bias_rows(tensors: Tensors) -> int:
+    """Scratchpad rows of all biases of a graph."""
+    graph, rows = tensors.graph, 0
+    for operator in graph.operators:
+        if isinstance(operator, g.Attention) and operator.bias:
+            value = graph.constant(operator, "bias")
+            tokens, keys = value.shape[2:]
+            distinct = len({each.tobytes() for each in value.reshape(-1, tokens * keys)})
+            rows += distinct * -(-tokens // tensors.accelerator.columns) * tensors.rows_of(keys, True)
+    return rows
 
 
 def lower(lowering: _Lowering, tag: int, operator: g.Attention) -> None:
@@ -53,6 +69,8 @@ def lower(lowering: _Lowering, tag: int, operator: g.Attention) -> None:
     for window, head in work[:ahead]:
         window.scores(head)
     for index, (window, head) in enumerate(work):
+        for later, other in work[index + ahead : index + ahead + _BIASES_AHEAD]:
+            later.load_bias(other)
         window.output(head)
         for later, other in work[index + ahead : index + ahead + 1]:
             later.scores(other)
@@ -122,6 +140,7 @@ class _Window:
             for kind in blocks
         }
         self.softmax: dict[int, tuple[Place, Buffer]] = {}
+        self.biases: dict[int, Place] = {}
 
     def project(self, name: str, kind: Destination) -> None:
         """Keys or values of all heads to the weight memory: from the Linear layer that makes them, or copied."""
@@ -138,14 +157,23 @@ class _Window:
         else:
             lowering.project(tag, linear, x, order, output)
 
-    def bias(self, head: int, logits: Place) -> Place:
-        """The constant that is added to the logits of a head."""
+    def load_bias(self, head: int) -> None:
+        """Bring the constant that is added to the logits of a head, unless it stays on chip."""
+        if not self.operator.bias or head in self.biases:
+            return
+        tensors, a = self.tensors, self.accelerator
         value = self.lowering.graph.constant(self.operator, "bias")
         value = value[self.number % len(value), head % value.shape[1]]
-        data = logits.layout.pack(self.accelerator, value)
         name = f"{self.operator.name}/bias{self.number}.{head}"
-        buffer = self.tensors.data(Memory.SCRATCHPAD, name, self.tag, data)
-        return dataclasses.replace(logits, buffer=buffer)
+        place = tensors.place(name, self.x.positions, self.keys_count, True)
+        data = place.layout.pack(a, value)
+        if self.lowering.keeps_biases:
+            place = dataclasses.replace(place, buffer=tensors.data(Memory.SCRATCHPAD, name, self.tag, data))
+        else:
+            values = {"target": Memory.SCRATCHPAD.value, "region": Region.WEIGHTS, "rows": len(data)}
+            values |= {"offset": Content(data, 0), "row": place.at()}
+            self._append(Opcode.LOAD, values, (), (Span(place.buffer, 0, len(data)),))
+        self.biases[head] = place
 
     def scores(self, head: int) -> None:
         """Logits of a head and their softmax."""
@@ -222,7 +250,8 @@ class _Window:
             Span(recip, 0, recip.rows),
         )
         if operator.bias:
-            bias = self.bias(head, logits)
+            self.load_bias(head)
+            bias = self.biases[head]
             values |= {"bias": 1, "residual_row": bias.at(), "residual_stride": bias.stride}
             reads = (*reads, bias.span(a, 0, -(-self.keys_count * 2 // a.depth)))
         writes = (e.span(a, 0, -(-self.keys_count // a.depth)), Span(scales, 0, tiles))

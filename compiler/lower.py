@@ -9,7 +9,7 @@ from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES
 from ..arch.isa import Destination, FetchMode, VectorOp
 from . import attention, bands, moves, vector, windows
-from .ir import At, Memory, Page, Place, Span
+from .ir import At, Memory, Page, Place, Span, capacity
 from .matrix import Operand, Output, Params, emit
 from .rows import pack_norms, segments
 from .tensors import Tensors
@@ -53,6 +53,9 @@ class _Lowering:
         self.wanted = self._wanted()
         """Windows in which a tensor's readers want it."""
         tensors.padded |= self._padded()
+        room = capacity(self.accelerator, Memory.SCRATCHPAD) // 8
+        self.keeps_biases = attention.bias_rows(tensors) <= room
+        """Biases of attention stay on chip."""
 
     def _wanted(self) -> dict[str, int]:
         wanted: dict[str, int] = {}

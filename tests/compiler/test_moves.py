@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from terrazzo.arch import isa
-from terrazzo.arch.isa import Opcode, VectorOp
+from terrazzo.arch.isa import Opcode, Region, VectorOp
 from terrazzo.compiler import CompileError, check, compile
 from terrazzo.sim import functional, reference
 
@@ -73,6 +73,20 @@ def test_windows_are_gathered_once_into_their_layout():
     graph = b.graph(b.gather(b.linear(z, 16), b.random.permutation(30)))
     assert [i.positions for i in gathers(compile(graph, DEMO))] == [32, 13, 30]
     assert equal(graph, DEMO, 2)
+
+
+@pytest.mark.parametrize("windows", [1, 4])
+def test_many_biases_come_when_they_are_needed(windows):
+    """Biases of more than an eighth of the scratchpad are loaded in every frame, those of fewer rows once."""
+    b = Builder(3, (4, 4, 16))
+    x = b.flatten(b.conv(b.input, 16, (1, 1)))
+    y = b.attention(*(b.linear(x, 16) for _ in range(3)), 2, windows=4, bias=(windows, 2))
+    graph, machine = b.graph(y), dataclasses.replace(DEMO, scratchpad_rows=32)
+    program = compile(graph, machine)
+    frame = [isa.decode(words) for words in program.instructions[program.frame_entry :]]
+    loads = [i for i in frame if i.opcode == Opcode.LOAD and i.region == Region.WEIGHTS]
+    assert len(loads) == (8 if windows == 4 else 0)
+    assert equal(graph, machine, 3)
 
 
 @pytest.mark.parametrize(
