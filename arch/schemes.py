@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 
 import numpy as np
 
@@ -47,17 +48,27 @@ def encode(codes: np.ndarray, scheme: Scheme) -> np.ndarray:
     Fixed-8 and Fixed-4 are two's complement. PoT-4 and SP2-4 are sign (bit 3) and an index (bits 2..0) into
     the ascending magnitudes. Raises ValueError when a code is not in the codebook.
     """
-    codes = np.asarray(codes, dtype=np.int64)
-    magnitudes = np.array(_MAGNITUDES[scheme], dtype=np.int64)
-    index = np.searchsorted(magnitudes, np.abs(codes))
-    foreign = magnitudes[np.minimum(index, len(magnitudes) - 1)] != np.abs(codes)
+    codes = np.asarray(codes)
+    narrow = codes.astype(np.int8)
+    patterns = _patterns(scheme)[narrow.view(np.uint8)]
+    foreign = (patterns < 0) | (narrow != codes)
     if foreign.any():
         raise ValueError(
             f"weight codes of scheme {scheme.name} must be in its codebook, not {codes[foreign].flat[0]}"
         )
+    return patterns.astype(np.uint8)
+
+
+@functools.cache
+def _patterns(scheme: Scheme) -> np.ndarray:
+    """The bit pattern of each 8-bit code, taken as unsigned; -1 where it is not in the codebook."""
+    codes = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int16)
+    magnitudes = np.array(_MAGNITUDES[scheme], dtype=np.int16)
+    index = np.searchsorted(magnitudes, np.abs(codes))
+    found = magnitudes[np.minimum(index, len(magnitudes) - 1)] == np.abs(codes)
     if scheme in (Scheme.FIXED8, Scheme.FIXED4):
-        return (codes & (2 ** storage_bits(scheme) - 1)).astype(np.uint8)
-    return (index | ((codes < 0) << 3)).astype(np.uint8)
+        return np.where(found, codes & (2 ** storage_bits(scheme) - 1), -1).astype(np.int16)
+    return np.where(found, index | (codes < 0) << 3, -1).astype(np.int16)
 
 
 def decode(patterns: np.ndarray, scheme: Scheme) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from ..arch.accelerator import Accelerator
 from .ir import Buffer, Item, Memory, capacity
@@ -11,6 +12,15 @@ __all__ = ["Overflow", "allocate", "lifetimes", "peak"]
 
 _RESTS = (8, 4, 2, 1, 0)
 """For how many items rows rest before they are used again, best first: who reuses rows waits for their last user."""
+
+
+_ORDERS: tuple[Callable[[int, int, int], tuple[int, ...]], ...] = (
+    lambda rows, first, last: (-rows, first),
+    lambda rows, first, last: (-rows * (last - first + 1), first),
+    lambda rows, first, last: (first - last, -rows),
+    lambda rows, first, last: (first, -rows),
+)
+"""Which buffers are placed first, by rows, first and last user."""
 
 
 class Overflow(Exception):
@@ -79,7 +89,13 @@ def allocate(accelerator: Accelerator, items: list[Item], memory: Memory) -> int
     for rest, near in ((rest, near) for rest in _RESTS for near in ((region, rivals), (size, {}))):
         try:
             longer = {buffer: Life(life.first, life.last + rest) for buffer, life in lives.items()}
-            _pack(longer, base, size, *near, region)
+            _pack(longer, base, size, *near, accelerator.scratchpad_rows)
+            return max(buffer.row + buffer.rows for buffer in lives)
+        except Overflow as overflow:
+            last = overflow
+    for order in _ORDERS[1:]:
+        try:
+            _pack(lives, base, size, size, {}, accelerator.scratchpad_rows, order)
             return max(buffer.row + buffer.rows for buffer in lives)
         except Overflow as overflow:
             last = overflow
@@ -93,11 +109,12 @@ def _pack(
     region: int,
     rivals: dict[Buffer, dict[Buffer, int]],
     border: int,
+    order: Callable[[int, int, int], tuple[int, ...]] = _ORDERS[0],
 ) -> None:
-    """Place by descending size, `whole` buffers not across a multiple of `border`. Of the places that fit, the one whose region has the fewest rivals, then the
-    smallest gap, then the lowest row."""
+    """Place in `order`, `whole` buffers not across a multiple of `border`. Of the places that fit, the one whose
+    region has the fewest rivals, then the smallest gap, then the lowest row."""
     placed: list[Buffer] = []
-    for buffer in sorted(lives, key=lambda b: (-b.rows, lives[b].first)):
+    for buffer in sorted(lives, key=lambda b: order(b.rows, lives[b].first, lives[b].last)):
         taken = sorted((b.row, b.row + b.rows) for b in placed if lives[b].meets(lives[buffer]))
         gaps, at = [], base
         for first, end in [*taken, (size, size)]:

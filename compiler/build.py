@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from ..arch import isa
@@ -31,8 +33,9 @@ from .schedule import synchronize
 from .spill import least, schedule
 from .stream import Image, Plan, plan, residents, setup_loads
 from .tensors import Tensors
+from .traffic import Traffic, traffic
 
-__all__ = ["compile"]
+__all__ = ["Compiled", "compile", "compiled"]
 
 _PIECES = (8, 6, 4, 3, 2, 1)
 """Parts of a memory's free rows that one instruction may take where data is streamed, best first."""
@@ -48,17 +51,37 @@ _REMEDIES = {
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A program and what is known about it."""
+
+    program: Program
+    traffic: Traffic
+    activations_bound: int
+    """Bytes of activations per frame, input and output included: no schedule of the compiler's kind moves fewer."""
+
+    @property
+    def gap(self) -> float:
+        """Part of the bound by which the activations' traffic exceeds it; 0 where it is proven the least."""
+        return self.traffic.activations / self.activations_bound - 1
+
+
 def compile(graph: Graph, accelerator: Accelerator, name: str | None = None) -> Program:
     """The program that computes `graph` on `accelerator`. Raises CompileError with every reason why not."""
+    return compiled(graph, accelerator, name).program
+
+
+def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) -> Compiled:
+    """`compile`, with a report. Raises CompileError."""
     pieces: dict[Memory, int] = {}
     """Memories whose data is streamed, and the way in _PIECES."""
     free: dict[Memory, tuple[int, int]] = {}
-    ahead, spills, whole = 3, None, None
+    ahead, spills, whole, made = 3, None, None, {}
     room = rows = capacity(accelerator, Memory.SCRATCHPAD)
     """Rows of the scratchpad that a schedule may use; fewer where they could not be packed."""
     while True:
         limits = {memory: max(1, free[memory][1] // _PIECES[way]) for memory, way in pieces.items()}
-        tensors = Tensors(graph, accelerator, limits, ahead)
+        tensors = Tensors(graph, accelerator, limits, ahead, made)
         lower(tensors, spills)
         if tensors.problems:
             if not _larger(pieces, tensors.short):
@@ -87,7 +110,10 @@ def compile(graph: Graph, accelerator: Accelerator, name: str | None = None) -> 
         if short - pieces.keys():
             pieces |= dict.fromkeys(short - pieces.keys(), 0)
         elif isinstance(found, Plan):
-            return _program(tensors, name or graph.name, items, found, free[Memory.OUTSIDE][0])
+            program = _program(tensors, name or graph.name, items, found, free[Memory.OUTSIDE][0])
+            moved = traffic(program)
+            bound = moved.input + moved.output if spills is None else spills.bound
+            return Compiled(program=program, traffic=moved, activations_bound=bound)
         else:
             largest = max(residents(items, found), key=lambda buffer: buffer.rows)
             overflow = Overflow(found, largest, free[found][0] + largest.rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..arch import isa
 from ..arch.program import Program
+from .traffic import traffic
 
 __all__ = ["listing"]
 
@@ -21,6 +22,11 @@ def listing(program: Program) -> str:
             f"{title}: {layout.positions} positions of {layout.channels} channels, {codes}, "
             f"{layout.rows(a)} rows of {a.scratchpad_row_bytes} bytes"
         )
+    moved = traffic(program)
+    lines.append(
+        f"off-chip bytes: {moved.resident} once, {moved.frame} per frame (weights {moved.weights}, input {moved.input}, "
+        f"output {moved.output}, stored {moved.stored}, loaded {moved.loaded}); all content, input and output: {moved.bound}"
+    )
     sections = {program.setup_entry: "setup", program.frame_entry: "frame"}
     layer = None
     for index, words in enumerate(program.instructions):

@@ -157,7 +157,9 @@ class _Lowering:
         if output.destination != Destination.SCRATCHPAD:  # zeros up to the end of the last head
             order = np.pad(order, (0, -len(order) % output.unit(self.accelerator)), constant_values=-1)
         schemes = self.graph.constant(operator, "scheme")
-        parts = segments(order, schemes, self.accelerator, output.unit(self.accelerator))
+        unit = output.unit(self.accelerator)
+        key = "segments", order.tobytes(), schemes.tobytes(), unit
+        parts = self.tensors.once(key, lambda: segments(order, schemes, self.accelerator, unit))
         emit(
             self.tensors,
             tag,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import numpy as np
 
@@ -132,15 +133,10 @@ def _piece(
     rows[: len(present)] = present
     step = part.blocks // groups if groups > 1 else blocks
     lanes = part.lanes[first : first + blocks]
-
-    codes = np.zeros((blocks, k, a.lanes.total, a.depth), np.int64)
-    used = np.flatnonzero(rows >= 0)
-    codes[used // size, :, lanes.ravel()[used]] = weights[rows[used]]
-    shared = blocks > 1 and bool((codes == codes[0]).all())
-    codes = codes[:1] if shared else codes
-    weight = tensors.data(
-        Memory.WEIGHT, f"{name}/weight", tag, pack_weights(a, codes.reshape(-1, a.lanes.total, a.depth))
-    )
+    digest = hashlib.blake2b(weights[rows[rows >= 0]].tobytes()).digest()
+    key = "weights", digest, weights.shape, rows.tobytes(), lanes.tobytes(), size
+    packed, shared = tensors.once(key, lambda: _codes(a, weights, rows, lanes))
+    weight = tensors.data(Memory.WEIGHT, f"{name}/weight", tag, packed)
     fields = ("m", "n", "constant")
     if params.tensor:
         values = [np.full(a.drain, getattr(params, field)[0], np.int64) for field in fields]
@@ -179,6 +175,19 @@ def _piece(
         },
     )
     _finish(tensors, item, name, reads, params, output, base, channels)
+
+
+def _codes(
+    a: Accelerator, weights: np.ndarray, rows: np.ndarray, lanes: np.ndarray
+) -> tuple[np.ndarray, bool]:
+    """Weight rows of blocks whose channels have the rows `rows` (or none, -1) on `lanes` (blocks, channels); and
+    whether all blocks share those of the first."""
+    codes = np.zeros((len(lanes), weights.shape[1], a.lanes.total, a.depth), np.int8)
+    used = np.flatnonzero(rows >= 0)
+    codes[used // lanes.shape[1], :, lanes.ravel()[used]] = weights[rows[used]]
+    shared = len(lanes) > 1 and bool((codes == codes[0]).all())
+    codes = codes[:1] if shared else codes
+    return pack_weights(a, codes.reshape(-1, a.lanes.total, a.depth)), shared
 
 
 def _finish(

@@ -21,6 +21,8 @@ from .tensors import Tensors
 __all__ = ["least", "schedule"]
 
 _BANDS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+_ENOUGH = 8
+"""Part of the scratchpad below which smaller bands are no use."""
 _LENGTH = 6
 """Operators of a group at most."""
 _OVERHEAD = 40
@@ -138,6 +140,8 @@ class _Problem:
                     way = self.way(Group(first, last, bands), seen)
                     if way is not None and way.needed <= limit:
                         found.append(way)
+                        if way.needed + sum(way.passing.values()) <= self.rows // _ENOUGH:
+                            break
         return found
 
     def way(self, group: Group, seen: set[int]) -> _Way | None:
@@ -160,47 +164,39 @@ class _Problem:
             for k in range(group.first, group.last + 1)
         )
         plain = sum(self.cycles[group.first : group.last + 1])
-        passing, moved = {}, {}
-        for name in shapes.keys() - inside:
-            parts = [self.part(name, shapes[name], self.rows_of(name, band)) for band in bands]
-            passing[name] = 2 * max(parts)
-            if name not in made:
-                moved[name] = sum(parts)
+        sizes = [self.sizes(band, shapes) for band in bands]
+        outside = shapes.keys() - inside
         return _Way(
-            Group(group.first, group.last, group.bands),
+            group,
             frozenset(inside),
-            max(self.needed(group, band, inside, shapes) for band in bands),
-            passing,
-            moved,
+            max(self.needed(group, inside, found) for found in sizes),
+            {name: 2 * max(found[name] for found in sizes) for name in outside},
+            {name: sum(found[name] for found in sizes) for name in outside - made},
             round(work - plain) + _OVERHEAD * len(bands) * (group.last - group.first + 1),
         )
 
-    def rows_of(self, name: str, band: Band) -> tuple[int, int]:
-        """Rows of a tensor that a band has."""
-        spans = [rows for (_, read), rows in band.inputs.items() if read == name]
-        spans += [rows for k, rows in band.outputs.items() if name in g.writes(self.graph.operators[k])]
-        return min(span[0] for span in spans), max(span[1] for span in spans)
+    def sizes(self, band: Band, shapes: dict[str, Shape]) -> dict[str, int]:
+        """Rows of the scratchpad for what a band has of each tensor."""
+        spans: dict[str, tuple[int, int]] = {}
+        for k, rows in band.outputs.items():
+            spans |= dict.fromkeys(g.writes(self.graph.operators[k]), rows)
+        for (_, name), rows in band.inputs.items():
+            first, end = spans.get(name, rows)
+            spans[name] = min(first, rows[0]), max(end, rows[1])
+        columns, places = self.tensors.accelerator.columns, self.tensors.places
+        return {
+            name: -(-(end - first) * shapes[name].width // columns) * places[name].stride
+            for name, (first, end) in spans.items()
+        }
 
-    def part(self, name: str, whole: Shape, rows: tuple[int, int]) -> int:
-        """Rows of the scratchpad for rows of a tensor."""
-        tiles = -(-(rows[1] - rows[0]) * whole.width // self.tensors.accelerator.columns)
-        return tiles * self.tensors.places[name].stride
-
-    def needed(self, group: Group, band: Band, inside: set[str], shapes: dict[str, Shape]) -> int:
+    def needed(self, group: Group, inside: set[str], sizes: dict[str, int]) -> int:
         """Rows of the tensors inside a group that exist at once in a band."""
-        lives = {}
-        for name in inside:
-            users = [k for k, read in band.inputs if read == name]
-            first = next(k for k in band.outputs if name in g.writes(self.graph.operators[k]))
-            lives[name] = (
-                first,
-                max(users, default=first),
-                self.part(name, shapes[name], self.rows_of(name, band)),
-            )
-        return max(
-            sum(rows for first, last, rows in lives.values() if first <= k <= last)
-            for k in range(group.first, group.last + 1)
-        )
+        most = level = 0
+        for k in range(group.first, group.last + 1):
+            level += sum(sizes[name] for name in g.writes(self.graph.operators[k]) if name in inside)
+            most = max(most, level)
+            level -= sum(sizes[name] for name in inside if self.lives[name].last == k)
+        return most
 
     def living(self, first: int, last: int) -> dict[str, _Life]:
         """Tensors that exist during operators first..last; content of the program always does."""

@@ -210,9 +210,12 @@ class _Work:
     def __init__(self, accelerator: Accelerator, items: list[Item]):
         self.accelerator, self.items = accelerator, items
         self.costs = [estimate.cycles(accelerator, item) for item in items]
+        self.beats = {memory: accelerator.beats(row_bytes(accelerator, memory)) for memory in Memory}
+        self.engines = [estimate.engine(item) for item in items]
+        self.read = [_data(item) for item in items]
         self.users: dict[Buffer, list[int]] = {}
-        for index, item in enumerate(items):
-            for buffer in _data(item):
+        for index, found in enumerate(self.read):
+            for buffer in found:
                 self.users.setdefault(buffer, []).append(index)
 
     def buffers(self, memory: Memory) -> list[Buffer]:
@@ -229,8 +232,7 @@ class _Work:
 
     def load_cycles(self, buffer: Buffer) -> int:
         """Cycles of a LOAD."""
-        a = self.accelerator
-        return len(buffer.data) * a.beats(row_bytes(a, buffer.memory))
+        return len(buffer.data) * self.beats[buffer.memory]
 
     def kept(self, memory: Memory, rows: int) -> list[Buffer]:
         """Data that stays in so many rows: the frame's first, then what is loaded longest for the computing that
@@ -264,7 +266,7 @@ class _Work:
         copies, uses, begins, loaded = [], {}, [], 0
         for index, item in enumerate(self.items):
             begin = max([0, *(ready.get(span.buffer, 0) for span in item.reads)])
-            for buffer in _data(item):
+            for buffer in self.read[index]:
                 if buffer in rows or buffer.memory not in rings:
                     continue
                 ring = rings[buffer.memory]
@@ -279,7 +281,7 @@ class _Work:
                 copy.last = index
                 uses.setdefault(index, {})[buffer] = copy
                 begin = max(begin, copy.end)
-            engine = estimate.engine(item)
+            engine = self.engines[index]
             begin = max(begin, free[engine])
             free[engine] = end = begin + self.costs[index]
             begins.append(begin)

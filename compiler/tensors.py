@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,10 +24,13 @@ class Tensors:
         accelerator: Accelerator,
         limits: dict[Memory, int] | None = None,
         heads_ahead: int = 3,
+        made: dict | None = None,
     ):
         self.graph, self.accelerator = graph, accelerator
         self.heads_ahead = heads_ahead
         """Heads of an attention whose softmax may be under way at once."""
+        self.made = {} if made is None else made
+        """Results that other lowerings of the graph for the accelerator can use."""
         self.limited = frozenset(limits or {})
         self.limits = {memory: capacity(accelerator, memory) for memory in Memory} | (limits or {})
         self.items: list[Item] = []
@@ -45,6 +49,12 @@ class Tensors:
         self.short: set[Memory] = set()
         """Memories whose limit is the reason of a problem."""
         self._shared: dict[tuple, Buffer] = {}
+
+    def once(self, key: tuple, make: Callable):
+        """What `make` returns, made once for a key that holds all that it depends on."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     def problem(self, layer: str, text: str) -> None:
         """Note a reason why the graph does not compile."""

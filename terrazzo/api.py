@@ -24,7 +24,7 @@ from .arch.schemes import Scheme
 from .boards import BOARDS, Board, demo_accelerator, fit
 from .boards.synthesis import Resources
 from .boards.synthesis import count as count_resources
-from .compiler import compile, listing
+from .compiler import compile, compiled, listing
 from .examples.digits import models as digits_models
 from .hw import bundle, top
 from .quant import data, frontend, onnx_export, quantizer
@@ -43,6 +43,7 @@ __all__ = [
     "check",
     "compare",
     "compile",
+    "compiled",
     "export_onnx",
     "make_accelerator",
     "quantize",

@@ -142,7 +142,8 @@ def compile(
     """Compile an integer graph for an accelerator."""
     from . import api
 
-    program = api.compile(api.Graph.load(graph), api.make_accelerator(board, accelerator))
+    built = api.compiled(api.Graph.load(graph), api.make_accelerator(board, accelerator))
+    program = built.program
     program.save(output)
     if listing is not None:
         api.write_listing(program, listing)
@@ -153,7 +154,12 @@ def compile(
         "macs": sum(layer.macs for layer in program.layers),
         "accelerator": f"{program.accelerator.hash:016x}",
     }
-    _emit(json, value, {"Program": [value]})
+    moved = {
+        **built.traffic.to_dict(),
+        "activations": built.traffic.activations,
+        "activations_bound": built.activations_bound,
+    }
+    _emit(json, {**value, "traffic": moved}, {"Program": [value], "Off-chip bytes": [moved]})
 
 
 @app.command()

@@ -13,7 +13,7 @@ from terrazzo.arch.accelerator import Lanes
 from terrazzo.arch.graph import Graph
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.boards import ZCU102
-from terrazzo.compiler import compile
+from terrazzo.compiler import compiled
 from terrazzo.sim import cycle
 
 from .graphs import Builder
@@ -143,13 +143,16 @@ def main() -> None:
     machine = MACHINES[arguments.machine]
     graph = MODELS[arguments.model](lanes=machine.lanes, drain=machine.drain)
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    program = compile(graph, machine)
+    built = compiled(graph, machine)
+    program = built.program
     seconds = time.perf_counter() - began
     found = {"model": graph.name, "machine": arguments.machine, "compile_seconds": round(seconds, 2)}
     found["compile_megabytes"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
     found["instructions"] = len(program.instructions)
     found["cycles"] = cycle.predict(program, MemoryModel(latency=60)).cycles
     found["multiply_accumulates"] = sum(layer.macs for layer in program.layers)
+    found["traffic"] = built.traffic.to_dict()
+    found["activations"] = {"bytes": built.traffic.activations, "bound": built.activations_bound}
     print(json.dumps(found, indent=1))
 
 

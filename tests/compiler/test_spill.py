@@ -8,7 +8,7 @@ import pytest
 from terrazzo.arch import isa
 from terrazzo.arch.isa import LoadTarget, Opcode, Region
 from terrazzo.arch.program import Program
-from terrazzo.compiler import CompileError, compile
+from terrazzo.compiler import CompileError, compile, compiled
 from terrazzo.sim import functional, reference
 from terrazzo.sim.compare import compare
 
@@ -124,3 +124,16 @@ def test_what_cannot_fit_is_explained():
         CompileError, match=r"layer \w+: the scratchpad must have at least \d+ rows.* Raise scratchpad_rows"
     ):
         compile(graph, dataclasses.replace(DEMO, scratchpad_regions=1, scratchpad_rows=8))
+
+
+def test_traffic_is_reported_against_its_bounds():
+    graph = skipping(DEMO)
+    for rows, least in ((512, True), (128, False)):
+        machine = dataclasses.replace(DEMO, **ROOMY, scratchpad_regions=1, scratchpad_rows=rows)
+        found = compiled(graph, machine)
+        pitch = machine.beats(machine.scratchpad_row_bytes) * machine.bus_bytes
+        assert found.traffic.activations == pitch * sum(moved(found.program).values())
+        assert found.traffic.resident + found.traffic.weights >= len(found.program.weights)
+        assert (found.traffic.activations == found.traffic.input + found.traffic.output) == least
+        assert found.activations_bound <= found.traffic.activations
+        assert found.gap == 0, "small graphs are solved to the end"
