@@ -23,7 +23,7 @@ _RATIO = {4: 8.0, 8: 64.0}
 """Largest ratio between the factors of one family, by the bits of the weights that absorb them."""
 _MARGIN = 2.0
 """Room below 6 for images that calibration did not see, where a relu6 cuts a rescaled channel."""
-_PASSES = ("maxpool", "avgpool", "slice")
+_PASSES = ("maxpool", "avgpool", "slice", "gather")
 
 
 @dataclasses.dataclass
@@ -95,7 +95,7 @@ def rescale(graph: FloatGraph, factors: list[tuple[Family, np.ndarray]]) -> Floa
                 own[key] = own[key] * t.reshape(-1, *[1] * (own[key].dim() - 1))
         for node in family.passers:
             own = params[node.name]
-            for key in own:  # constants and prefixes end in channels
+            for key in own.keys() & {"constant", "prefix"}:  # these end in channels
                 own[key] = own[key] * t
         for node in family.readers:
             own = params[node.name]

@@ -68,6 +68,30 @@ class Net:
         scale = (self.shapes[q][-1] // heads) ** -0.5
         return self.node("attention", [q, k, v], self.shapes[q], heads=heads, scale=scale)
 
+    def windowed(self, q, k, v, heads, windows, bias):
+        scale = (self.shapes[q][-1] // heads) ** -0.5
+        params = {"bias": bias}
+        return self.node(
+            "attention", [q, k, v], self.shapes[q], params, heads=heads, windows=windows, scale=scale
+        )
+
+    def multiply(self, x, y=None):
+        if y is None:
+            constant = self.random(*self.shapes[x])
+            return self.node("multiply", [x], self.shapes[x], {"constant": constant})
+        return self.node("multiply", [x, y], self.shapes[x])
+
+    def gather(self, x, index, shape):
+        return self.node("gather", [x], (*shape, self.shapes[x][-1]), {"index": torch.as_tensor(index)})
+
+    def concat(self, *parts, axis="channels"):
+        shapes = [self.shapes[part] for part in parts]
+        if axis == "channels":
+            shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+        else:
+            shape = (sum(int(np.prod(shape[:-1])) for shape in shapes), shapes[0][-1])
+        return self.node("concat", parts, shape, axis=axis)
+
     def tokens(self, x, prefix=1):
         *rows, channels = self.shapes[x]
         params = {"prefix": self.random(prefix, channels)}
@@ -149,7 +173,38 @@ def shortcut(seed):
     return net.act(net.conv(x, 3, 5), "relu"), net
 
 
-GALLERY = {f.__name__: f for f in (vit, post_norm, prefixes, residual_cnn, shortcut)}
+def windows(seed):
+    """Attention in shifted windows with a mask and a bias, fewer keys than queries, positions in another order."""
+    net = Net(seed, (8, 8, 3))
+    x = net.reshape(net.conv("input", 16, 2, stride=2, padding=(0, 0, 0, 0)), 16, 16)
+    order = torch.arange(16).reshape(4, 4).roll((-1, -1), (0, 1))
+    order = order.reshape(2, 2, 2, 2).transpose(1, 2).reshape(-1)
+    n = net.gather(net.layernorm(x), order, (16,))
+    q, k, v = (net.linear(n, 16) for _ in range(3))
+    keys = torch.arange(16)[::2]
+    bias = net.random(4, 2, 4, 2)
+    bias[3, :, :2, 1] = float("-inf")
+    y = net.windowed(q, net.gather(k, keys, (8,)), net.gather(v, keys, (8,)), 2, 4, bias)
+    x = net.add(x, net.gather(net.linear(y, 16), torch.argsort(order), (16,)))
+    x = net.concat(net.slice(x, 1, 1), net.gather(x, [15, -1, 3], (3,)), axis="positions")
+    x = net.add(net.tokens(x), net.tokens(net.linear(net.layernorm(x), 16)))
+    return net.linear(net.layernorm(x), 6), net
+
+
+def gates(seed):
+    """Squeeze and excitation, products of two branches and with a constant, concatenations, dilation."""
+    net = Net(seed, (8, 6, 3))
+    x = net.act(net.conv("input", 16), "silu")
+    gate = net.conv(net.pool("avgpool", x, (8, 6), (1, 1)), 4, 1)
+    gate = net.act(net.conv(net.act(gate, "relu"), 16, 1), "sigmoid")
+    x = net.conv(net.multiply(x, gate), 16, 1)
+    y = net.act(net.multiply(x, net.conv(x, 16, 1)), "gelu")
+    z = net.concat(net.act(net.conv(y, 8, 1), "relu"), x, net.multiply(y))
+    z = net.concat(z, net.conv(z, 4))
+    return net.linear(net.reshape(net.pool("avgpool", z, (8, 6), (1, 1)), 1, 44), 5), net
+
+
+GALLERY = {f.__name__: f for f in (vit, post_norm, prefixes, residual_cnn, shortcut, windows, gates)}
 
 
 @pytest.fixture(params=GALLERY)
@@ -185,3 +240,9 @@ def raw_images():
         return np.clip(rng.normal(100, 70, (count, *shape)), 0, 255).astype(np.uint8)
 
     return make
+
+
+@pytest.fixture
+def gallery_gates():
+    """A function from a seed to a small network of products and concatenations."""
+    return lambda seed: gates(seed)[1].graph()

@@ -507,6 +507,116 @@ def test_elementwise(body):
     assert not {"reshape", "gather", "concat"} & set(kinds(graph)) or body not in plain
 
 
+class Gated(nn.Module):
+    """x times what a squeeze-and-excitation branch makes of it."""
+
+    def __init__(self, *layers, spell=lambda gate, x: x * gate):
+        super().__init__()
+        self.branch, self.spell = nn.Sequential(*layers), spell
+
+    def forward(self, x):
+        return self.spell(self.branch(x), x)
+
+
+class LayerScale(nn.Module):
+    def __init__(self, layer, width):
+        super().__init__()
+        self.layer, self.gamma, self.drop = layer, nn.Parameter(torch.ones(width)), nn.Dropout(0.1)
+
+    def forward(self, x):
+        return x + self.drop(self.layer(x) * self.gamma)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth as timm has it."""
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(0.9)
+
+
+class Channels(nn.Module):
+    """LayerNorm of channels-first images, spelled as ConvNeXt's authors did."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        u = x.mean(1, keepdim=True)
+        s = (x - u).pow(2).mean(1, keepdim=True)
+        x = (x - u) / torch.sqrt(s + 1e-6)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+class SwiGLU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.value, self.out = nn.Linear(DIM, 32), nn.Linear(DIM, 32), nn.Linear(32, DIM)
+
+    def forward(self, x):
+        return self.out(F.silu(self.gate(x)) * self.value(x))
+
+
+_SE = (nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 4, 1), nn.SiLU(), nn.Conv2d(4, 16, 1), nn.Sigmoid())
+_FLAT = (
+    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 16), nn.Hardsigmoid()
+)  # fmt: skip
+BLOCKS = {
+    "se": (Gated(*_SE), {"avgpool": 1, "conv": 3, "act": 2, "multiply": 1}),
+    "se of a view": (
+        Gated(*_FLAT, spell=lambda gate, x: x * gate.view(x.size(0), -1, 1, 1)),
+        {"avgpool": 1, "linear": 2, "act": 2, "multiply": 1},
+    ),
+    "se expanded": (
+        Gated(*_SE, spell=lambda gate, x: gate.expand_as(x).mul(x)),
+        {"avgpool": 1, "conv": 3, "act": 2, "multiply": 1},
+    ),
+    "drop path": (nn.Sequential(nn.ReLU(), DropPath()), {"conv": 1, "act": 1}),
+    "channels-first norm": (Channels(16), {"conv": 1, "layernorm": 1}),
+    "depthwise separable": (
+        nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU6()),
+        {"conv": 2, "act": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_of_a_convolutional_network(block):
+    module, counts = BLOCKS[block]
+    graph = imported(Body(lambda s, x: s.layer(x), layer=module))
+    assert not {"reshape", "gather", "add"} & set(kinds(graph))
+    assert {kind: kinds(graph).count(kind) for kind in counts} == counts
+
+
+TOKEN_BLOCKS = {
+    "layer scale": (LayerScale(nn.Linear(DIM, DIM), DIM), {"linear": 2, "add": 1, "multiply": 0}),
+    "gated mlp": (SwiGLU(), {"linear": 4, "multiply": 1, "act": 1}),
+    "fused gate": (
+        Gated(nn.Linear(DIM, 2 * DIM), spell=lambda gate, x: F.silu(gate[..., :DIM]) * gate[..., DIM:]),
+        {"linear": 3, "multiply": 1, "act": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("block", TOKEN_BLOCKS)
+def test_block_of_a_transformer(block):
+    module, counts = TOKEN_BLOCKS[block]
+    graph = imported(Tokens(module))
+    assert {kind: kinds(graph).count(kind) for kind in counts} == counts
+
+
+def test_weights_that_are_not_numbers_are_named():
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    module[0].weight.data[1] = float("nan")
+    module[1].running_var[0] = float("inf")
+    assert [str(finding) for finding in check(module, SAMPLE)] == [
+        f"{name}: parameter: holds NaN or infinity; load the weights again"
+        for name in ("0.weight", "1.running_var")
+    ]
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_the_batch_of_the_sample_does_not_matter(batch):
     module = Tokens(Fused(SPLITS["timm"]))

@@ -28,7 +28,10 @@ def test_every_layer_is_close_to_float(gallery, plain_preprocessing, raw_images,
     )
     figures = {layer.name: layer.sqnr_db for layer in report.layers if layer.sqnr_db is not None}
     assert len(figures) >= len([layer for layer in report.layers if layer.op != "constant"]) - 1
-    assert {name: db for name, db in figures.items() if db < 25} == {}
+    products = [
+        layer.name for layer in report.layers if layer.op == "multiply"
+    ]  # these add the noise of both factors
+    assert {name: db for name, db in figures.items() if db < (22 if name in products else 25)} == {}
 
 
 def test_images_that_calibration_never_saw(gallery, plain_preprocessing, raw_images):
@@ -41,6 +44,22 @@ def test_images_that_calibration_never_saw(gallery, plain_preprocessing, raw_ima
     real = model.run(preprocess(images, preprocessing)).numpy().reshape(codes.shape)
     noise = (codes - tensor.zero_point) * tensor.scale - real
     assert 10 * np.log10((real**2).sum() / (noise**2).sum()) > 22
+
+
+@pytest.mark.parametrize("channels", [(3,), tuple(range(16))])
+def test_channels_that_are_always_zero(gallery_gates, plain_preprocessing, raw_images, channels):
+    """One dead channel, or a whole dead layer: finite scales, and outputs that stay close."""
+    model = gallery_gates(0)
+    for value in next(node for node in model.nodes if node.kind == "conv").params.values():
+        value[list(channels)] = 0
+    images = raw_images(16, model.input_shape)
+    graph, _ = quantize(model, images, plain_preprocessing(3), mixture=FIXED8)
+    assert all(np.isfinite(tensor.scale) and tensor.scale > 0 for tensor in graph.tensors)
+    tensor = graph.tensor(graph.output)
+    codes = reference.run(graph, reference.quantize_batch(graph, images)).astype(float)
+    real = model.run(preprocess(images, plain_preprocessing(3))).numpy().reshape(codes.shape)
+    noise = (codes - tensor.zero_point) * tensor.scale - real
+    assert (noise**2).sum() < 0.01 * (real**2).sum()
 
 
 @pytest.mark.parametrize("bits", [4, 6])
