@@ -19,7 +19,7 @@ from .compute import BlockLayout
 from .decode import instruction_layout
 from .delay import delayed
 from .ports import ROW_BITS, LoadPort, ReadPort, RowScalePort, WritePort, row_scale_layout
-from .requantize import saturate
+from .requantize import saturate, shifted
 from .shared import Shared
 from .weights import DrainWrite
 
@@ -76,13 +76,13 @@ class Output(wiring.Component):
 
         p4_product = register(register(self.p2_sum) * register(self.p2_m))
         p5_total = register(p4_product + self.p4_constant)
-        p7 = register(saturate(register(p5_total >> self.p5_n), 16))
+        p7 = delayed(m, shifted(p5_total, self.p5_n, 16), 2)
         index = Mux(self.p7_wide, saturate(p7, 10) ^ 0x200, (saturate(p7, 8) ^ 0x80)[:8])
         m.d.comb += self.p8_index.eq(register(index))
 
         p6_scaled = register(self.p5_residual * self.p5_residual_m)
         p7_scaled = register(p6_scaled + self.p6_residual_round)
-        p8_scaled = register(saturate(p7_scaled >> self.p7_residual_n, 17))
+        p8_scaled = register(shifted(p7_scaled, self.p7_residual_n, 17))
         p8 = register(p7)
         p10 = delayed(m, Mux(self.p8_add, saturate(p8 + p8_scaled, 16), p8), 2)
         entries = Array(self.p9_row.word_select(i, 8).as_signed() for i in range(TABLE_ROW_BYTES))
@@ -91,7 +91,7 @@ class Output(wiring.Component):
         m.d.comb += self.p13.eq(delayed(m, p11, 2))
 
         p12_product = register(p11 * self.p11_m)
-        p13_second = register(p12_product + self.p12_constant) >> self.p13_n
+        p13_second = shifted(register(p12_product + self.p12_constant), self.p13_n, 8)
         m.d.comb += self.p14_second.eq(register(clamped(p13_second, self.p13_lo, self.p13_hi)))
         return m
 
