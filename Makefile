@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 export TERRAZZO_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data),)
 
-.PHONY: setup demo test test-full lint results bench mutate clean
+.PHONY: setup demo test test-full lint results architectures bench mutate clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,10 @@ lint: setup
 
 results: setup
 	$(BIN)/python -m terrazzo.results --out build/results.json --docs docs/results.md
+
+architectures: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[models]'
+	$(BIN)/python -m terrazzo.examples.table --out build/architectures --docs docs/results.md
 
 bench: setup
 	$(BIN)/python -m terrazzo.bench --out build/bench.json

@@ -1,7 +1,7 @@
 """How far every architecture of `architectures` comes: `python -m terrazzo.examples.table --out build/architectures`.
 
 Random weights and random images: the table shows what is supported and that integers follow the float model, not
-accuracy. It writes OUT.json and OUT.md.
+accuracy. It writes OUT.json and OUT.md, and with --docs the table into a document that has a place for it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 import warnings
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,8 @@ from .architectures import ARCHITECTURES, Architecture
 __all__ = ["Row", "images", "main", "markdown", "row"]
 
 BOARD = "zcu102"
-CALIBRATION, HELD_OUT = 16, 8
+CALIBRATION, HELD_OUT = 64, 8
+_BEGIN, _END = "<!-- architectures: begin -->", "<!-- architectures: end -->"
 PREPROCESSING = Preprocessing(scale=1 / 255, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
@@ -144,6 +147,14 @@ def markdown(rows: Iterable[Row], accelerator: Accelerator) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _insert(docs: Path, table: str) -> None:
+    text = docs.read_text()
+    before, found, rest = text.partition(_BEGIN)
+    if not found or _END not in rest:
+        raise UserError(f"{docs}: must contain the lines {_BEGIN} and {_END}; put them back")
+    write_text(docs, f"{before}{_BEGIN}\n{table}{_END}{rest.partition(_END)[2]}")
+
+
 def _mark(value: bool | None) -> str:
     return "" if value is None else "yes" if value else "no"
 
@@ -153,15 +164,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/architectures"))
     parser.add_argument("--only", nargs="*", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
+    parser.add_argument("--docs", type=Path, help="a document with the lines " + f"{_BEGIN} and {_END}")
     options = parser.parse_args(arguments)
+    if find_spec("transformers") is None:
+        print(
+            "transformers must be installed for its architectures; pip install terrazzo[models]",
+            file=sys.stderr,
+        )
+        return 2
     torch.set_num_threads(1)
     accelerator, rows = fit(BOARDS[BOARD], {}), []
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     for name in options.only:
         rows.append(row(name, ARCHITECTURES[name], accelerator))
         print(f"{name}: {json.dumps(dataclasses.asdict(rows[-1]))}", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.out.with_suffix(".json"), json.dumps([dataclasses.asdict(r) for r in rows], indent=2))
-    write_text(options.out.with_suffix(".md"), markdown(rows, accelerator))
+        listed = json.dumps([dataclasses.asdict(r) for r in rows], indent=2)
+        write_text(options.out.with_suffix(".json"), listed)
+        write_text(options.out.with_suffix(".md"), markdown(rows, accelerator))
+    if options.docs:
+        _insert(options.docs, markdown(rows, accelerator))
     return int(any(r.equal is False and r.compiled for r in rows))
 
 

@@ -74,7 +74,7 @@ def test_everything_unsupported_is_named(name):
 
 @pytest.mark.parametrize("name", _some(IMPORTED))
 def test_integers_follow_the_float_model(name):
-    """Quantized with sixteen images, measured on eight others; where the compiler takes it, the program agrees."""
+    """Measured on images that calibration did not see; where the compiler takes it, the program agrees."""
     result = table.row(name, ARCHITECTURES[name], fit(BOARDS[table.BOARD], {}))
     assert result.imported and result.quantized, result.reasons
     assert result.sqnr_db > 15 and result.variation_db > 6, result
