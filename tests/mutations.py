@@ -295,11 +295,18 @@ MUTATIONS: tuple[Mutation, ...] = (
         _MATRIX,
     ),
     Mutation(
-        "timing: items follow each other a cycle early",
+        "timing: the first item a cycle early",
         "sim/timing/memory.py",
-        "s[_ITEMS_STATE] = _PASS if last else _LOOK",
-        "s[_ITEMS_STATE] = _PASS if last else _SCALE",
+        "s[_ITEM] = _LOOK, start,",
+        "s[_ITEM] = _SCALE, start,",
         _INDIRECT,
+    ),
+    Mutation(
+        "timing: rows of the index memory do not wait for COMPACT",
+        "sim/cycle.py",
+        "not (target == _INDEX and compacting)",
+        "True",
+        ("tests/sim/test_indirect.py",),
     ),
     Mutation(
         "timing: the array answers a cycle early",

@@ -13,7 +13,7 @@ from terrazzo.arch.layout import Layout
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.arch.program import Program
 from terrazzo.sim import functional
-from terrazzo.sim.cycle import predict
+from terrazzo.sim.cycle import Timing, predict
 from terrazzo.sim.rtl import RtlSimulator
 
 from ..hw.matrix_bench import random_instruction
@@ -80,8 +80,9 @@ def program(seed: int) -> Program:
 
 
 def as_program(instructions, weights: np.ndarray, rows_in: int, rows_out: int) -> Program:
-    """A program whose frame is `instructions`; input and output are rows of the scratchpad."""
+    """A program whose frame is `instructions`, tagged by their number; input and output are rows of the scratchpad."""
     a = MACHINE
+    instructions = [Instruction(i.opcode, i.values | {"tag": tag}) for tag, i in enumerate(instructions)]
     return Program(
         name="indirect",
         accelerator=a,
@@ -96,6 +97,12 @@ def as_program(instructions, weights: np.ndarray, rows_in: int, rows_out: int) -
     )
 
 
+def check(result, timing: Timing) -> None:
+    """Start and completion of every instruction, and the end."""
+    assert list(result.cycles) == [timing.cycles]
+    assert result.spans[0] == {tag: (span.start, span.done) for tag, span in timing.layers.items()}
+
+
 @pytest.fixture(scope="module")
 def simulator():
     return RtlSimulator(MACHINE)
@@ -107,10 +114,10 @@ def test_matrix(simulator, seed):
     codes = random.integers(-128, 128, (1, made.input.positions, made.input.channels))
     memory = MemoryModel(latency=int(random.choice([1, 20, 60])))
     expected = functional.run(made, codes)
-    cycles = predict(made, memory).cycles
+    timing = predict(made, memory)
     result = simulator.run(made, codes, memory)
     np.testing.assert_array_equal(result.outputs, expected)
-    assert list(result.cycles) == [cycles]
+    check(result, timing)
 
 
 TOKENS, KEPT, OUTPUTS, ROWS = 0, 100, 300, 16
@@ -175,6 +182,6 @@ def test_pruning(simulator, seed):
     assert machine.written[3].tolist() == np.flatnonzero(scores >= 0).tolist()
     result = simulator.run(made, codes, MemoryModel())
     np.testing.assert_array_equal(result.outputs, functional.run(made, codes))
-    assert list(result.cycles) == [predict(made, MemoryModel(), written=machine.written).cycles]
+    check(result, predict(made, MemoryModel(), written=machine.written))
     with pytest.raises(ValueError, match=r"^instruction 5 needs count register 5, which"):
         predict(made, MemoryModel())
