@@ -69,6 +69,8 @@ def _weighted(builder: Builder, unit: Unit) -> tuple[str, Drain, dict]:
         },
         "accumulator_bits": int(max(-least.min(), greatest.max(), 1)).bit_length() + 1,
         "grown_rows": rows.grown,
+        "weights_sqnr_db": rows.sqnr_db if np.isfinite(rows.sqnr_db) else None,
+        "fell_back": rows.fell_back,
     }
     return source, (output, drain), figures
 

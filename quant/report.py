@@ -34,6 +34,11 @@ class Layer:
     """Signed bits that the worst row can need, proved from its codes and the input's range."""
     grown_rows: int = 0
     """Rows whose scale grew to keep the accumulator within its bits."""
+    weights_sqnr_db: float | None = None
+    """Power of the sums against the noise that rounded weights alone add to them, in dB, estimated from calibration;
+    None where weights are exact."""
+    fell_back: bool = False
+    """Whether all rows are Fixed-8 because the wanted mixture was too coarse for the layer."""
     sqnr_db: float | None = None
     """Signal to quantization noise of the integer output against the float value, in dB."""
     tail_mass: list[float] = dataclasses.field(default_factory=list)
@@ -69,7 +74,9 @@ class Report:
                 "layer": layer.name,
                 "op": layer.op,
                 "SQNR dB": "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
-                "rows": " ".join(f"{scheme}:{count}" for scheme, count in layer.schemes.items()),
+                "weights dB": "" if layer.weights_sqnr_db is None else f"{layer.weights_sqnr_db:.1f}",
+                "rows": ("fell back: " if layer.fell_back else "")
+                + " ".join(f"{scheme}:{count}" for scheme, count in layer.schemes.items()),
                 "clipped": "" if layer.clipped is None else f"{layer.clipped:.3%}",
                 "acc bits": str(layer.accumulator_bits or ""),
                 "grown": str(layer.grown_rows or ""),

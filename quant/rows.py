@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -10,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from ..arch.errors import UserError
 from ..arch.numerics import ACCUMULATOR_BITS
 from ..arch.schemes import Scheme, codebook
+from .adaround import adaround
 from .gptq import descend, nearest, round_rows, weighted_error
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
 
 _CLIPS = np.geomspace(1.0, 0.35, 48)
 _GROWTH = 1.02
+_WORST_DB, _FALLBACK_DB = 15.0, 9.0
+"""Signal to noise below which AdaRound is tried, and below which a layer takes Fixed-8 rows instead."""
 _ROUNDS = 3
 """How often scales and codes are improved in turn."""
 
@@ -44,6 +48,10 @@ class Rows:
     """uint8 (O,)."""
     grown: int
     """Rows whose scale had to grow to keep the accumulator within its bits."""
+    sqnr_db: float = math.inf
+    """Power of the layer's sums against the noise that rounded weights add to them."""
+    fell_back: bool = False
+    """Whether the mixture was given up for Fixed-8 rows, because it was too coarse for the layer."""
 
 
 def check_mixture(mixture: dict[Scheme, int], drain: int) -> None:
@@ -106,28 +114,41 @@ def quantize_rows(
     `hessian` (groups, K, K), `fisher` (groups * O,). Grouped layers (groups > 1) take Fixed-8 rows throughout.
     """
     groups, outputs, _ = weight.shape
+    fixed8 = np.full(outputs, Scheme.FIXED8, np.uint8)
     if groups > 1:
-        mixture = {Scheme.FIXED8: 1}
-        parts = [
-            _round_group(weight[g], hessian[g], np.full(outputs, Scheme.FIXED8, np.uint8), lo, hi)
-            for g in range(groups)
-        ]
-    else:
-        importance = np.diag(hessian[0]) + 1e-12
-        cost = {}
-        for scheme in mixture:
-            scale = fit_scale(weight[0], scheme, importance)[:, None]
-            rounded = nearest(weight[0] / scale, scheme) * scale
-            cost[scheme] = (fisher + 1e-12 * max(fisher.max(), 1)) * weighted_error(
-                weight[0] - rounded, hessian[0]
-            )
-        parts = [_round_group(weight[0], hessian[0], assign(cost, mixture, drain), lo, hi)]
-    return Rows(
-        np.concatenate([p.codes for p in parts]),
-        np.concatenate([p.scale for p in parts]),
-        np.concatenate([p.schemes for p in parts]),
-        sum(p.grown for p in parts),
-    )
+        parts = [_round_group(weight[g], hessian[g], fixed8, lo, hi) for g in range(groups)]
+        return Rows(
+            np.concatenate([p.codes for p in parts]),
+            np.concatenate([p.scale for p in parts]),
+            np.concatenate([p.schemes for p in parts]),
+            sum(p.grown for p in parts),
+            min(p.sqnr_db for p in parts),
+        )
+    importance = np.diag(hessian[0]) + 1e-12
+    cost = {}
+    for scheme in mixture:
+        scale = fit_scale(weight[0], scheme, importance)[:, None]
+        rounded = nearest(weight[0] / scale, scheme) * scale
+        cost[scheme] = (fisher + 1e-12 * max(fisher.max(), 1)) * weighted_error(
+            weight[0] - rounded, hessian[0]
+        )
+    schemes = assign(cost, mixture, drain)
+    rows = _round_group(weight[0], hessian[0], schemes, lo, hi)
+    if rows.sqnr_db < _WORST_DB:
+        found = adaround(weight[0], rows.scale, schemes, hessian[0], rows.codes)
+        fits = _excess(found, lo, hi, 1 << (ACCUMULATOR_BITS - 1)) < 1
+        rows.codes = np.where(fits[:, None], found, rows.codes)
+        rows.sqnr_db = _sqnr_db(weight[0], rows, hessian[0])
+    if rows.sqnr_db < _FALLBACK_DB and (schemes != Scheme.FIXED8).any():
+        rows = _round_group(weight[0], hessian[0], fixed8, lo, hi)
+        rows.fell_back = True
+    return rows
+
+
+def _sqnr_db(weight: np.ndarray, rows: Rows, hessian: np.ndarray) -> float:
+    signal = weighted_error(weight, hessian).sum()
+    noise = weighted_error(weight - rows.codes * rows.scale[:, None], hessian).sum()
+    return float(10 * np.log10(signal / noise)) if min(signal, noise) > 0 else math.inf
 
 
 def _round_group(weight: np.ndarray, hessian: np.ndarray, schemes: np.ndarray, lo: int, hi: int) -> Rows:
@@ -148,7 +169,9 @@ def _round_group(weight: np.ndarray, hessian: np.ndarray, schemes: np.ndarray, l
         fits = _excess(again, lo, hi, limit) < 1
         codes = np.where(fits[:, None], again, codes)
         scale = _refit(weight, codes, scale, hessian)
-    return Rows(codes, scale, schemes, int(grown.sum()))
+    rows = Rows(codes, scale, schemes, int(grown.sum()))
+    rows.sqnr_db = _sqnr_db(weight, rows, hessian)
+    return rows
 
 
 def _excess(codes: np.ndarray, lo: int, hi: int, limit: int) -> np.ndarray:
