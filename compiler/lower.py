@@ -28,6 +28,8 @@ def lower(tensors: Tensors, schedule: bands.Schedule | None = None) -> None:
     if schedule is not None:
         bands.lower(lowering, schedule)
         return
+    if tensors.heads_ahead > 1:
+        tensors.shares = moves.shares(tensors)
     lowering.input()
     for tag, operator in enumerate(graph.operators):
         if all(name in tensors.places for name in lowering.needs(operator)):

@@ -18,7 +18,7 @@ from .tensors import Tensors
 if TYPE_CHECKING:
     from .lower import _Lowering
 
-__all__ = ["arranged", "concat", "gather", "identity", "slice_"]
+__all__ = ["arranged", "concat", "gather", "identity", "shares", "slice_"]
 
 _SAME = Params(m=np.array([2]), n=np.array([1]), constant=np.array([0]), tensor=True, lo=-128, hi=127)
 """Drains an 8-bit code as it is."""
@@ -119,21 +119,55 @@ def slice_(lowering: _Lowering, tag: int, operator: g.Slice) -> None:
         tensors.places[tensor.name] = dataclasses.replace(x, offset=offset, positions=operator.count)
 
 
+def shares(tensors: Tensors) -> dict[str, tuple[str, int]]:
+    """Which tensors can be written where they are concatenated, by which tensor, and at which row of its tiles: those
+    whose channels fill rows up to the last that their operator writes."""
+    graph, depth, found = tensors.graph, tensors.accelerator.depth, {}
+    writers = (
+        g.Linear
+        | g.Conv
+        | g.LayerNorm
+        | g.MaxPool
+        | g.AvgPool
+        | g.Elementwise
+        | g.Multiply
+        | g.Gather
+        | g.Concat
+    )
+    written = {name for op in graph.operators if isinstance(op, writers) for name in g.writes(op)}
+    fixed = {op.input for op in graph.operators if isinstance(op, g.Slice | g.Reshape)}
+    for operator in graph.operators:
+        if not isinstance(operator, g.Concat) or operator.axis != "channels":
+            continue
+        parts = [graph.tensor(name) for name in operator.inputs]
+        if any(part.channels % depth for part in parts[:-1]):
+            continue
+        row = 0
+        for part in parts:
+            wide = part.dtype == "s16"
+            rows = part.channels * (2 if wide else 1) // depth
+            free = part.name in written - fixed - tensors.padded - found.keys() - {graph.output}
+            if free and part.channels % depth == 0 and rows == tensors.rows_of(part.channels, wide):
+                found[part.name] = operator.output, row
+            row += rows
+    return found
+
+
 def concat(lowering: _Lowering, tag: int, operator: g.Concat) -> None:
     """Channels begin at multiples of depth; positions are put together in whole tiles and then gathered."""
     tensors, first = lowering.tensors, lowering.tensors.places[operator.inputs[0]]
-    if operator.axis == "channels":
-        places = (tensors.places[name] for name in operator.inputs)
-        xs = [
-            arranged(tensors, tag, name, first.window, place.slots)
-            for name, place in zip(operator.inputs, places, strict=True)
-        ]
-        _channels(lowering, tag, operator, xs)
+    places = [tensors.places[name] for name in operator.inputs]
+    if operator.axis == "positions":
+        arrangement = [(place.window, first.slots) for place in places]
+    elif operator.output in tensors.places:
+        arrangement = [(0, None) for _ in places]
     else:
-        xs = [
-            arranged(tensors, tag, name, tensors.places[name].window, first.slots) for name in operator.inputs
-        ]
-        _positions(lowering, tag, operator, xs)
+        arrangement = [(first.window, place.slots) for place in places]
+    xs = [
+        arranged(tensors, tag, name, window, slots)
+        for name, (window, slots) in zip(operator.inputs, arrangement, strict=True)
+    ]
+    (_channels if operator.axis == "channels" else _positions)(lowering, tag, operator, xs)
 
 
 def _channels(lowering: _Lowering, tag: int, operator: g.Concat, xs: list[Place]) -> None:
@@ -144,11 +178,14 @@ def _channels(lowering: _Lowering, tag: int, operator: g.Concat, xs: list[Place]
         slots += [end + slot for slot in (range(x.channels) if x.slots is None else x.slots)]
         end = -(-(end + x.physical) // depth) * depth
     moved = None if slots == list(range(len(slots))) else tuple(slots)
-    y = tensors.output(lowering.graph.tensor(operator.output), moved, xs[0].window)
+    y = tensors.places.get(operator.output)
+    if y is None:
+        y = tensors.output(lowering.graph.tensor(operator.output), moved, xs[0].window)
     for x, base in zip(xs, bases, strict=True):
         offset = y.offset + base * (2 if y.wide else 1) // depth
-        part = dataclasses.replace(y, offset=offset, channels=x.channels, slots=x.slots)
-        vector.move(tensors, tag, x, part)
+        if (x.buffer, x.offset) != (y.buffer, offset):
+            part = dataclasses.replace(y, offset=offset, channels=x.channels, slots=x.slots)
+            vector.move(tensors, tag, x, part)
 
 
 def _positions(lowering: _Lowering, tag: int, operator: g.Concat, xs: list[Place]) -> None:

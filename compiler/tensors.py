@@ -28,7 +28,8 @@ class Tensors:
     ):
         self.graph, self.accelerator = graph, accelerator
         self.heads_ahead = heads_ahead
-        """Heads of an attention whose softmax may be under way at once."""
+        """Heads of an attention whose softmax may be under way at once; with 1, for want of room, nothing is written
+        where it will be concatenated."""
         self.made = {} if made is None else made
         """Results that other lowerings of the graph for the accelerator can use."""
         self.limited = frozenset(limits or {})
@@ -39,6 +40,8 @@ class Tensors:
         """Tensors in other places, by what is different."""
         self.padded: set[str] = set()
         """Tensors that need a spare tile."""
+        self.shares: dict[str, tuple[str, int]] = {}
+        """Tensors that lie where they are concatenated: by which tensor, and first row in it."""
         self.parts: dict[str, tuple[int, int]] = {}
         """Tensors of which the next output is only a part: positions of the whole, first position of the part."""
         self.wholes: dict[str, Place] = {}
@@ -98,6 +101,10 @@ class Tensors:
             whole = self.wholes[tensor.name]
             offset = first // self.accelerator.columns * whole.stride
             place = dataclasses.replace(whole, offset=offset, positions=tensor.positions)
+        elif tensor.name in self.shares and slots is None and not window:
+            joined, row = self.shares[tensor.name]
+            whole = self.places.get(joined) or self.output(self.graph.tensor(joined))
+            place = dataclasses.replace(whole, offset=whole.offset + row, channels=tensor.channels)
         else:
             place = self.place(tensor.name, tensor.positions, *shape, spare=spare)
         self.places[tensor.name] = place

@@ -34,6 +34,15 @@ def _joined(b: Builder, x: str) -> str:
     return b.concat(y, z, y) if b.random.random() < 0.5 else b.concat(z, y)
 
 
+def _dense(b: Builder, x: str) -> str:
+    """Each layer reads all before it, as in a dense block; most channels fill rows."""
+    x = b.conv(x, int(b.random.choice([8, 16, 32])), (1, 1), relu=True)
+    for _ in range(3):
+        y = b.conv(x, int(b.random.choice([8, 16, 16, 12])), (3, 3), padding=(1, 1, 1, 1), relu=True)
+        x = b.concat(x, y)
+    return x
+
+
 def _wide(b: Builder, x: str) -> str:
     """16-bit channels side by side, which a residual reads."""
     y = b.conv(x, int(b.random.choice([3, 8, 9])), (1, 1), dtype="s16")
@@ -103,7 +112,7 @@ def _attended(b: Builder, x: str) -> str:
     return b.gather(b.elementwise(z), np.arange(count), (height, width))
 
 
-KINDS = [_gathered, _joined, _wide, _stacked, _gated, _product, _dilated, _attended]
+KINDS = [_gathered, _joined, _dense, _wide, _stacked, _gated, _product, _dilated, _attended]
 """Each makes an 8-bit image of another."""
 
 

@@ -75,6 +75,19 @@ def test_windows_are_gathered_once_into_their_layout():
     assert equal(graph, DEMO, 2)
 
 
+@pytest.mark.parametrize(("channels", "copies"), [(16, 0), (12, 4)])
+def test_channels_that_fill_rows_are_written_where_they_are_concatenated(channels, copies):
+    """A dense block; where they do not, what follows them begins a row and is copied there."""
+    b = Builder(4, (4, 5, 8))
+    x = b.conv(b.input, channels, (1, 1))
+    for _ in range(2):
+        x = b.concat(x, b.conv(x, 8, (3, 3), padding=(1, 1, 1, 1)))
+    graph = b.graph(b.conv(x, 5, (1, 1)))
+    instructions = [isa.decode(words) for words in compile(graph, DEMO).instructions]
+    assert sum(i.opcode == Opcode.VECTOR for i in instructions) == copies
+    assert equal(graph, DEMO, 4)
+
+
 @pytest.mark.parametrize("windows", [1, 4])
 def test_many_biases_come_when_they_are_needed(windows):
     """Biases of more than an eighth of the scratchpad are loaded in every frame, those of fewer rows once."""
