@@ -141,10 +141,16 @@ def check(model: sources.Source) -> list[frontend.Finding]:
 
 def calibration_images(
     model: sources.Source, directory: str | Path | None = None, count: int = 256
-) -> np.ndarray:
-    """Raw calibration images (N, H, W, C): of a folder, or training digits for the digit models."""
+) -> np.ndarray | data.Images:
+    """Raw calibration images: of a folder or .npz file (`data.open_images`), or training digits for the digit models.
+
+    Of more than `count` images those at equal distances are taken.
+    """
     if directory is not None:
-        return data.load_images(directory, model.shape, model.preprocessing.raw_max)[0][:count]
+        images = data.open_images(
+            directory, model.shape, raw_max=model.preprocessing.raw_max, resize=model.preprocessing.resize
+        )
+        return images if len(images) <= count else images.split(count)[0]
     if model.shape != digits_models.SHAPE:
         raise UserError(f"model {model.name}: needs calibration images; name a folder with --images")
     return data.digits("train")[0][:count]
@@ -160,7 +166,7 @@ class Quantized:
 
 def quantize(
     model: sources.Source,
-    images: np.ndarray,
+    images: np.ndarray | data.Images,
     target: Accelerator,
     *,
     rows: str = "mixed",
@@ -208,8 +214,10 @@ def _images(
     """Raw images, their names, and labels where they are known."""
     shape = graph.tensor(graph.input).shape
     if directory is not None:
-        images, names = data.load_images(directory, shape, graph.preprocessing.raw_max)
-        return images[:count], names[:count], None
+        how = graph.preprocessing
+        images = data.open_images(directory, shape, raw_max=how.raw_max, resize=how.resize)
+        images = images.take(range(min(count, len(images))))
+        return images[:], images.names, images.labels
     if shape != digits_models.SHAPE:
         raise UserError(f"graph {graph.name}: needs images of shape {shape}; name a folder with --images")
     images, labels = data.digits("test")
