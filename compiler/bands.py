@@ -176,15 +176,18 @@ class _View:
         return getattr(self._graph, name)
 
 
-def lower(lowering: _Lowering, schedule: Schedule) -> None:
-    """Append the items of the whole graph, with the transfers of its tensors."""
-    _Run(lowering, schedule).all()
+def lower(lowering: _Lowering, schedule: Schedule, early: bool) -> None:
+    """Append the items of the whole graph, with the transfers of its tensors; with `early`, tensors that come back whole
+    are loaded during the group before the one that needs them."""
+    _Run(lowering, schedule, early).all()
 
 
 class _Run:
     """What is where while groups are lowered."""
 
-    def __init__(self, lowering: _Lowering, schedule: Schedule):
+    def __init__(self, lowering: _Lowering, schedule: Schedule, early: bool):
+        self.early, self.start = early, 0
+        """The first item of the group before."""
         self.lowering, self.schedule, self.tensors = lowering, schedule, lowering.tensors
         self.graph, self.accelerator = lowering.graph, lowering.accelerator
         self.pitch = (
@@ -208,7 +211,9 @@ class _Run:
         self.lowering.input()
         self.homes[source] = self.tensors.places.pop(source)
         for number, group in enumerate(self.schedule.groups):
+            start = len(self.tensors.items)
             self.fetch(number, group)
+            self.start = start
             if group.bands > 1:
                 self.banded(number, group)
             else:
@@ -229,7 +234,7 @@ class _Run:
         for root, home in self.homes.items():
             if root not in places and (root, number) in chip:
                 place = dataclasses.replace(home, buffer=self.copy(home, home.buffer.rows), offset=0)
-                self.load(root, place, 0, group.first)
+                self.load(root, place, 0, group.first, whole=True)
                 places[root] = place
                 for name, alias in self.aliases.items():
                     if alias.buffer.name == root and name != root:
@@ -359,7 +364,7 @@ class _Run:
         """Rows of all positions of a place."""
         return -(-place.reach(self.accelerator) // self.accelerator.columns) * place.stride
 
-    def load(self, name: str, place: Place, first: int, tag: int) -> None:
+    def load(self, name: str, place: Place, first: int, tag: int, whole: bool = False) -> None:
         """A LOAD of positions `first`... to `place`."""
         rows = self.rows(place)
         outside, at = self.homes[name].buffer, first // self.accelerator.columns * place.stride
@@ -373,9 +378,12 @@ class _Run:
             values |= {"region": Region.SCRATCH, "offset": Bytes(outside, at, self.pitch)}
             reads = (Span(outside, at, rows),)
         writes = (Span(place.buffer, 0, rows),)
-        self.tensors.items.append(
-            Item(opcode=Opcode.LOAD, tag=tag, values=values, reads=reads, writes=writes)
-        )
+        items = self.tensors.items
+        at = self.start if self.early and whole else len(items)
+        if any(span.buffer is outside for item in items[at:] for span in item.writes):
+            at = len(items)
+        made = Item(opcode=Opcode.LOAD, tag=tag, values=values, reads=reads, writes=writes)
+        items.insert(at, made)
 
     def store(self, name: str, place: Place, first: int, tag: int) -> None:
         """A STORE of `place` to positions `first`... of the tensor in DRAM."""

@@ -76,13 +76,13 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
     pieces: dict[Memory, int] = {}
     """Memories whose data is streamed, and the way in _PIECES."""
     free: dict[Memory, tuple[int, int]] = {}
-    ahead, spills, whole, made = 3, None, None, {}
+    ahead, spills, early, whole, made = 3, None, True, None, {}
     room = rows = capacity(accelerator, Memory.SCRATCHPAD)
     """Rows of the scratchpad that a schedule may use; fewer where they could not be packed."""
     while True:
         limits = {memory: max(1, free[memory][1] // _PIECES[way]) for memory, way in pieces.items()}
         tensors = Tensors(graph, accelerator, limits, ahead, made)
-        lower(tensors, spills)
+        lower(tensors, spills, early)
         if tensors.problems:
             if not _larger(pieces, tensors.short):
                 raise CompileError(graph.name, tensors.problems)
@@ -96,7 +96,11 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
             if overflow.memory == Memory.SCRATCHPAD and ahead > 1:
                 ahead = 1
                 continue
+            if overflow.memory == Memory.SCRATCHPAD and spills is not None and early:
+                early = False
+                continue
             if overflow.memory == Memory.SCRATCHPAD and room > rows // 2:
+                early = True
                 whole = tensors if spills is None else whole
                 room -= 0 if spills is None else rows // 16
                 spills = schedule(whole, room)

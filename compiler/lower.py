@@ -17,16 +17,16 @@ from .tensors import Tensors
 __all__ = ["lower"]
 
 
-def lower(tensors: Tensors, schedule: bands.Schedule | None = None) -> None:
+def lower(tensors: Tensors, schedule: bands.Schedule | None = None, early: bool = True) -> None:
     """Fill `tensors` with the items of its graph, transfers of activations included where there is a schedule of
-    them; reasons why that is impossible go to `tensors.problems`."""
+    them (see `bands.lower`); reasons why that is impossible go to `tensors.problems`."""
     graph = tensors.graph
     if len(graph.operators) > 1023:
         tensors.problem(graph.name, f"a graph must have at most 1023 operators, not {len(graph.operators)}")
         return
     lowering = _Lowering(tensors)
     if schedule is not None:
-        bands.lower(lowering, schedule)
+        bands.lower(lowering, schedule, early)
         return
     if tensors.heads_ahead > 1:
         tensors.shares = moves.shares(tensors)
