@@ -147,6 +147,16 @@ def markdown(rows: Iterable[Row], accelerator: Accelerator) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _known(path: Path) -> dict[str, Row]:
+    """The rows of an earlier run by name, so that --only measures some of them again."""
+    if not path.is_file():
+        return {}
+    try:
+        return {fields["name"]: Row(**fields) for fields in json.loads(path.read_text())}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: must hold the rows of an earlier run, but {error}; remove it") from None
+
+
 def _insert(docs: Path, table: str) -> None:
     text = docs.read_text()
     before, found, rest = text.partition(_BEGIN)
@@ -173,17 +183,18 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     torch.set_num_threads(1)
-    accelerator, rows = fit(BOARDS[BOARD], {}), []
+    accelerator, rows = fit(BOARDS[BOARD], {}), _known(options.out.with_suffix(".json"))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for name in options.only:
-        rows.append(row(name, ARCHITECTURES[name], accelerator))
-        print(f"{name}: {json.dumps(dataclasses.asdict(rows[-1]))}", flush=True)
-        listed = json.dumps([dataclasses.asdict(r) for r in rows], indent=2)
+        rows[name] = row(name, ARCHITECTURES[name], accelerator)
+        print(f"{name}: {json.dumps(dataclasses.asdict(rows[name]))}", flush=True)
+        rows = {known: rows[known] for known in ARCHITECTURES if known in rows}
+        listed = json.dumps([dataclasses.asdict(r) for r in rows.values()], indent=2)
         write_text(options.out.with_suffix(".json"), listed)
-        write_text(options.out.with_suffix(".md"), markdown(rows, accelerator))
+        write_text(options.out.with_suffix(".md"), markdown(rows.values(), accelerator))
     if options.docs:
-        _insert(options.docs, markdown(rows, accelerator))
-    return int(any(r.equal is False and r.compiled for r in rows))
+        _insert(options.docs, markdown(rows.values(), accelerator))
+    return int(any(r.equal is False and r.compiled for r in rows.values()))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ CLAMPS = ("relu", "relu6")
 """Activations that are a clamp of the drain."""
 MOVES = ("maxpool", "slice", "reshape", "gather")
 """Nodes that move codes: input and output share one scale."""
+_POOLED = 255
+"""Pixels that one average can count."""
 _DRAINED = ("linear", "conv", "avgpool", "add", "multiply")
 
 
@@ -59,8 +61,9 @@ class Unit:
 
 def rewrite(graph: FloatGraph) -> FloatGraph:
     """An equal graph in which a linear layer of a flattened image is a convolution with a kernel of the image's
-    size, and the selection of tokens stands in front of the LayerNorm that it followed."""
-    nodes = list(graph.nodes)
+    size, the selection of tokens stands in front of the LayerNorm that it followed, and a mean over more than 255
+    pixels is a mean of means."""
+    nodes = [step for node in graph.nodes for step in _pooled_in_steps(graph, node)]
     shapes = {"input": graph.input_shape} | {node.name: node.shape for node in nodes}
     by_name = {node.name: node for node in nodes}
     result: list[Node] = []
@@ -109,6 +112,29 @@ def rewrite(graph: FloatGraph) -> FloatGraph:
     return FloatGraph(
         name=graph.name, input_shape=graph.input_shape, nodes=[n for n in result if n.name in used]
     )
+
+
+def _pooled_in_steps(graph: FloatGraph, node: Node) -> list[Node]:
+    """A mean over all pixels as successive means over at most 15 x 15, where the sizes divide; else the node."""
+    if node.kind != "avgpool" or len(node.shape) != 3 or tuple(node.attrs["kernel"]) == (1, 1):
+        return [node]
+    shapes = {"input": graph.input_shape} | {other.name: other.shape for other in graph.nodes}
+    height, width, channels = shapes[node.inputs[0]]
+    if tuple(node.attrs["kernel"]) != (height, width) or height * width <= _POOLED:
+        return [node]
+    steps: list[Node] = []
+    inputs = node.inputs
+    while height * width > _POOLED:
+        kernel = tuple(max(d for d in range(1, 16) if size % d == 0) for size in (height, width))
+        if kernel == (1, 1):
+            return [node]
+        height, width = height // kernel[0], width // kernel[1]
+        attrs = {"kernel": kernel, "stride": kernel, "padding": (0, 0, 0, 0)}
+        name, shape = f"{node.name}.step{len(steps)}", (height, width, channels)
+        steps.append(Node(kind="avgpool", name=name, inputs=inputs, shape=shape, attrs=attrs))
+        inputs = (name,)
+    attrs = node.attrs | {"kernel": (height, width), "stride": (height, width)}
+    return [*steps, dataclasses.replace(node, inputs=inputs, attrs=attrs)]
 
 
 def _renamed(node: Node, old: str, new: str) -> Node:

@@ -50,13 +50,16 @@ def test_rows_say_how_far_each_comes(two, tmp_path, capsys):
     assert good["sqnr_db"] > 20 and good["variation_db"] > 15 and good["reasons"] == []
     assert (bad["imported"], bad["quantized"]) == (False, None)
     assert bad["reasons"] == ["group_norm: the operator has no hardware"]
+    assert table.main(["--out", str(out), "--only", "bad"]) == 0
+    again = json.loads(out.with_suffix(".json").read_text())
+    assert again[0] == good and again[1]["name"] == "bad", "other rows stay"
     text = docs.read_text()
     assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n") and "old" not in text
     assert (
         "2 architectures" in text and "1 imported, 1 quantized, 1 compiled, 1 reference = functional" in text
     )
     assert "| bad | `Plain` | 8 | no |" in text
-    assert capsys.readouterr().out.count("\n") == 2
+    assert capsys.readouterr().out.count("\n") == 3
 
 
 def test_a_program_that_disagrees_is_a_failure(two, tmp_path, monkeypatch):
@@ -71,6 +74,14 @@ def test_a_document_without_a_place(two, tmp_path):
     with pytest.raises(UserError, match=r"results\.md: must contain the lines <!-- architectures: begin -->"):
         table.main(["--out", str(tmp_path / "table"), "--docs", str(docs), "--only", "good"])
     assert docs.read_text() == "nothing\n"
+
+
+def test_rows_of_another_file(two, tmp_path):
+    (tmp_path / "table.json").write_text('[{"title": 1}]')
+    with pytest.raises(
+        UserError, match=r"table\.json: must hold the rows of an earlier run, but .*; remove it"
+    ):
+        table.main(["--out", str(tmp_path / "table"), "--only", "good"])
 
 
 def test_without_transformers(monkeypatch, tmp_path, capsys):

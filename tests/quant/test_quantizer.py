@@ -6,13 +6,15 @@ import json
 import numpy as np
 import pytest
 
-from terrazzo.arch.graph import Conv, Elementwise, Linear
+from terrazzo.arch.graph import AvgPool, Conv, Elementwise, Linear
 from terrazzo.arch.schemes import Scheme
 from terrazzo.quant.calibrate import preprocess
 from terrazzo.quant.data import DataError
 from terrazzo.quant.quantizer import QuantizeError, quantize
 from terrazzo.quant.rows import MixtureError
 from terrazzo.sim import reference
+
+from .conftest import Net
 
 FIXED8 = {Scheme.FIXED8: 8}
 MIXED = {Scheme.FIXED8: 4, Scheme.FIXED4: 2, Scheme.POT4: 2}
@@ -60,6 +62,16 @@ def test_channels_that_are_always_zero(gallery_gates, plain_preprocessing, raw_i
     real = model.run(preprocess(images, plain_preprocessing(3))).numpy().reshape(codes.shape)
     noise = (codes - tensor.zero_point) * tensor.scale - real
     assert (noise**2).sum() < 0.01 * (real**2).sum()
+
+
+@pytest.mark.parametrize(("shape", "kernels"), [((16, 18, 3), [(8, 9), (2, 2)]), ((17, 19, 3), [(17, 19)])])
+def test_means_over_many_pixels_are_taken_in_steps(plain_preprocessing, raw_images, shape, kernels):
+    net = Net(0, shape)
+    net.linear(net.reshape(net.pool("avgpool", net.conv("input", 4), shape[:2], (1, 1)), 1, 4), 3)
+    images = raw_images(16, shape)
+    graph, report = quantize(net.graph(), images, plain_preprocessing(3), mixture=FIXED8, execute=execute)
+    assert [operator.kernel for operator in graph.operators if isinstance(operator, AvgPool)] == kernels
+    assert all(layer.sqnr_db > 25 for layer in report.layers if layer.sqnr_db is not None)
 
 
 @pytest.mark.parametrize("bits", [4, 6])
