@@ -46,6 +46,8 @@ _FLAGS = [
     "-Wno-lint",
     "-Wno-style",
 ]
+_SHARING = ["-fno-gate", "-fno-dfg"]
+"""With modules that are compiled separately: these would make each instance a different one again."""
 _LARGE = 3_000_000
 """Characters of Verilog, each instance counted; the demo's machine has half of it."""
 _VARIABLES = {"OPT_FAST": "-O3", "OPT_GLOBAL": "-O1", "LDLIBS": "-pthread"}
@@ -310,7 +312,7 @@ def build(verilog: str, *, trace: bool = False, tap_sizes: str = "", separate: S
     compiled into those around them. Raises ToolError."""
     verilator.require_tools()
     tools = [verilator.version(), verilator.compiler_version(), _FLAGS, _VARIABLES, trace]
-    design = [verilog, _HARNESS.read_text(), tap_sizes, *separate]
+    design = [verilog, _HARNESS.read_text(), tap_sizes, *separate, *(_SHARING if separate else [])]
     executable = cache_directory() / _digest(tools + design)
     if not executable.exists():
         runtime = cache_directory() / f"runtime-{_digest(tools)}"
@@ -341,7 +343,7 @@ def _compile(
     rules = "".join(f'no_inline -module "{name}"\n' for name in separate)
     (directory / "separate.vlt").write_text(f"`verilator_config\n{rules}")
     arguments = ["--cc", "--exe", "--top-module", verilator.TOP, "--prefix", "Vtop", "--Mdir", "model"]
-    arguments += [*_FLAGS, *(["--trace-fst"] if trace else [])]
+    arguments += [*_FLAGS, *(_SHARING if separate else []), *(["--trace-fst"] if trace else [])]
     cflags = f"-I{directory} -I{_FST} -std=c++17" + (" -DTAPS" if tap_sizes else "")
     arguments += ["-CFLAGS", cflags, "separate.vlt", "top.v", str(_HARNESS)]
     result = verilator.verilate(arguments, directory)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Value
+from amaranth.hdl import Module, Signal, Value
 
 from .sums import register, total
-from .terms import add_carries, decoded, two_stage
+from .terms import add_carries, decoded, masked, two_stage
 
 __all__ = ["PoT4"]
 
@@ -31,7 +31,7 @@ class PoT4:
     @staticmethod
     def column(m: Module, operand, lane, carries: Value, name: str) -> Value:
         """Chunk sum of one column."""
-        values = [power.inverted(x) for x, power in zip(operand, lane, strict=True)]
+        values = [power.inverted(m, x) for x, power in zip(operand, lane, strict=True)]
         return register(m, total([carries, *two_stage(m, values, name)]), f"{name}_sum")
 
 
@@ -39,18 +39,20 @@ class Power:
     """A code, decoded once for all columns."""
 
     def __init__(self, m: Module, name: str, code: Value):
-        self.shift = decoded(3, f"{name}_shift")
-        self.present = decoded(1, f"{name}_present")
+        self.shift = decoded(2, f"{name}_shift")
+        self.near = decoded(1, f"{name}_near")
+        self.far = decoded(1, f"{name}_far")
         self.negative = decoded(1, f"{name}_negative")
         m.d.comb += [
-            self.shift.eq(code[:3] - 1),
-            self.present.eq(code[:3].any()),
+            self.shift.eq(code[:2] - 1),
+            self.near.eq(code[:3].matches(1, 2, 3, 4)),
+            self.far.eq(code[:3].matches(5, 6, 7)),
             self.negative.eq(code[3]),
         ]
 
-    def inverted(self, operand: Value) -> Value:
+    def inverted(self, m: Module, operand: Value) -> Value:
         """x << shift, or 0 if not present; its one's complement where the code is negative."""
-        near = operand << self.shift[:2]
-        shifted = Mux(self.shift[2], near << 4, near)[:PRODUCT_BITS].as_signed()
-        value = Mux(self.present, shifted, 0)
-        return Mux(self.negative, ~value, value)
+        near, far = Signal(PRODUCT_BITS), Signal(PRODUCT_BITS)
+        m.d.comb += [near.eq(operand << self.shift[:2]), far.eq(near << 4)]
+        value = masked(near, self.near) | masked(far, self.far)
+        return (value ^ self.negative.replicate(PRODUCT_BITS)).as_signed()

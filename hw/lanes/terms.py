@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl import C, Cat, Module, Signal, Value
 
 from .sums import groups, register, total
 
-__all__ = ["Term", "add_carries", "decoded", "term_sums", "two_stage"]
+__all__ = ["Term", "add_carries", "decoded", "masked", "term_sums", "two_stage"]
 
 
 class Term:
@@ -31,8 +31,15 @@ def decoded(bits: int, name: str) -> Signal:
 
 def inverted(operand: Value, term: Term) -> Value:
     """The term's value, or its one's complement where negative: adding `negative` completes it."""
-    value = Mux(term.two, operand << 1, Mux(term.one, operand, 0))
-    return Mux(term.negative, ~value, value)
+    # Masks instead of multiplexers: simulators make branches of those, which random weights defeat.
+    bits = len(operand) + 1
+    value = masked(Cat(C(0, 1), operand), term.two) | masked(Cat(operand, operand[-1]), term.one)
+    return (value ^ term.negative.replicate(bits)).as_signed()
+
+
+def masked(value: Value, bit: Value) -> Value:
+    """The bits of `value` where `bit` is set, else 0."""
+    return value & bit.replicate(len(value))
 
 
 def term_sums(

@@ -106,6 +106,19 @@ def test_text_is_stable_and_anonymous(text):
     assert "yosys" not in text.lower() and str(Path(__file__).parent) not in text and ".py" not in text
 
 
+def test_equal_bits_are_one_replication():
+    class Spread(wiring.Component):
+        bits: In(4)
+        o: Out(9)
+
+        def elaborate(self, platform):
+            m = Module()
+            m.d.comb += self.o.eq(self.bits.as_signed())
+            return m
+
+    assert "{ {5{bits[3]}}, bits }" in generate(Spread(), "spread")
+
+
 def test_merging_is_idempotent():
     once = merge_identical(rtlil.convert(Design(), name="machine", platform=None, emit_src=False))
     assert merge_identical(once).count("module ") == once.count("module ") == 5
