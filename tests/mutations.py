@@ -192,9 +192,23 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "compiler: streamed data loaded after its first use",
         "compiler/stream.py",
-        "for each in (*before.get(index, []), item)]",
-        "for each in (item, *before.get(index, []))]",
+        "merged += [*before.get(index, []), item.reading(found) if found else item]",
+        "merged += [item.reading(found) if found else item, *before.get(index, [])]",
         ("tests/compiler/test_build.py::test_small_memories_are_streamed",),
+    ),
+    Mutation(
+        "compiler: a band lacks the last row of its windows",
+        "compiler/bands.py",
+        "(rows[1] - 1) * stride - top + kernel",
+        "(rows[1] - 1) * stride - top + kernel - 1",
+        ("tests/compiler/test_spill.py::test_bands_avoid_spills",),
+    ),
+    Mutation(
+        "compiler: all bands of a tensor go to the same place in DRAM",
+        "compiler/bands.py",
+        "self.store(name, place, first * whole.width, index)",
+        "self.store(name, place, 0, index)",
+        ("tests/compiler/test_spill.py::test_smaller_and_smaller",),
     ),
     Mutation(
         "compiler: gaps in a memory forget long neighbours",
