@@ -115,25 +115,28 @@ def rewrite(graph: FloatGraph) -> FloatGraph:
 
 
 def _pooled_in_steps(graph: FloatGraph, node: Node) -> list[Node]:
-    """A mean over all pixels as successive means over at most 15 x 15, where the sizes divide; else the node."""
-    if node.kind != "avgpool" or len(node.shape) != 3 or tuple(node.attrs["kernel"]) == (1, 1):
+    """A mean over large windows that do not overlap as successive means over at most 15 x 15, where the sizes
+    divide; else the node."""
+    if node.kind != "avgpool" or len(node.shape) != 3 or any(node.attrs["padding"]):
         return [node]
     shapes = {"input": graph.input_shape} | {other.name: other.shape for other in graph.nodes}
     height, width, channels = shapes[node.inputs[0]]
-    if tuple(node.attrs["kernel"]) != (height, width) or height * width <= _POOLED:
+    window = tuple(node.attrs["kernel"])
+    if window != (height, width) and window != tuple(node.attrs["stride"]):
         return [node]
     steps: list[Node] = []
     inputs = node.inputs
-    while height * width > _POOLED:
-        kernel = tuple(max(d for d in range(1, 16) if size % d == 0) for size in (height, width))
+    while window[0] * window[1] > _POOLED or (window[1] > 15 and window != (height, width)):
+        kernel = tuple(max(d for d in range(1, 16) if size % d == 0) for size in window)
         if kernel == (1, 1):
             return [node]
+        window = (window[0] // kernel[0], window[1] // kernel[1])
         height, width = height // kernel[0], width // kernel[1]
         attrs = {"kernel": kernel, "stride": kernel, "padding": (0, 0, 0, 0)}
         name, shape = f"{node.name}.step{len(steps)}", (height, width, channels)
         steps.append(Node(kind="avgpool", name=name, inputs=inputs, shape=shape, attrs=attrs))
         inputs = (name,)
-    attrs = node.attrs | {"kernel": (height, width), "stride": (height, width)}
+    attrs = node.attrs | ({"kernel": window, "stride": window} if steps else {})
     return [*steps, dataclasses.replace(node, inputs=inputs, attrs=attrs)]
 
 

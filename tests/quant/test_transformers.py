@@ -22,7 +22,7 @@ REFUSED = {
 }
 """Operators that `check` names."""
 FAST = ("deit", "clip", "swin", "efficientnet")
-DEEP = ("resnet", "mobilenet-v1", "mobilenet-v2", "efficientnet")
+DEEP = ("resnet", "mobilenet-v1", "mobilenet-v2", "efficientnet", "mobilevit", "levit")
 """Convolutions with random weights over few pixels: 64 images do not determine their rounding."""
 IMPORTED = [name for name in ARCHITECTURES if name not in REFUSED]
 NODES = {
