@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..arch.graph import Preprocessing
+from .fake_quantize import fake_quantize
 
 __all__ = ["ACTIVATIONS", "FloatGraph", "Node"]
 
@@ -27,6 +28,7 @@ ACTIVATIONS = {
     "tanh": torch.tanh,
     "hardswish": F.hardswish,
     "hardsigmoid": F.hardsigmoid,
+    "erf": torch.erf,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
@@ -43,6 +45,7 @@ class Node:
                q, k and v are that many groups of successive tokens with attention inside each; params["bias"]
                (1 or windows, 1 or heads, T / windows, Tk / windows) is added to the scaled q.k where present
     act        kind: a key of ACTIVATIONS
+    quant      scale, zero_point, lo, hi, rounding of `fake_quantize`: only in models that come quantized
     add        two inputs of one shape, or one input and params["constant"] of that shape
     multiply   two inputs of one shape, or the second with one position for all; or one input and params["constant"]
     gather     index (positions of the output,): position p is position index[p] of the input, or zeros where it is -1
@@ -124,6 +127,9 @@ def evaluate(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
             return _attention(node, *inputs)
         case "act":
             return ACTIVATIONS[node.attrs["kind"]](x)
+        case "quant":
+            fields = ("scale", "zero_point", "lo", "hi", "rounding")
+            return fake_quantize(x, *(node.attrs[field] for field in fields))
         case "add":
             return x + (inputs[1] if len(inputs) == 2 else node.params["constant"])
         case "multiply":

@@ -68,7 +68,9 @@ def check(module: nn.Module, sample: torch.Tensor) -> list[Finding]:
     return []
 
 
-def import_module(module: nn.Module, sample: torch.Tensor, name: str | None = None) -> FloatGraph:
+def import_module(
+    module: nn.Module, sample: torch.Tensor, name: str | None = None, *, tolerance: float | None = None
+) -> FloatGraph:
     """The float graph of `module` for inference on images like `sample`, (N, C, H, W) float, preprocessed.
 
     The graph takes one image (H, W, C) at a time and its output is channels-last. The module is left as it is.
@@ -105,7 +107,7 @@ def import_module(module: nn.Module, sample: torch.Tensor, name: str | None = No
     if interpreter.findings:
         raise UnsupportedModel(name, interpreter.findings)
     graph = FloatGraph(name=name, input_shape=source.shape, nodes=nodes)
-    _verify(graph, module, sample, result)
+    _verify(graph, module, sample, result, TOLERANCE if tolerance is None else tolerance)
     return graph
 
 
@@ -368,15 +370,17 @@ def _nodes(output: Draft, source: Draft) -> list[Node]:
 
 
 @torch.no_grad()
-def _verify(graph: FloatGraph, module: nn.Module, sample: torch.Tensor, result: View) -> None:
+def _verify(
+    graph: FloatGraph, module: nn.Module, sample: torch.Tensor, result: View, tolerance: float
+) -> None:
     """Compare with the module on the sample and on noise; ValueError where they differ."""
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))
     for images in (sample, noise):
         wanted = _Interpreter.chosen(module(images))
         found = graph.run(images.permute(0, 2, 3, 1).contiguous()).reshape(-1)[result.index]
         difference = (found - wanted).abs().max().item()
-        if not difference <= TOLERANCE * max(wanted.abs().max().item(), 1e-6):
+        if not difference <= tolerance * max(wanted.abs().max().item(), 1e-6):
             raise ValueError(
-                f"{graph.name}: the imported graph must equal the module within {TOLERANCE:g} of its largest output, "
+                f"{graph.name}: the imported graph must equal the module within {tolerance:g} of its largest output, "
                 f"but differs by {difference:g}; forward() must depend on its input alone"
             )

@@ -14,7 +14,7 @@ from .views import Draft
 
 __all__ = ["choose_channels", "choose_positions", "concatenated", "has_free_rows", "reshaped", "variant"]
 
-_POINTWISE = ("act", "gather", "slice", "maxpool", "avgpool")
+_POINTWISE = ("act", "quant", "gather", "slice", "maxpool", "avgpool")
 
 
 def variant(base: Draft, key: object, **changes: object) -> Draft:

@@ -122,9 +122,10 @@ HANDLERS: dict[str, Callable] = {
     "neg": lambda call, x: elementwise.scaled(call, x, torch.tensor(-1.0)),
     **{
         kind: elementwise.activation(kind)
-        for kind in ("relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid")
+        for kind in ("relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "erf")
     },
     "gelu": elementwise.gelu,
+    "terrazzo::fake_quantize": elementwise.fake_quantize,
     "hardtanh": elementwise.hardtanh,
     "clamp": elementwise.clamp,
     "clamp_min": lambda call, x, min: elementwise.clamp(call, x, min),

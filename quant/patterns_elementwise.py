@@ -21,6 +21,7 @@ __all__ = [
     "clamp",
     "div",
     "dropout",
+    "fake_quantize",
     "gelu",
     "hardtanh",
     "mul",
@@ -157,6 +158,19 @@ def _activate(call: Call, kind: str, x: Value) -> View:
 
 def activation(kind: str) -> Callable:
     return lambda call, x: _activate(call, kind, x)
+
+
+def fake_quantize(call, x, scale, zero_point, lo, hi, rounding):
+    view = dense(need_view(x), call.batch)
+    attrs = {"scale": scale, "zero_point": zero_point, "lo": lo, "hi": hi, "rounding": rounding}
+    draft = Draft(
+        kind="quant",
+        path=call.path or "quant",
+        inputs=(view.base,),
+        shape=view.base.shape,
+        attrs=attrs | taint(view.base),
+    )
+    return View(draft, view.index)
 
 
 def gelu(call, x, approximate="none"):

@@ -1,0 +1,295 @@
+"""Models that come quantized: QDQ, QCDQ, QOperator and QONNX against onnxruntime and qonnx, layer by layer."""
+
+import gzip
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from terrazzo.arch.schemes import Scheme
+from terrazzo.quant import imported
+from terrazzo.quant.frontend import UnsupportedModel
+from terrazzo.quant.onnx_import import import_onnx, load
+from terrazzo.sim import reference
+from tests import onnx_models as models
+
+COUNT = 24
+
+
+def integer(model, folder, **options):
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    source = load(path, shape=models.SHAPE)
+    graph, report = imported.build(import_onnx(source), source.preprocessing, **options)
+    return source, graph, report
+
+
+def by_layer(model, source, graph, raw):
+    """For every quantized value, our codes and onnxruntime's, ours computed from onnxruntime's codes of the values before."""
+    names = {
+        ours: theirs
+        for ours, theirs in source.module.tensors().items()
+        if ours in {t.name for t in graph.tensors}
+    }
+    found = models.run(model, models.reals(raw), list(names.values()))
+    given = {}
+    for name, codes in zip(names, found, strict=True):
+        tensor = graph.tensor(name)
+        codes = codes.astype(np.int64) - (128 if codes.dtype == np.uint8 else 0)
+        codes = codes.transpose(0, 2, 3, 1) if codes.ndim == 4 and len(tensor.shape) == 3 else codes
+        given[name] = codes.reshape(len(codes), *tensor.shape)
+    values = {graph.input: reference.quantize_batch(graph, raw)}
+    result = {}
+    for operator in graph.operators:
+        for name, codes in reference.evaluate(graph, operator, values).items():
+            if name in given:
+                result[name] = codes.astype(np.int64), given[name]
+                codes = given[name].astype(codes.dtype)
+            values[name] = codes
+    return result, values
+
+
+def assert_one_code(model, folder, least):
+    raw = models.images(COUNT)
+    source, graph, _ = integer(model, folder)
+    found, values = by_layer(model, source, graph, raw)
+    assert len(found) >= least
+    for name, (ours, theirs) in found.items():
+        difference = np.abs(ours - theirs)
+        assert np.ptp(theirs) > 20, f"{name} must vary, so that agreement says something"
+        assert (difference <= 1).mean() >= 0.999, (
+            f"{name}: {(difference > 1).mean():.4f} differ by more than one code"
+        )
+        assert (difference == 0).mean() > 0.97, f"{name}: {(difference > 0).mean():.4f} differ"
+    return source, graph, values
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_qdq_cnn_agrees_with_onnxruntime_layer_by_layer(tmp_path, signed):
+    model = models.statically_quantized(models.cnn(), tmp_path, signed=signed)
+    _, graph, _ = assert_one_code(model, tmp_path, 8)
+    scales = {
+        onnx.numpy_helper.to_array(t).item()
+        for t in model.graph.initializer
+        if t.name.endswith("_scale") and not t.dims
+    }
+    outputs = [t for t in graph.tensors if t.name.endswith("QuantizeLinear_Output")]
+    assert all(np.float32(t.scale) in scales for t in outputs)
+
+
+def test_qdq_mlp_agrees_with_onnxruntime_layer_by_layer(tmp_path):
+    model = models.statically_quantized(models.mlp(), tmp_path)
+    assert "LayerNormalization" in {node.op_type for node in model.graph.node}
+    assert_one_code(model, tmp_path, 8)
+
+
+def test_qoperator_cnn_agrees_with_onnxruntime_layer_by_layer(tmp_path):
+    model = models.statically_quantized(models.cnn(), tmp_path, qoperator=True)
+    kinds = {node.op_type for node in model.graph.node}
+    assert {"QLinearConv", "QLinearAdd", "QGemm", "QLinearGlobalAveragePool"} <= kinds
+    assert_one_code(model, tmp_path, 8)
+
+
+def quantized_pair(net, x, scale, zero, dtype, clip=None):
+    """QuantizeLinear, perhaps Clip, and DequantizeLinear."""
+    s, z = net.array(np.float32(scale)), net.array(np.array(zero, dtype))
+    codes = net.op("QuantizeLinear", x, s, z)
+    if clip:
+        codes = net.op("Clip", codes, *(net.array(np.array(bound, dtype)) for bound in clip))
+    return net.op("DequantizeLinear", codes, s, z)
+
+
+def weights(net, *shape, scale=0.02, dtype=np.int8, zero=0, lo=-127):
+    codes = net.generator.integers(lo, 128, shape).astype(dtype)
+    codes.flat[0] = lo
+    return net.op(
+        "DequantizeLinear", net.array(codes), net.array(np.float32(scale)), net.array(np.array(zero, dtype))
+    )
+
+
+def one_layer(clip=None, dtype=np.int8, zero=0, **options):
+    net = models.Net()
+    x = quantized_pair(net, "image", 1 / 127, 0, np.int8)
+    y = net.op("Conv", x, weights(net, 8, 3, 3, 3, dtype=dtype, zero=zero, **options), kernel_shape=[3, 3])
+    return net, quantized_pair(net, y, 0.1, 0, np.int8, clip)
+
+
+def test_qcdq_keeps_its_bits(tmp_path):
+    net, y = one_layer(clip=(-8, 7))
+    model = net.model(y)
+    _, graph, _ = integer(model, tmp_path)
+    tensor = graph.tensor(graph.output)
+    assert (tensor.bits, tensor.scale, tensor.zero_point) == (4, np.float32(0.1), 0)
+    raw = models.images(COUNT)
+    (theirs,) = models.run(model, models.reals(raw))
+    ours = reference.run(graph, reference.quantize_batch(graph, raw)).transpose(0, 3, 1, 2) * tensor.scale
+    assert np.abs(ours).max() > 0.7 and np.abs(ours - theirs).max() <= 0.1001
+    assert (np.abs(ours - theirs) < 0.01).mean() > 0.99
+
+
+def test_asymmetric_weights_are_refused_with_a_remedy(tmp_path):
+    net, y = one_layer(dtype=np.uint8, zero=100, lo=0)
+    with pytest.raises(UnsupportedModel) as error:
+        integer(net.model(y), tmp_path)
+    (finding,) = error.value.findings
+    assert finding.op == "Conv" and "zero point 100" in finding.reason and "WeightSymmetric" in finding.remedy
+
+
+def test_unsigned_weights_around_128_are_symmetric(tmp_path):
+    net, y = one_layer(dtype=np.uint8, zero=128, lo=1)
+    _, graph, _ = integer(net.model(y), tmp_path)
+    codes = graph.constants[f"{graph.operators[0].name}/weight"]
+    stored = next(
+        onnx.numpy_helper.to_array(t) for t in net.weights if t.data_type == TensorProto.UINT8 and t.dims
+    )
+    assert np.array_equal(codes.transpose(0, 3, 1, 2), stored.astype(int) - 128)
+
+
+def test_weights_with_the_code_minus_128_are_refused(tmp_path):
+    net, y = one_layer(lo=-128)
+    with pytest.raises(UnsupportedModel, match="-128 left out"):
+        integer(net.model(y), tmp_path)
+
+
+def test_values_that_are_not_quantized_are_refused_by_name(tmp_path):
+    net = models.Net()
+    x = quantized_pair(net, "image", 1 / 127, 0, np.int8)
+    y = net.op("Conv", x, weights(net, 8, 3, 3, 3), kernel_shape=[3, 3], name="first")
+    y = net.op("Conv", y, weights(net, 8, 8, 3, 3), kernel_shape=[3, 3], name="second")
+    with pytest.raises(UnsupportedModel) as error:
+        integer(net.model(y), tmp_path)
+    (finding,) = error.value.findings
+    assert (
+        "second" in finding.path and "not quantized" in finding.reason and "QuantizeLinear" in finding.remedy
+    )
+
+
+def test_dynamic_quantization_and_foreign_operators_are_all_listed(tmp_path):
+    net = models.Net()
+    codes, scale, zero = net.op("DynamicQuantizeLinear", "image", outputs=3, name="dynamic")
+    y = net.op("ConvInteger", codes, net.array(np.ones((4, 3, 3, 3), np.int8)), zero, name="integers")
+    y = net.op("Magic", y, domain="my.domain", name="magic")
+    with pytest.raises(UnsupportedModel) as error:
+        integer(net.model(y, domain="my.domain"), tmp_path)
+    found = {finding.path: finding for finding in error.value.findings}
+    assert {"dynamic", "integers", "magic"} <= set(found)
+    assert "statically" in found["integers"].remedy and "my.domain" in found["magic"].reason
+    assert scale
+
+
+def qonnx(net, x, scale, bits, signed=1, narrow=0, rounding="ROUND"):
+    s, z, b = (net.array(np.float32(value)) for value in (scale, 0, bits))
+    domain = "qonnx.custom_op.general"
+    return net.op("Quant", x, s, z, b, domain=domain, signed=signed, narrow=narrow, rounding_mode=rounding)
+
+
+def qonnx_net():
+    """Weights of four and two bits, unsigned and bipolar activations, and a truncated average."""
+    net = models.Net()
+    domain = "qonnx.custom_op.general"
+    x = qonnx(net, "image", 1 / 255, 8, signed=0)
+    y = net.op(
+        "Conv",
+        x,
+        qonnx(net, net.random(8, 3, 3, 3, gain=0.4), 0.125, 4, narrow=1),
+        pads=[1] * 4,
+        kernel_shape=[3, 3],
+    )
+    y = qonnx(net, net.op("Relu", y), 0.05, 4, signed=0)
+    y = net.op(
+        "Conv",
+        y,
+        qonnx(net, net.random(6, 8, 3, 3, gain=0.4), 0.25, 2, narrow=1),
+        pads=[1] * 4,
+        kernel_shape=[3, 3],
+    )
+    y = qonnx(net, net.op("Relu", y), 0.0625, 6, signed=0)
+    y = net.op(
+        "Mul", net.op("AveragePool", y, kernel_shape=[4, 4], strides=[4, 4]), net.array(np.float32(16))
+    )
+    parameters = [net.array(np.float32(value)) for value in (0.0625, 0, 10, 6)]
+    y = net.op("Flatten", net.op("Trunc", y, *parameters, domain=domain, rounding_mode="FLOOR"))
+    one = net.array(np.float32(1))
+    head = net.op("BipolarQuant", net.random(12, 24, gain=1.0), one, domain=domain)
+    y = net.op("Gemm", y, head, net.random(12, gain=0.2), transB=1)
+    y = net.op("BipolarQuant", y, one, domain=domain)
+    head = net.op("BipolarQuant", net.random(10, 12, gain=1.0), one, domain=domain)
+    y = net.op("Gemm", y, head, net.random(10, gain=0.2), transB=1)
+    return net.model(y, shape=(1, 3, 8, 8), domain=domain)
+
+
+def executed(path, raw, patch):
+    """The qonnx executor's outputs."""
+    patch.setattr(onnx, "IR_VERSION", 8)  # of the models that the executor makes for onnxruntime
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    model = ModelWrapper(str(path)).transform(InferShapes())
+    name = model.graph.input[0].name
+    x = (raw / 255).astype(np.float32).transpose(0, 3, 1, 2)
+    return np.concatenate(
+        [execute_onnx(model, {name: image[None]})[model.graph.output[0].name] for image in x]
+    )
+
+
+needs_qonnx = pytest.mark.skipif(
+    importlib.util.find_spec("qonnx") is None, reason="needs the package qonnx (pip install qonnx)"
+)
+
+
+@needs_qonnx
+@pytest.mark.filterwarnings("ignore")
+def test_qonnx_operators_give_the_executors_outputs(tmp_path, monkeypatch):
+    source, graph, report = integer(qonnx_net(), tmp_path)
+    assert {4, 6, 8} <= {t.bits for t in graph.tensors if t.dtype == "s8"}
+    raw = models.images(4)
+    wanted = executed(tmp_path / "model.onnx", raw, monkeypatch)
+    ours = (
+        reference.run(graph, reference.quantize_batch(graph, raw)).reshape(4, -1)
+        * graph.tensor(graph.output).scale
+    )
+    assert np.ptp(wanted) > 4 and np.abs(ours - wanted).max() < 0.01
+    assert report.schemes.keys() == {"FIXED8"} and source.module.quantized
+
+
+def test_rows_take_the_lane_mixture_where_it_holds_their_codes(tmp_path):
+    mixture = {Scheme.FIXED8: 1, Scheme.FIXED4: 3}
+    _, graph, _ = integer(qonnx_net(), tmp_path, mixture=mixture)
+    schemes = graph.constants[f"{graph.operators[0].name}/scheme"]
+    assert sorted(schemes) == [0, 0, 1, 1, 1, 1, 1, 1]
+    _, plain, _ = integer(qonnx_net(), tmp_path)
+    assert np.array_equal(
+        plain.constants[f"{plain.operators[0].name}/weight"],
+        graph.constants[f"{graph.operators[0].name}/weight"],
+    )
+
+
+def _mnist(count):
+    folder = Path(os.environ.get("TERRAZZO_DATA", "")) / "mnist"
+    with gzip.open(folder / "t10k-images-idx3-ubyte.gz") as file:
+        x = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28, 1)
+    with gzip.open(folder / "t10k-labels-idx1-ubyte.gz") as file:
+        return x[:count], np.frombuffer(file.read(), np.uint8, offset=8)[:count]
+
+
+@needs_qonnx
+@pytest.mark.skipif("TERRAZZO_DATA" not in os.environ, reason="needs TERRAZZO_DATA: the TFC models and MNIST")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["TFC_1W1A", "TFC_1W2A"])
+def test_tfc_predicts_what_the_qonnx_executor_predicts(name, monkeypatch):
+    path = Path(os.environ["TERRAZZO_DATA"]) / "qonnx" / f"{name}.onnx"
+    source = load(path)
+    graph, _ = imported.build(import_onnx(source), source.preprocessing)
+    raw, labels = _mnist(100)
+    ours = reference.run(graph, reference.quantize_batch(graph, raw)).reshape(len(raw), -1)
+    wanted = executed(path, raw, monkeypatch)
+    assert np.array_equal(ours.argmax(axis=1), wanted.argmax(axis=1))
+    assert np.abs(ours * graph.tensor(graph.output).scale - wanted).max() < 1e-3
+    assert (wanted.argmax(axis=1) == labels).mean() > 0.9
+    weights = [value for name, value in graph.constants.items() if name.endswith("/weight")]
+    assert all(set(np.unique(value)) <= {-1, 1} for value in weights)
