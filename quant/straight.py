@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..arch import numerics
+from ..arch.errors import UserError
 from ..arch.schemes import Scheme, codebook
 
 __all__ = ["attend", "layernorm", "lookup", "nearest", "requantize", "residual_add", "scaled", "straight"]
@@ -37,12 +38,10 @@ def scaled(
 ) -> tuple[torch.Tensor, ...]:
     """m, n and C of `builder.scaled`, all float64 (O,), for v = scales * (acc - sums) + offsets + zero_point.
 
-    Raises ValueError where a scale is not finite, negative or too large.
+    Raises UserError where a scale or an offset is not finite or too large.
     """
     if not bool(((scales >= 0) & (scales < 32767)).all() and offsets.isfinite().all()):
-        raise ValueError(
-            "requantization scales must be in 0..32767 and offsets finite; training has diverged"
-        )
+        raise UserError("training must keep steps and offsets finite, but has diverged; lower the rate")
     mantissa, exponent = torch.frexp(scales)
     m, n = torch.floor(mantissa * 65536 + 0.5), 16.0 - exponent
     m, n = torch.where(m == 65536, 32768.0, m), torch.where(m == 65536, n - 1, n)

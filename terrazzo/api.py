@@ -27,8 +27,10 @@ from .boards.synthesis import count as count_resources
 from .compiler import compile, compiled, listing
 from .examples.digits import models as digits_models
 from .hw import bundle, top
-from .quant import data, frontend, onnx_export, quantizer
+from .quant import data, frontend, onnx_export, parallel, quantizer
+from .quant import finetune as training
 from .quant import source as sources
+from .quant.finetune import Settings
 from .quant.floatgraph import FloatGraph
 from .sim import compare as comparison
 from .sim import cycle, functional, reference
@@ -38,6 +40,7 @@ __all__ = [
     "Graph",
     "MemoryModel",
     "Program",
+    "Settings",
     "boards",
     "calibration_images",
     "check",
@@ -45,15 +48,19 @@ __all__ = [
     "compile",
     "compiled",
     "export_onnx",
+    "finetune",
     "make_accelerator",
     "quantize",
     "rtl",
     "sim",
     "source",
+    "training_images",
     "write_listing",
 ]
 
 Progress = Callable[[str], None]
+CALIBRATION = 256
+"""Images of a training set that `finetune` calibrates on."""
 DIGITS = {"digits-vit": "vit", "digits-cnn": "cnn"}
 
 
@@ -196,6 +203,57 @@ def quantize(
         execute=functools.partial(reference.run, keep=True),
     )
     return Quantized(graph, report)
+
+
+def training_images(model: sources.Source, path: str | Path | None = None) -> data.Images:
+    """Raw images to train on: of a folder or .npz file, or training digits for the digit models."""
+    if path is not None:
+        return data.open_images(path, model.shape, raw_max=model.preprocessing.raw_max)
+    if model.shape != digits_models.SHAPE:
+        raise UserError(f"model {model.name}: needs images to train on; name a folder with --images")
+    return data.open_images(data.digits("train")[0], model.shape, raw_max=data.DIGITS_RAW_MAX)
+
+
+def finetune(
+    model: sources.Source,
+    images: data.Images | np.ndarray,
+    target: Accelerator,
+    settings: Settings,
+    *,
+    start: Graph | None = None,
+    rows: str = "mixed",
+    activation_bits: int = 8,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
+    progress: Progress = silent,
+    step: training.Step | None = None,
+) -> training.Finetuned:
+    """Train the integer graph `start` of a model, by default what `quantize` makes of it, through its own operators.
+
+    `images` are raw and need no labels: the float model is the teacher. See `quant.finetune`. Under torchrun the
+    processes train together, and every one returns the same graph.
+    """
+    place = parallel.pick_device(device)
+    progress(f"{model.name}: importing")
+    teacher = frontend.import_module(model.module, model.sample, model.name)
+    images = data.open_images(images, model.shape, raw_max=model.preprocessing.raw_max)
+    with parallel.joined(place):
+        if start is None and parallel.rank() == 0:
+            shown = images.split(CALIBRATION)[0] if len(images) > CALIBRATION else images
+            quantized = quantize(
+                model,
+                shown,
+                target,
+                rows=rows,
+                activation_bits=activation_bits,
+                float_graph=teacher,
+                progress=progress,
+            )
+            start = quantized.graph
+        progress(f"{model.name}: training")
+        return training.finetune(
+            start, teacher, images, settings, device=str(place), checkpoint=checkpoint, step=step
+        )
 
 
 def export_onnx(graph: Graph, path: str | Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated
 import click
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from .arch.errors import UserError
@@ -128,6 +130,95 @@ def quantize(
         {"Layers": result.report.rows()},
         [str(output)],
     )
+
+
+@contextlib.contextmanager
+def _bar(quiet: bool) -> Iterator:
+    """A progress bar on stderr; yields the callable for text and the one for steps."""
+    if quiet or not _err.is_terminal:
+        text = (lambda text: None) if quiet else (lambda text: _err.print(f"  {text}", highlight=False))
+
+        def line(done: int, total: int, loss: float) -> None:
+            if not quiet and (done == total or done % max(total // 20, 1) == 0):
+                text(f"step {done} of {total}, loss {loss:.4g}")
+
+        yield text, line
+        return
+    columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total}", TimeRemainingColumn())
+    with Progress(*columns, console=_err, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield (
+            lambda text: bar.update(task, description=text),
+            lambda done, total, loss: bar.update(
+                task, completed=done, total=total, description=f"loss {loss:.4g}"
+            ),
+        )
+
+
+@app.command()
+def finetune(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Graph file to write.")],
+    model: Model,
+    input: Input = None,
+    weights: Weights = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder or .npz file of images to train on; no labels needed.")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Graph file to start from; default: quantize first.")
+    ] = None,
+    rows: Annotated[str, typer.Option(help="mixed (the accelerator's lane mixture) or fixed8.")] = "mixed",
+    activation_bits: Annotated[int, typer.Option(min=4, max=8)] = 8,
+    board: BoardName = None,
+    accelerator: AcceleratorFile = None,
+    epochs: Annotated[int, typer.Option(help="How often every image is seen.")] = 10,
+    batch: Annotated[int, typer.Option(help="Images of one step, of all processes together.")] = 64,
+    rate: Annotated[float, typer.Option(help="Largest relative change of a parameter in one step.")] = 2e-3,
+    temperature: Annotated[float, typer.Option(help="Divides the logits of both models.")] = 2.0,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the images.")] = False,
+    shift: Annotated[int, typer.Option(help="Move images by so many pixels at most.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    checkpoint: Annotated[Path | None, typer.Option(help="File to continue from and to write to.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train an integer graph through its own operators to answer like its float model.
+
+    Several processes: torchrun --nproc-per-node N -m terrazzo.cli finetune ...
+    """
+    from . import api
+
+    settings = api.Settings(
+        epochs=epochs,
+        batch=batch,
+        rate=rate,
+        temperature=temperature,
+        flip=flip,
+        shift=shift,
+        seed=seed,
+    )
+    first = os.environ.get("RANK", "0") == "0"
+    with _bar(json or not first) as (progress, step):
+        source = api.source(model, input, weights)
+        found = api.finetune(
+            source,
+            api.training_images(source, images),
+            api.make_accelerator(board, accelerator),
+            settings,
+            start=None if start is None else api.Graph.load(start),
+            rows=rows,
+            activation_bits=activation_bits,
+            checkpoint=checkpoint,
+            device=device,
+            progress=progress,
+            step=step,
+        )
+    if first:
+        found.graph.save(output)
+        losses = [{"epoch": i, "loss": loss} for i, loss in enumerate(found.losses, 1)]
+        _emit(json, {"graph": str(output), "losses": found.losses}, {"Training": losses}, [str(output)])
 
 
 @app.command()

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from terrazzo.arch import numerics
-from terrazzo.arch.schemes import Scheme, codebook
+from terrazzo.arch.graph import Conv, Linear
+from terrazzo.arch.numerics import ACCUMULATOR_BITS
+from terrazzo.arch.schemes import Scheme
 from terrazzo.quant import builder, gptq, straight
 from terrazzo.quant.quantizer import quantize
 from terrazzo.quant.rows import accumulator_range
@@ -71,3 +72,81 @@ def test_every_parameter_has_a_gradient(quantized):
     assert not missing
     silent = [name for name, p in model.named_parameters() if not p.grad.any()]
     assert len(silent) < 0.3 * len(list(model.parameters())), silent
+
+
+def test_gradients_are_of_functions_near_the_integers(quantized, monkeypatch):
+    """What carries the gradient has the value of what is computed, up to the rounding of one code."""
+    graph, codes = quantized(4)
+    found, original = [], straight.straight
+
+    def watched(surrogate, exact):
+        if exact.dtype == torch.float64 and exact.dim() > 0:  # results of requantizers and LayerNorm
+            exact = exact.detach()
+            spread = float(exact.abs().max().clamp(min=1))
+            found.append(float((surrogate.detach() - exact).abs().max()) / max(2e-4 * spread, 1.0))
+        return original(surrogate, exact)
+
+    monkeypatch.setattr(straight, "straight", watched)
+    Trainable(graph).codes_of(torch.from_numpy(codes.astype(np.float32)))
+    assert len(found) >= 5 and max(found) < 2.1, found
+
+
+def test_slope_of_a_table_moves_what_it_should(quantized):
+    """Downhill along the gradient the mean output becomes smaller, for every graph."""
+    graph, codes = quantized(6)
+    model = Trainable(graph)
+    x = torch.from_numpy(codes.astype(np.float32))
+    before = model(x).mean()
+    before.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None and parameter.grad.any():
+                parameter -= 3e-3 * parameter.grad.sign()
+    assert float(model(x).mean()) < float(before)
+
+
+@pytest.mark.parametrize("zero_point", [0, -7])
+def test_scaled_is_the_builders(zero_point):
+    rng = np.random.default_rng(0)
+    scales = np.concatenate([2.0 ** rng.uniform(-34, 12, 200), [0.0, 1.0, 0.5, 2**-15 * 65535.6 / 65536]])
+    offsets = rng.normal(size=len(scales)) * 2.0 ** rng.uniform(-4, 15, len(scales))
+    sums = rng.integers(-(1 << 26), 1 << 26, len(scales)).astype(float)
+    expected = builder.scaled(scales, offsets, sums, zero_point)
+    found = straight.scaled(*(torch.from_numpy(a) for a in (scales, offsets, sums)), zero_point)
+    for field, values in zip(("m", "n", "C"), found, strict=True):
+        np.testing.assert_array_equal(values.numpy().astype(np.int64), expected[field].astype(np.int64))
+
+
+def test_nearest_codes_are_the_quantizers():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(8, 4000, generator=generator) * torch.tensor([60.0, 4, 30, 5]).repeat(2)[:, None]
+    schemes = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    found = straight.nearest(values.requires_grad_(), schemes)
+    for row, scheme in enumerate(schemes.tolist()):
+        expected = gptq.nearest(values[row].detach().double().numpy(), Scheme(scheme))
+        np.testing.assert_array_equal(found[row].detach().numpy(), expected)
+    found.sum().backward()
+    tops = torch.tensor([127.0, 7, 64, 8]).repeat(2)[:, None]
+    inside = values.detach().abs() < tops
+    assert inside.any() and not inside.all()
+    assert torch.equal(values.grad, inside.float())
+
+
+def test_rows_never_overflow_their_accumulators(gallery_gates, plain_preprocessing, raw_images, monkeypatch):
+    """With narrow accumulators the steps of rows grow until their sums fit."""
+    model = gallery_gates(0)
+    graph, _ = quantize(model, raw_images(16, model.input_shape), plain_preprocessing(3), mixture=MIXED)
+    bits = 14
+    monkeypatch.setattr("terrazzo.arch.numerics.ACCUMULATOR_BITS", bits)
+
+    def worst(graph):
+        sums = []
+        for operator in graph.operators:
+            if isinstance(operator, Linear | Conv):
+                weight = graph.constant(operator, "weight").astype(np.int64)
+                least, greatest = accumulator_range(weight.reshape(len(weight), -1), -128, 127)
+                sums += [-least.min(), greatest.max()]
+        return max(sums)
+
+    assert 1 << (bits - 1) <= worst(graph) < 1 << (ACCUMULATOR_BITS - 1)
+    assert worst(Trainable(graph).result()) < 1 << (bits - 1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from terrazzo.arch.graph import Graph
 from terrazzo.arch.program import Program
 from terrazzo.cli import main
 
@@ -207,3 +208,25 @@ def test_no_compiler_is_one_clear_error(terrazzo, files, monkeypatch, tmp_path):
         "sim", files / "tiny.graph", files / "tiny.program", "--images", files / "images"
     )
     assert status == 2 and "C++ compiler must be installed" in err
+
+
+def test_finetune_goes_on_where_it_stopped(terrazzo, tmp_path):
+    graph, checkpoint = tmp_path / "tuned.graph", tmp_path / "run.pt"
+    arguments = ("finetune", "--model", "digits-cnn", "-o", graph, "--checkpoint", checkpoint)
+    arguments += ("--epochs", 1, "--batch", 400)
+    status, out, _ = terrazzo(*arguments, "--json")
+    assert status == 0 and len(json.loads(out)["losses"]) == 1
+    first = graph.read_bytes()
+    status, out, err = terrazzo(*arguments)
+    assert status == 0 and "Training" in out
+    assert Graph.load(graph).operators and graph.read_bytes() == first
+    status, _, err = terrazzo(*arguments, "--rate", 0.5)
+    assert status == 2 and "rate 0.002" in err and "remove it" in err
+    status, _, err = terrazzo("finetune", "--model", "digits-cnn", "-o", graph, "--device", "tpu9")
+    assert status == 2 and "device must be" in err
+
+
+def test_finetune_refuses_the_graph_of_another_model(terrazzo, files, tmp_path):
+    arguments = ("finetune", "--model", "digits-cnn", "-o", tmp_path / "x", "--start", files / "tiny.graph")
+    status, _, err = terrazzo(*arguments)
+    assert status == 2 and "give the graph of this model" in err and not (tmp_path / "x").exists()
