@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..arch.graph import Preprocessing
+from ..arch.graph import Graph, Preprocessing
+from ..arch.schemes import Scheme
+from . import imported
 from .floatgraph import FloatGraph
 from .frontend import Finding, UnsupportedModel, import_module
 from .onnx_file import OnnxError, read
 from .onnx_module import OnnxModule, is_channels_last
+from .report import Report
 from .source import Source
 
-__all__ = ["import_onnx", "load"]
+__all__ = ["OnnxModule", "check", "import_onnx", "integer", "is_quantized", "load"]
 
 _QUANTIZED_TOLERANCE = 0.1
 """Of the largest output: sums in another order may move codes by one."""
@@ -80,3 +83,34 @@ def _translated(module: OnnxModule, findings: list[Finding], refused: bool) -> l
             continue
         result.append(finding if step is None else dataclasses.replace(finding, path=step.name, op=step.op))
     return result
+
+
+def is_quantized(source: Source) -> bool:
+    """Whether the model brings its own scales, so that nothing is calibrated."""
+    return isinstance(source.module, OnnxModule) and source.module.quantized
+
+
+def integer(
+    source: Source, *, mixture: dict[Scheme, int] | None = None, drain: int = 1
+) -> tuple[Graph, Report]:
+    """The integer graph of a model that comes quantized, see `imported.build`."""
+    steps = source.module.steps
+
+    def named(name: str) -> str:
+        step = steps.get(name.split(".")[0])
+        return name if step is None else step.name
+
+    graph = import_onnx(source)
+    return imported.build(graph, source.preprocessing, mixture=mixture, drain=drain, named=named)
+
+
+def check(source: Source) -> list[Finding]:
+    """Every node of a loaded model that is refused, by its ONNX name; empty if it can be imported."""
+    try:
+        if is_quantized(source):
+            integer(source)
+        else:
+            import_onnx(source)
+    except UnsupportedModel as error:
+        return error.findings
+    return []

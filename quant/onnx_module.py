@@ -14,7 +14,7 @@ from .onnx_file import OnnxGraph, Step, computed
 from .onnx_operators import OPERATORS
 from .patterns import remedy_for
 
-__all__ = ["OnnxModule", "key"]
+__all__ = ["OnnxModule", "is_channels_last", "key"]
 
 _NUMBERS = ("Clip", "Pad", "Pow")
 """Operators whose constants are numbers of the operator, not tensors."""
@@ -149,7 +149,9 @@ class OnnxModule(nn.Module):
                 known |= self._constant(step, known)
             else:
                 given = [
-                    values[v] if v in values else known[v] for v in step.inputs if v not in self.graph.known
+                    values[v] if v in values else _argument(known[v])
+                    for v in step.inputs
+                    if v not in self.graph.known
                 ]
                 found = getattr(self, name)(*given)
                 outputs = found if isinstance(found, list | tuple) else [found]
@@ -187,6 +189,11 @@ class OnnxModule(nn.Module):
             if not shape or None in shape[1:]:
                 raise ValueError(f"the shape of {name} is not known")
             values[name] = _refused(source, [source.shape[0], *shape[1:]])
+
+
+def _argument(value: np.ndarray) -> torch.Tensor | np.ndarray:
+    """A constant that was computed from shapes: numbers as they are, real values as a tensor."""
+    return torch.from_numpy(np.array(value, np.float32)) if value.dtype.kind == "f" else value
 
 
 def is_channels_last(shape: list[int | str]) -> bool:

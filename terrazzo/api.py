@@ -27,7 +27,7 @@ from .boards.synthesis import count as count_resources
 from .compiler import compile, compiled, listing
 from .examples.digits import models as digits_models
 from .hw import bundle, top
-from .quant import data, frontend, onnx_export, parallel, quantizer
+from .quant import data, frontend, onnx_export, onnx_import, parallel, quantizer
 from .quant import finetune as training
 from .quant import source as sources
 from .quant.finetune import Settings
@@ -105,8 +105,19 @@ def _board(name: str):
     return BOARDS[name]
 
 
-def source(model: str, input: str | None = None, weights: str | Path | None = None) -> sources.Source:
-    """A model by name (digits-vit, digits-cnn) or by file.py:function with its input as "C,H,W"."""
+def source(
+    model: str,
+    input: str | None = None,
+    weights: str | Path | None = None,
+    *,
+    mean: str | None = None,
+    std: str | None = None,
+) -> sources.Source:
+    """A model by name (digits-vit, digits-cnn), as an ONNX file, or by file.py:function with its input as "C,H,W".
+
+    `mean` and `std` of pixels 0..1 are numbers with commas, one or one per channel. Left out, they are ImageNet's (grey:
+    0.5), and for ONNX 0 and 1.
+    """
     if model in DIGITS:
         kind = DIGITS[model]
         return sources.load(
@@ -121,28 +132,56 @@ def source(model: str, input: str | None = None, weights: str | Path | None = No
             ),
             weights=weights or Path(digits_models.__file__).with_name(f"{kind}.safetensors"),
         )
+    if model.endswith(".onnx"):
+        if weights is not None:
+            raise UserError(f"model {model}: weights must be in the ONNX file itself, not in {weights}")
+        loaded = onnx_import.load(model, shape=None if input is None else _shape(model, input))
+        pixels = _pixels(model, loaded.shape[2], mean or "0", std or "1")
+        return dataclasses.replace(loaded, preprocessing=pixels)
+    shape = _shape(model, input)
+    channels = shape[2]
+    grey = channels == 1
+    preprocessing = _pixels(
+        model,
+        channels,
+        mean or ("0.5" if grey else "0.485,0.456,0.406"),
+        std or ("0.5" if grey else "0.229,0.224,0.225"),
+    )
+    name = Path(model.partition(":")[0]).name.removesuffix(".py")
+    return sources.load(
+        sources.factory(model), name=name, shape=shape, preprocessing=preprocessing, weights=weights
+    )
+
+
+def _shape(model: str, input: str | None) -> tuple[int, int, int]:
+    """(H, W, C) of "C,H,W"."""
     try:
         channels, height, width = (int(part) for part in (input or "").split(","))
     except ValueError:
         raise UserError(f'input must be "C,H,W" for model {model}, not {input!r}') from None
-    grey = channels == 1
-    preprocessing = Preprocessing(
-        scale=1 / 255,
-        mean=(0.5,) if grey else (0.485, 0.456, 0.406),
-        std=(0.5,) if grey else (0.229, 0.224, 0.225),
-    )
-    name = Path(model.partition(":")[0]).name.removesuffix(".py")
-    return sources.load(
-        sources.factory(model),
-        name=name,
-        shape=(height, width, channels),
-        preprocessing=preprocessing,
-        weights=weights,
-    )
+    return height, width, channels
+
+
+def _pixels(model: str, channels: int, mean: str, std: str) -> Preprocessing:
+    """Pixels 0..255 to 0..1, then mean and std."""
+    numbers = []
+    for name, text in (("mean", mean), ("std", std)):
+        try:
+            values = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise UserError(f"{name} must be numbers with commas for model {model}, not {text!r}") from None
+        if len(values) not in (1, channels) or (name == "std" and 0 in values):
+            raise UserError(
+                f"{name} must be one number, or {channels}, and no std 0 for model {model}, not {text!r}"
+            )
+        numbers.append(values * channels if len(values) == 1 else values)
+    return Preprocessing(scale=1 / 255, mean=numbers[0], std=numbers[1])
 
 
 def check(model: sources.Source) -> list[frontend.Finding]:
     """Every operator of a model that is not supported; empty where all are."""
+    if isinstance(model.module, onnx_import.OnnxModule):
+        return onnx_import.check(model)
     return frontend.check(model.module, model.sample)
 
 
@@ -151,8 +190,10 @@ def calibration_images(
 ) -> np.ndarray | data.Images:
     """Raw calibration images: of a folder or .npz file (`data.open_images`), or training digits for the digit models.
 
-    Of more than `count` images those at equal distances are taken.
+    Of more than `count` images those at equal distances are taken. A model that comes quantized needs none.
     """
+    if onnx_import.is_quantized(model):
+        return np.zeros((0, *model.shape))
     if directory is not None:
         images = data.open_images(
             directory, model.shape, raw_max=model.preprocessing.raw_max, resize=model.preprocessing.resize
@@ -183,14 +224,20 @@ def quantize(
 ) -> Quantized:
     """Import (unless `float_graph` is the imported model), calibrate and quantize a model.
 
-    Rows "mixed" follow the lane mixture of `target`; "fixed8" are all Fixed-8.
+    Rows "mixed" follow the lane mixture of `target`; "fixed8" are all Fixed-8. An ONNX model that comes quantized keeps its
+    codes, scales and bits: images and `activation_bits` are not used, and rows take narrow lanes where these hold the codes.
     """
     if rows not in ("mixed", "fixed8"):
         raise UserError(f"rows must be mixed or fixed8, not {rows!r}")
+    mixture = target.lanes.by_scheme if rows == "mixed" else {Scheme.FIXED8: target.lanes.fixed8}
     if float_graph is None:
         progress(f"{model.name}: importing")
-        float_graph = frontend.import_module(model.module, model.sample, model.name)
-    mixture = target.lanes.by_scheme if rows == "mixed" else {Scheme.FIXED8: target.lanes.fixed8}
+        if onnx_import.is_quantized(model):
+            return Quantized(*onnx_import.integer(model, mixture=mixture, drain=target.drain))
+        if isinstance(model.module, onnx_import.OnnxModule):
+            float_graph = onnx_import.import_onnx(model)
+        else:
+            float_graph = frontend.import_module(model.module, model.sample, model.name)
     progress(f"{model.name}: quantizing, {rows} rows")
     graph, report = quantizer.quantize(
         float_graph,

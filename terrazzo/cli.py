@@ -31,9 +31,13 @@ _out = Console(width=None if sys.stdout.isatty() else 120)
 _err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+File = Annotated[Path | None, typer.Argument(help="ONNX model, instead of --model.", show_default=False)]
 Model = Annotated[
-    str, typer.Option("--model", help="digits-vit, digits-cnn, or file.py:function returning a torch module.")
+    str | None,
+    typer.Option("--model", help="digits-vit, digits-cnn, or file.py:function returning a torch module."),
 ]
+Mean = Annotated[str | None, typer.Option(help="Mean of pixels 0..1, one number or one per channel.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation of pixels 0..1, likewise.")]
 Input = Annotated[str | None, typer.Option("--input", help="Channels, height and width of one image: C,H,W.")]
 Weights = Annotated[Path | None, typer.Option(help="safetensors file, or .pt/.pth with tensors only.")]
 Images = Annotated[Path | None, typer.Option(help="Folder of images; default: held-out digits.")]
@@ -80,11 +84,27 @@ def _memory(latency: int, interval: int, stall: float, seed: int):
     return MemoryModel(latency=latency, interval=interval, stall=stall, seed=seed)
 
 
+def _named(file: Path | None, model: str | None) -> str:
+    """The one model that the user names."""
+    if (file is None) == (model is None):
+        raise UserError("name one model: an ONNX file, or --model")
+    if file is not None and file.suffix != ".onnx":
+        raise UserError(f"{file}: a model given as a file must be ONNX (.onnx); use --model for others")
+    return model or str(file)
+
+
 @app.command()
-def check(model: Model, input: Input = None, weights: Weights = None, json: Json = False) -> None:
+def check(
+    file: File = None,
+    model: Model = None,
+    input: Input = None,
+    weights: Weights = None,
+    json: Json = False,
+) -> None:
     """List every operator of a model that is not supported, where it is and what to do."""
     from . import api
 
+    model = _named(file, model)
     findings = api.check(api.source(model, input, weights))
     rows = [{"where": f.path, "operator": f.op, "reason": f.reason, "remedy": f.remedy} for f in findings]
     _emit(
@@ -97,9 +117,12 @@ def check(model: Model, input: Input = None, weights: Weights = None, json: Json
 @app.command()
 def quantize(
     output: Annotated[Path, typer.Option("--output", "-o", help="Graph file to write.")],
-    model: Model,
+    file: File = None,
+    model: Model = None,
     input: Input = None,
     weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
     images: Annotated[Path | None, typer.Option(help="Folder of calibration images.")] = None,
     rows: Annotated[str, typer.Option(help="mixed (the accelerator's lane mixture) or fixed8.")] = "mixed",
     activation_bits: Annotated[int, typer.Option(min=4, max=8)] = 8,
@@ -108,11 +131,12 @@ def quantize(
     onnx: Annotated[Path | None, typer.Option(help="Also export the integer graph to ONNX.")] = None,
     json: Json = False,
 ) -> None:
-    """Calibrate a float model and write its integer graph."""
+    """Calibrate a float model and write its integer graph; ONNX models that come quantized keep their own scales."""
     from . import api
 
+    model = _named(file, model)
     with _progress(json) as progress:
-        source = api.source(model, input, weights)
+        source = api.source(model, input, weights, mean=mean, std=std)
         result = api.quantize(
             source,
             api.calibration_images(source, images),

@@ -145,3 +145,65 @@ def statically_quantized(model, folder, *, qoperator=False, signed=False):
     quantized = onnx.load(folder / "quantized.onnx")
     quantized.ir_version = 8  # onnx writes newer versions than onnxruntime reads
     return quantized
+
+
+def mobile():
+    """BatchNorm, hard-swish, a squeeze-and-excitation gate, SiLU, padding by hand, split, concatenation and slices."""
+    net = Net()
+    x = net.conv("image", 8, 3)
+    spread = net.array(np.abs(net.generator.standard_normal(8)).astype(np.float32) + 0.5)
+    x = net.op(
+        "BatchNormalization",
+        x,
+        net.random(8, gain=1.0),
+        net.random(8, gain=0.2),
+        net.random(8, gain=0.2),
+        spread,
+    )
+    x = net.op("HardSwish", x)
+    gate = net.op("Relu", net.conv(net.op("GlobalAveragePool", x), 4, 8, kernel=1))
+    x = net.op("Mul", x, net.op("HardSigmoid", net.conv(gate, 8, 4, kernel=1), alpha=1 / 6))
+    x = net.op("Pad", x, net.array(np.array([0, 0, 0, 0, 0, 0, 1, 1])))
+    x = net.op("Conv", x, net.random(8, 8, 3, 3), strides=[2, 2], kernel_shape=[3, 3])
+    x = net.op("Mul", x, net.op("Sigmoid", x))
+    a, b = net.op("Split", x, net.array(np.array([4, 4])), outputs=2, axis=1)
+    x = net.op("Concat", net.op("Tanh", b), a, axis=1)
+    x = net.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
+    bounds = [net.array(np.array([bound])) for bound in (0, 6, 1)]
+    x = net.op("Slice", x, *bounds)
+    x = net.op("Flatten", net.op("ReduceMean", x, axes=[2, 3]))
+    return net.model(net.op("Gemm", x, net.random(6, 10, gain=0.4), net.random(10, gain=0.2)))
+
+
+def attention():
+    """Patches, a class token, LayerNorm, attention of two heads with its softmax spelled out, and the class token's logits."""
+    net = Net()
+    x = net.op(
+        "Conv",
+        "image",
+        net.random(16, 3, 2, 2),
+        net.random(16, gain=0.2),
+        strides=[2, 2],
+        kernel_shape=[2, 2],
+    )
+    shape = net.op("Shape", x)
+    batch = net.op("Slice", shape, *(net.array(np.array([n])) for n in (0, 1, 0)))
+    x = net.op("Reshape", x, net.op("Concat", batch, net.array(np.array([16, -1])), axis=0))
+    x = net.op("Transpose", x, perm=[0, 2, 1])
+    one = net.array(np.array([1]))
+    token = net.op(
+        "Expand",
+        net.random(1, 1, 16, gain=1.0),
+        net.op("Concat", batch, one, net.array(np.array([16])), axis=0),
+    )
+    x = net.op("Concat", token, x, axis=1)
+    y = net.op("LayerNormalization", x, net.random(16, gain=1.0), net.random(16, gain=0.2), epsilon=1e-6)
+    y = net.op("Add", net.op("MatMul", y, net.random(16, 48, gain=0.3)), net.random(48, gain=0.2))
+    y = net.op("Transpose", net.op("Reshape", y, net.array(np.array([0, 17, 3, 2, 8]))), perm=[2, 0, 3, 1, 4])
+    q, k, v = (net.op("Gather", y, net.array(np.array(n)), axis=0) for n in range(3))
+    scores = net.op("MatMul", q, net.op("Transpose", k, perm=[0, 1, 3, 2]))
+    scores = net.op("Softmax", net.op("Mul", scores, net.array(np.float32(8**-0.5))), axis=-1)
+    y = net.op("Transpose", net.op("MatMul", scores, v), perm=[0, 2, 1, 3])
+    y = net.op("MatMul", net.op("Reshape", y, net.array(np.array([0, 17, 16]))), net.random(16, 16, gain=0.3))
+    x = net.op("Gather", net.op("Add", x, y), net.array(np.array(0)), axis=1)
+    return net.model(net.op("Gemm", x, net.random(10, 16), net.random(10, gain=0.2), transB=1))
