@@ -104,9 +104,10 @@ class Parameters(nn.Module):
             for part in (self.gains, self.offsets):
                 part[key] = nn.Parameter(torch.zeros(y.channels, dtype=torch.float64))
         elif isinstance(operator, Attention):
-            q, k = graph.tensor(operator.input), graph.tensor(operator.keys)
+            q, k, v = (graph.tensor(name) for name in reads(operator))
             ratio = constant("m") * 2.0 ** -constant("n") / (q.scale * k.scale)
-            self._hold(operator, ratio=ratio, exp=constant("exp").astype(np.float32))
+            shares = constant("m2") * 2.0 ** -constant("n2") * graph.tensor(operator.output).scale / v.scale
+            self._hold(operator, ratio=ratio, shares=shares, exp=constant("exp").astype(np.float32))
             if operator.bias:
                 self._hold(operator, bias=graph.constant(operator, "bias").astype(np.int64))
         elif isinstance(operator, Gather):
@@ -244,11 +245,12 @@ class Parameters(nn.Module):
         return gain, offset, (g, torch.round(offset.detach() * 2.0**n) + 2.0 ** (n - 1), n)
 
     def _attention_fields(self, operator: Attention):
-        """Real factors of logits (heads,) and outputs, and the integers m, n, C, m2, n2 per head."""
+        """Real factors of logits and outputs, the integers m, n, C, and m2, n2; all per head."""
         factor = self._held(operator, "ratio") * self.step(operator.input) * self.step(operator.keys)
         nothing = torch.zeros_like(factor.detach())
-        ratio = self.step(operator.values) / self.step(operator.output)
-        m2, n2 = numerics.scale_to_mn(float(ratio.detach()), n_max=30)
+        ratio = self._held(operator, "shares") * self.step(operator.values) / self.step(operator.output)
+        pairs = [numerics.scale_to_mn(value, n_max=30) for value in ratio.detach().tolist()]
+        m2, n2 = torch.tensor(pairs, device=ratio.device).T
         return factor, ratio, st.scaled(factor.detach(), nothing, nothing, 0), (m2, n2)
 
     def _constant(self, operator: Constant) -> torch.Tensor:
