@@ -204,6 +204,12 @@ def calibration_images(
     return data.digits("train")[0][:count]
 
 
+def _float_graph(model: sources.Source) -> FloatGraph:
+    if isinstance(model.module, onnx_import.OnnxModule):
+        return onnx_import.import_onnx(model)
+    return frontend.import_module(model.module, model.sample, model.name)
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantized:
     """What `quantize` made."""
@@ -234,10 +240,7 @@ def quantize(
         progress(f"{model.name}: importing")
         if onnx_import.is_quantized(model):
             return Quantized(*onnx_import.integer(model, mixture=mixture, drain=target.drain))
-        if isinstance(model.module, onnx_import.OnnxModule):
-            float_graph = onnx_import.import_onnx(model)
-        else:
-            float_graph = frontend.import_module(model.module, model.sample, model.name)
+        float_graph = _float_graph(model)
     progress(f"{model.name}: quantizing, {rows} rows")
     graph, report = quantizer.quantize(
         float_graph,
@@ -255,7 +258,9 @@ def quantize(
 def training_images(model: sources.Source, path: str | Path | None = None) -> data.Images:
     """Raw images to train on: of a folder or .npz file, or training digits for the digit models."""
     if path is not None:
-        return data.open_images(path, model.shape, raw_max=model.preprocessing.raw_max)
+        return data.open_images(
+            path, model.shape, raw_max=model.preprocessing.raw_max, resize=model.preprocessing.resize
+        )
     if model.shape != digits_models.SHAPE:
         raise UserError(f"model {model.name}: needs images to train on; name a folder with --images")
     return data.open_images(data.digits("train")[0], model.shape, raw_max=data.DIGITS_RAW_MAX)
@@ -280,9 +285,14 @@ def finetune(
     `images` are raw and need no labels: the float model is the teacher. See `quant.finetune`. Under torchrun the
     processes train together, and every one returns the same graph.
     """
+    if onnx_import.is_quantized(model):
+        raise UserError(
+            f"model {model.name}: the teacher must be a float model, but this one comes quantized; quantize it with "
+            "terrazzo quantize, and give that graph as --start with the float model"
+        )
     place = parallel.pick_device(device)
     progress(f"{model.name}: importing")
-    teacher = frontend.import_module(model.module, model.sample, model.name)
+    teacher = _float_graph(model)
     images = data.open_images(images, model.shape, raw_max=model.preprocessing.raw_max)
     with parallel.joined(place):
         if start is None and parallel.rank() == 0:

@@ -182,9 +182,12 @@ def _bar(quiet: bool) -> Iterator:
 @app.command()
 def finetune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Graph file to write.")],
-    model: Model,
+    file: File = None,
+    model: Model = None,
     input: Input = None,
     weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder or .npz file of images to train on; no labels needed.")
     ] = None,
@@ -225,7 +228,7 @@ def finetune(
     )
     first = os.environ.get("RANK", "0") == "0"
     with _bar(json or not first) as (progress, step):
-        source = api.source(model, input, weights)
+        source = api.source(_named(file, model), input, weights, mean=mean, std=std)
         found = api.finetune(
             source,
             api.training_images(source, images),

@@ -6,9 +6,11 @@ import sys
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from terrazzo import api, cli
 from terrazzo.arch.graph import Graph
+from terrazzo.quant.trainable import Trainable
 from terrazzo.sim import functional, reference
 from tests import onnx_models as models
 
@@ -63,3 +65,29 @@ def test_mistakes_are_one_line_and_write_nothing(terrazzo, tmp_path):
         status, _, err = terrazzo("quantize", *arguments, "-o", graph)
         assert status == 2 and expected in err.replace("\n", " ") and "Traceback" not in err, arguments
         assert not graph.exists()
+
+
+def test_finetune_takes_a_float_model_and_graphs_that_came_quantized(terrazzo, tmp_path):
+    onnx.save(models.cnn(), tmp_path / "net.onnx")
+    onnx.save(models.statically_quantized(models.cnn(), tmp_path), tmp_path / "quantized.onnx")
+    np.savez(tmp_path / "train.npz", x=models.images(16))
+    common = ("--input", "3,8,8", "--images", tmp_path / "train.npz", "--epochs", 1, "--batch", 8)
+    status, _, err = terrazzo("finetune", tmp_path / "net.onnx", *common, "-o", tmp_path / "tuned.graph")
+    assert status == 0 and Graph.load(tmp_path / "tuned.graph").operators, err
+    assert (
+        terrazzo("quantize", tmp_path / "quantized.onnx", *common[:2], "-o", tmp_path / "start.graph")[0] == 0
+    )
+    start = Graph.load(tmp_path / "start.graph")
+    model = Trainable(start)
+    found = model.result()
+    assert found.operators == start.operators and found.tensors == start.tensors
+    for name, value in start.constants.items():
+        np.testing.assert_array_equal(found.constants[name], value, err_msg=name)
+    codes = reference.quantize_batch(start, models.images(8))
+    output = model.codes_of(torch.from_numpy(codes.astype(np.float32))).detach().numpy()
+    np.testing.assert_array_equal(output, reference.run(start, codes))
+    arguments = ("--start", tmp_path / "start.graph", *common, "-o", tmp_path / "again.graph")
+    assert terrazzo("finetune", tmp_path / "net.onnx", *arguments)[0] == 0
+    status, _, err = terrazzo("finetune", tmp_path / "quantized.onnx", *common, "-o", tmp_path / "no.graph")
+    assert status == 2 and "must be a float model" in " ".join(err.split())
+    assert not (tmp_path / "no.graph").exists()
