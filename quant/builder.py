@@ -58,6 +58,8 @@ class Builder:
         self.operators: list[Operator] = []
         self.constants: dict[str, np.ndarray] = {}
         self.layers: list[Layer] = []
+        self.follower = None
+        """A `compensate.Follower` where layers make up for the errors of those before them."""
 
     def range(self, value: str, dtype: str) -> Range:
         """The quantized range of a float value, shared with everything that moves its codes or stands beside it

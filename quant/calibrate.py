@@ -14,7 +14,17 @@ from ..arch.graph import Preprocessing
 from .data import Images
 from .floatgraph import FloatGraph, Node, evaluate
 
-__all__ = ["Histogram", "Moments", "Range", "Statistics", "Stream", "collect", "preprocess"]
+__all__ = [
+    "Histogram",
+    "Moments",
+    "Range",
+    "Statistics",
+    "Stream",
+    "collect",
+    "patches",
+    "preprocess",
+    "sampled",
+]
 
 _BINS = 8192
 _POSITIONS = 1024
@@ -193,7 +203,7 @@ def collect(graph: FloatGraph, batches: Iterable[torch.Tensor]) -> Statistics:
             gradient = values[node.name].grad
             if gradient is not None:
                 fisher[node.name] += gradient.flatten(0, -2).pow(2).sum(0).double().numpy()
-            x = _patches(node, values[node.inputs[0]].detach())
+            x = patches(node, values[node.inputs[0]].detach())
             total = sums[node.name]
             total[0] = total[0] + (x.transpose(-1, -2) @ x).double().numpy()
             total[1] = total[1] + x.sum(dim=1).double().numpy()
@@ -214,7 +224,15 @@ def _forward(graph: FloatGraph, x: torch.Tensor, watched: set[str]) -> dict[str,
     return values
 
 
-def _patches(node: Node, x: torch.Tensor) -> torch.Tensor:
+def sampled(height: int, width: int) -> torch.Tensor:
+    """The pixels that `patches` takes of an output of a convolution: indices y * width + x."""
+    step = math.ceil(height * width / _POSITIONS)
+    while step > 1 and math.gcd(step, width) > 1:  # so that all columns take part
+        step += 1
+    return torch.arange(0, height * width, step)
+
+
+def patches(node: Node, x: torch.Tensor) -> torch.Tensor:
     """(groups, samples, K): the vectors that the node's weight rows are multiplied with."""
     if node.kind == "linear":
         return x.flatten(0, -2).unsqueeze(0)
@@ -225,10 +243,7 @@ def _patches(node: Node, x: torch.Tensor) -> torch.Tensor:
     dy, dx = node.attrs.get("dilation", (1, 1))
     windows = x.unfold(1, dy * (kh - 1) + 1, sy).unfold(2, dx * (kw - 1) + 1, sx)[..., ::dy, ::dx]
     height, width = windows.shape[1:3]
-    step = math.ceil(height * width / _POSITIONS)
-    while step > 1 and math.gcd(step, width) > 1:  # so that all columns take part
-        step += 1
-    chosen = torch.arange(0, height * width, step)
+    chosen = sampled(height, width)
     windows = windows[:, chosen // width, chosen % width]  # (N, P, C, kh, kw)
     windows = windows.unflatten(2, (node.attrs["groups"], depth)).permute(2, 0, 1, 4, 5, 3)
     return windows.reshape(node.attrs["groups"], -1, kh * kw * depth)

@@ -29,7 +29,8 @@ from ..arch.schemes import Scheme
 from .bits import exp_levels
 from .builder import CONSTANT_LIMIT, Builder, scaled
 from .calibrate import Range
-from .floatgraph import ACTIVATIONS
+from .compensate import Wanted
+from .floatgraph import ACTIVATIONS, Node
 from .rows import accumulator_range, quantize_rows
 from .units import QuantizeError, Unit, factors
 
@@ -38,28 +39,37 @@ __all__ = ["build"]
 _IDENTITY = (1 << 15, 15)
 
 
+def _as_in_float(builder: Builder, node: Node) -> Wanted:
+    """The layer's own weights and sums, for the inputs that it has in float."""
+    weight, bias = (node.params[key].detach().double().numpy() for key in ("weight", "bias"))
+    groups = int(node.attrs.get("groups", 1))
+    weight = weight.reshape(groups, len(weight) // groups, -1)
+    moments = builder.statistics.moments[node.name]
+    return Wanted(weight, moments, np.einsum("gok,gk->go", weight, moments.first).reshape(-1) + bias)
+
+
 def _weighted(builder: Builder, unit: Unit) -> tuple[str, Drain, dict]:
     """Everything that linear and convolution share: rows, corrected bias, drain."""
     node = unit.anchor
     source = builder.read(node.inputs[0], "s8")
     x = builder.range(node.inputs[0], "s8")
-    weight = node.params["weight"].detach().double().numpy()
-    moments, groups = builder.statistics.moments[node.name], int(node.attrs.get("groups", 1))
-    flat = weight.reshape(groups, weight.shape[0] // groups, -1)
+    wanted = builder.follower.wanted(unit) if builder.follower else _as_in_float(builder, node)
     rows = quantize_rows(
-        flat,
-        moments.hessian,
+        wanted.weight,
+        wanted.moments.hessian,
         builder.statistics.fisher[node.name],
         builder.mixture,
         builder.drained_at_once,
         x.lo,
         x.hi,
     )
-    error = flat - (rows.codes * rows.scale[:, None]).reshape(flat.shape)
-    bias = node.params["bias"].detach().double().numpy()
-    bias = bias + np.einsum("gok,gk->go", error, moments.first).reshape(-1)
-    builder.constants[f"{node.name}/weight"] = rows.codes.reshape(weight.shape).astype(np.int8)
+    shape = node.params["weight"].shape
+    rounded = (rows.codes * rows.scale[:, None]).reshape(wanted.weight.shape)
+    bias = wanted.mean - np.einsum("gok,gk->go", rounded, wanted.moments.first).reshape(-1)
+    builder.constants[f"{node.name}/weight"] = rows.codes.reshape(shape).astype(np.int8)
     builder.constants[f"{node.name}/scheme"] = rows.schemes
+    if builder.follower:
+        builder.follower.round(node, rounded.reshape(shape), bias)
     sums = x.zero_point * rows.codes.sum(axis=1)
     output, drain = builder.drain(unit, rows.scale * x.scale, bias, sums)
     least, greatest = accumulator_range(rows.codes, x.lo, x.hi)
@@ -343,5 +353,7 @@ def build(builder: Builder) -> str:
     builder.declare("input", "s8", "input")
     for unit in builder.units:
         _EMIT[unit.anchor.kind](builder, unit)
+        if builder.follower:
+            builder.follower.advance(unit)
     output = builder.graph.nodes[-1].name
     return builder.written.get((output, "s16")) or builder.written[output, "s8"]

@@ -21,8 +21,6 @@ __all__ = ["Family", "equalize", "families", "rescale"]
 _STRENGTHS = np.linspace(0, 1, 11)
 _RATIO = {4: 8.0, 8: 64.0}
 """Largest ratio between the factors of one family, by the bits of the weights that absorb them."""
-_MARGIN = 2.0
-"""Room below 6 for images that calibration did not see, where a relu6 cuts a rescaled channel."""
 _PASSES = ("maxpool", "avgpool", "slice", "gather")
 
 
@@ -110,9 +108,10 @@ def equalize(
     """An equal graph whose channels are balanced between the layers that write and those that read them.
 
     Per family, factors (1/range)^a of each channel with the strength a of least estimated noise: that of activations
-    rounded per tensor and that of weights rounded per row.
+    rounded per tensor and that of weights rounded per row. Families that a relu6 limits stay: images outside
+    calibration are cut where a channel is larger, which costs more than finer steps gain.
     """
-    found = families(graph)
+    found = [family for family in families(graph) if not family.limited]
     if not found:
         return graph
     largest, power = _channel_statistics(graph, batches, {n.inputs[0] for f in found for n in f.readers})
@@ -123,23 +122,17 @@ def equalize(
         if ranges.max() > 0:
             best = min(
                 (_noise(family, t, ranges, power, activation_bits, weight_bits), i, t)
-                for i, t in enumerate(_candidates(family, ranges, activation_bits, weight_bits))
+                for i, t in enumerate(_candidates(ranges, weight_bits))
             )
             factors.append((family, best[2]))
     return rescale(graph, factors)
 
 
-def _candidates(
-    family: Family, ranges: np.ndarray, activation_bits: int, weight_bits: int
-) -> list[np.ndarray]:
-    if family.limited and activation_bits > 6:  # the cut costs more than such fine steps gain
-        return [np.ones_like(ranges)]
+def _candidates(ranges: np.ndarray, weight_bits: int) -> list[np.ndarray]:
     floor = np.maximum(ranges, 1e-3 * ranges.max())
     inverse = np.minimum(floor.max() / floor, _RATIO[weight_bits])
-    if family.limited:
-        inverse = np.maximum(np.minimum(inverse, 8.0) / _MARGIN, 1)
     found = [inverse**strength for strength in _STRENGTHS]
-    return found if family.limited else [t / np.exp(np.log(t).mean()) for t in found]
+    return [t / np.exp(np.log(t).mean()) for t in found]
 
 
 def _noise(family: Family, t, ranges, power, activation_bits: int, weight_bits: int) -> float:

@@ -12,6 +12,8 @@ from ..arch.schemes import Scheme
 from .bits import bits_by_class
 from .builder import Builder
 from .calibrate import Stream, collect, preprocess
+from .center import center
+from .compensate import Follower
 from .data import Images, open_images
 from .emission import build
 from .equalize import equalize
@@ -51,9 +53,14 @@ def quantize(
     images = open_images(calibration_images, tuple(float_graph.input_shape), raw_max=preprocessing.raw_max)
     model = rewrite(float_graph)
     stream = Stream(images, preprocessing)
+    fine = min(bits.values()) >= 8
+    if not fine:
+        model = center(model, stream)
     weight_bits = 8 if set(mixture) == {Scheme.FIXED8} else 4
     model = equalize(model, stream, activation_bits=bits["other"], weight_bits=weight_bits)
     builder = Builder(model, collect(model, stream), mixture, drain, bits)
+    if not fine:
+        builder.follower = Follower(builder, stream)
     output = build(builder)
     graph = Graph(
         name=name or float_graph.name,

@@ -1,0 +1,61 @@
+"""Layers fitted to what they see: against least squares written out, and the error of whole networks."""
+
+import numpy as np
+import torch
+from terrazzo.arch.schemes import Scheme
+from terrazzo.quant import quantizer
+from terrazzo.quant.calibrate import preprocess
+from terrazzo.quant.compensate import _Sums, fitted
+from terrazzo.sim import reference
+
+
+def halves(x, t):
+    found = [_Sums(), _Sums()]
+    for part, a, b in zip(found, np.array_split(x, 2), np.array_split(t, 2), strict=True):
+        part.add(torch.tensor(a[None]).float(), torch.tensor(b[None]).float())
+    return found
+
+
+def test_noisy_inputs_are_made_up_for():
+    rng = np.random.default_rng(0)
+    real, weight = rng.normal(size=(4000, 1)) @ rng.normal(size=(1, 6)) + 1.5, rng.normal(size=(3, 6))
+    seen = real + rng.normal(size=real.shape)
+    wanted = real @ weight.T
+    found = fitted(weight[None], halves(seen, wanted))[0]
+
+    def error(w):
+        difference = (seen - seen.mean(0)) @ w.T - (wanted - wanted.mean(0))
+        return (difference**2).sum()
+
+    exact = np.linalg.lstsq(seen - seen.mean(0), wanted - wanted.mean(0), rcond=None)[0].T
+    assert error(exact) < 0.5 * error(weight)
+    assert error(found) < 1.02 * error(exact)
+
+
+def test_chance_is_not_fitted():
+    rng = np.random.default_rng(1)
+    x, weight = rng.normal(size=(40, 30)), rng.normal(size=(5, 30))
+    wanted = x @ weight.T + rng.normal(size=(40, 5))
+    found = fitted(weight[None], halves(x, wanted))[0]
+    assert np.linalg.norm(found - weight) < 0.3 * np.linalg.norm(weight)
+
+
+def test_coarse_networks_come_closer(gallery_cnn, gallery_vit, plain_preprocessing, raw_images, monkeypatch):
+    for model in (gallery_cnn(0), gallery_vit(0)):
+        preprocessing = plain_preprocessing(model.input_shape[-1])
+        calibration, others = np.split(raw_images(160, model.input_shape), [128])
+        real = model.run(preprocess(others, preprocessing)).numpy().reshape(len(others), -1)
+        noise = []
+        for follows in (True, False):
+            with monkeypatch.context() as patch:
+                if not follows:
+                    patch.setattr(quantizer, "Follower", lambda builder, stream: None)
+                mixture = {Scheme.FIXED8: 1, Scheme.FIXED4: 3}
+                graph, _ = quantizer.quantize(
+                    model, calibration, preprocessing, mixture=mixture, activation_bits=4
+                )
+            tensor = graph.tensor(graph.output)
+            codes = reference.run(graph, reference.quantize_batch(graph, others)).astype(float)
+            got = ((codes - tensor.zero_point) * tensor.scale).reshape(real.shape)
+            noise.append(((got - real) ** 2).sum())
+        assert noise[0] < 0.9 * noise[1]
