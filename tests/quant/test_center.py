@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from terrazzo.quant.center import center
 from terrazzo.quant.equalize import families
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from terrazzo.arch.schemes import Scheme
 from terrazzo.quant import quantizer
 from terrazzo.quant.calibrate import preprocess
