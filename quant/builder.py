@@ -17,6 +17,8 @@ __all__ = ["CONSTANT_LIMIT", "Builder", "scaled"]
 
 CONSTANT_LIMIT = 2.0**46
 """Bound on C, so that acc * m + C stays within 48 bits."""
+_EPS_LIMIT = 2.0**46
+"""Bound on eps_I = D^2 eps / s_x^2, which has 48 bits with its sign."""
 _TABLE_BITS = 10
 
 
@@ -52,6 +54,7 @@ class Builder:
         self.classes = activation_classes(self.units, self.root)
         self.wants, self.symmetric = wanted(self.units, graph.nodes[-1].name)
         self.shapes = {"input": graph.input_shape} | {node.name: node.shape for node in graph.nodes}
+        self.least_scales = self._least_scales()
         self.ranges: dict[tuple[str, str], Range] = {}
         self.written: dict[tuple[str, str], str] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -71,13 +74,24 @@ class Builder:
             classes = {self.classes.get(name, "other") for name in together}
             bits = 8 if "input" in together else max(self.bits[name] for name in classes)
             if dtype == "s16":
-                found = histogram.wide()
+                found = histogram.wide(max(self.least_scales.get(name, 0.0) for name in together))
             elif self.symmetric.isdisjoint(together):
                 found = histogram.affine(bits)
             else:
                 found = histogram.symmetric(bits)
             self.ranges |= {(name, dtype): found for name in together}
         return self.ranges[source, dtype]
+
+    def _least_scales(self) -> dict[str, float]:
+        """For roots that a LayerNorm reads: the least scale at which its eps_I fits. Finer steps say nothing, since eps
+        outweighs the variance of so small values."""
+        least: dict[str, float] = {}
+        for unit in self.units:
+            if unit.anchor.kind == "layernorm":
+                source = self.root[unit.anchor.inputs[0]]
+                channels, eps = unit.anchor.shape[-1], float(unit.anchor.attrs["eps"])
+                least[source] = max(least.get(source, 0.0), channels * (eps / _EPS_LIMIT) ** 0.5)
+        return least
 
     def declare(self, value: str, dtype: str, name: str, shape: tuple[int, ...] | None = None) -> str:
         """A tensor that holds float value `value`."""

@@ -108,9 +108,10 @@ class Histogram:
         candidates = [Range(float(limit * s / hi), 0, lo, hi) for s in _SHRINK]
         return min(candidates, key=lambda found: self._error(values, counts, found))
 
-    def wide(self) -> Range:
-        """An s16 range without zero point and with a bit of headroom."""
-        return Range(2 * max(-self.minimum, self.maximum, 1e-6) / 32767, 0, -32768, 32767)
+    def wide(self, least: float = 0.0) -> Range:
+        """An s16 range without zero point and with a bit of headroom, of a scale of at least `least`."""
+        scale = 2 * max(-self.minimum, self.maximum, 1e-6) / 32767
+        return Range(max(scale, least), 0, -32768, 32767)
 
     def whole(self, bits: int) -> Range:
         """The range with zero point that clips nothing."""

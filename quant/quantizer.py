@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -39,13 +39,15 @@ def quantize(
     name: str | None = None,
     labels: tuple[str, ...] = (),
     execute: Execute | None = None,
+    progress: Callable[[str], None] = lambda step: None,
 ) -> tuple[Graph, Report]:
     """The integer graph of `float_graph`, calibrated on raw images.
 
     `mixture` counts the lanes of each scheme in one array and `drain` the channels drained at once: of every block
     of sum(mixture) output channels the rows split exactly so (see `rows.assign`). `activation_bits` is one number 4..8
     or one per class of tensor (see `bits.CLASSES`). With `execute` the report holds
-    the signal to noise ratio of every layer, on at most 32 of the images. Images are an array (N, H, W, C), or any
+    the signal to noise ratio of every layer, on at most 32 of the images. `progress` gets the name of each step that
+    begins: "equalize" and "calibrate", which are passes over the images, and "rows". Images are an array (N, H, W, C), or any
     other source of `data.open_images`. Raises QuantizeError, rows.MixtureError, data.DataError.
     """
     check_mixture(mixture, drain)
@@ -53,12 +55,16 @@ def quantize(
     images = open_images(calibration_images, tuple(float_graph.input_shape), raw_max=preprocessing.raw_max)
     model = rewrite(float_graph)
     stream = Stream(images, preprocessing)
+    progress("equalize")
     fine = min(bits.values()) >= 8
     if not fine:
         model = center(model, stream)
     weight_bits = 8 if set(mixture) == {Scheme.FIXED8} else 4
     model = equalize(model, stream, activation_bits=bits["other"], weight_bits=weight_bits)
-    builder = Builder(model, collect(model, stream), mixture, drain, bits)
+    progress("calibrate")
+    statistics = collect(model, stream)
+    progress("rows")
+    builder = Builder(model, statistics, mixture, drain, bits)
     if not fine:
         builder.follower = Follower(builder, stream)
     output = build(builder)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from terrazzo.arch.graph import AvgPool, Conv, Elementwise, Linear
+from terrazzo.arch.graph import AvgPool, Conv, Elementwise, LayerNorm, Linear
 from terrazzo.arch.schemes import Scheme
 from terrazzo.quant.calibrate import preprocess
 from terrazzo.quant.data import DataError
@@ -62,6 +62,25 @@ def test_channels_that_are_always_zero(gallery_gates, plain_preprocessing, raw_i
     real = model.run(preprocess(images, plain_preprocessing(3))).numpy().reshape(codes.shape)
     noise = (codes - tensor.zero_point) * tensor.scale - real
     assert (noise**2).sum() < 0.01 * (real**2).sum()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-7, 0.0])
+def test_layernorm_of_values_that_eps_outweighs(plain_preprocessing, raw_images, size):
+    """eps_I fits its 48 bits however small the values are, and the normalized values are those of float."""
+    net = Net(0, (6, 8, 3))
+    x = net.conv("input", 16)
+    for value in net.nodes[-1].params.values():
+        value *= size
+    net.layernorm(x)
+    model, images = net.graph(), raw_images(16, (6, 8, 3))
+    graph, _ = quantize(model, images, plain_preprocessing(3), mixture=FIXED8)
+    (operator,) = (operator for operator in graph.operators if isinstance(operator, LayerNorm))
+    assert 1 <= operator.eps < 1 << 47
+    tensor = graph.tensor(graph.output)
+    codes = reference.run(graph, reference.quantize_batch(graph, images)).astype(float)
+    real = model.run(preprocess(images, plain_preprocessing(3))).numpy().reshape(codes.shape)
+    noise = (codes - tensor.zero_point) * tensor.scale - real
+    assert (noise**2).sum() < 0.002 * (real**2).sum()
 
 
 @pytest.mark.parametrize(("shape", "kernels"), [((16, 18, 3), [(8, 9), (2, 2)]), ((17, 19, 3), [(17, 19)])])
