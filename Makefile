@@ -31,7 +31,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 results: setup
-	$(BIN)/python -m terrazzo.results --out build/results.json --docs docs/results.md
+	for part in results results_graphs results_machines results_frames results_onnx; do \
+		$(BIN)/python -m terrazzo.$$part --out build/results.json --docs docs/results.md || exit 1; done
 
 architectures: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[models]'

@@ -1,7 +1,7 @@
 """Boards: budgets, memory systems, clocks; and resource counts from synthesis."""
 
 from .board import Board, BoardError, Interface, Resources
-from .configurations import demo_accelerator, large_accelerator, second_accelerator
+from .configurations import demo_accelerator, fixed8_accelerator, large_accelerator, second_accelerator
 from .fitting import estimate, fit
 from .ulx3s import ULX3S_85F
 from .zcu102 import ZCU102
@@ -15,6 +15,7 @@ __all__ = [
     "demo_accelerator",
     "estimate",
     "fit",
+    "fixed8_accelerator",
     "large_accelerator",
     "second_accelerator",
 ]

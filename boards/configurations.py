@@ -1,8 +1,11 @@
-"""Accelerators that belong to no board: the demo's, and those that tests compare with it."""
+"""Accelerators that belong to no board: the demo's, and those that tests and results compare with others."""
+
+import dataclasses
 
 from ..arch.accelerator import Accelerator, Lanes
+from .zcu102 import ZCU102
 
-__all__ = ["demo_accelerator", "large_accelerator", "second_accelerator"]
+__all__ = ["demo_accelerator", "fixed8_accelerator", "large_accelerator", "second_accelerator"]
 
 
 def demo_accelerator() -> Accelerator:
@@ -71,4 +74,11 @@ def large_accelerator() -> Accelerator:
         instructions=1024,
         bus_bytes=32,
         burst_beats=64,
+    )
+
+
+def fixed8_accelerator() -> Accelerator:
+    """4,096 multipliers of one kind: the ZCU102's default with a wider drain, vector engine and bus."""
+    return dataclasses.replace(
+        ZCU102.default, lanes=Lanes(fixed8=64), columns=4, bus_bytes=32, drain=8, vector=8
     )

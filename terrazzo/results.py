@@ -1,17 +1,13 @@
 """Accuracy of published models as integer graphs: `make results` fills build/results.json and docs/results.md.
 
-Weights and images come from the folder of TERRAZZO_DATA. Every row runs in a process of its own, so that its peak
-memory is its own; a row that exists is kept, so an interrupted run goes on where it stopped.
+Weights and images come from the folder of TERRAZZO_DATA. The other parts of `make results` are the modules
+`results_*`; `results_table` runs them all.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -19,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .arch.errors import UserError
-from .arch.files import write_text
+from . import results_table
 from .arch.graph import Graph, Preprocessing
 from .arch.schemes import Scheme, storage_bits
 from .examples.zoo import CATALOGUE, Entry
@@ -29,12 +24,11 @@ from .quant.finetune import Settings, finetune
 from .quant.floatgraph import FloatGraph
 from .sim import reference
 
-__all__ = ["ROWS", "Row", "main", "measure"]
+__all__ = ["ROWS", "Row", "images", "main", "measure", "model"]
 
 CALIBRATION_IMAGES = 128
 CIFAR_CALIBRATION_IMAGES = 512
 BATCH = 16
-_BEGIN, _END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 F8, F4, P4 = Scheme.FIXED8, Scheme.FIXED4, Scheme.POT4
 
 
@@ -81,16 +75,7 @@ ROWS = {
 """Mixtures are of whole lanes: 61 of 64 is 95.3 %, 38 of 40 is 95 %, and 10 : 5 : 1 of 16 is 62 : 31 : 6."""
 
 
-def _folder() -> Path:
-    folder = os.environ.get("TERRAZZO_DATA")
-    if not folder or not Path(folder).is_dir():
-        raise UserError(
-            "TERRAZZO_DATA must name the folder of weights and images, which does not exist; export it"
-        )
-    return Path(folder)
-
-
-def _images(entry: Entry, folder: Path) -> tuple[data.Images, data.Images]:
+def images(entry: Entry, folder: Path) -> tuple[data.Images, data.Images]:
     """To calibrate on, and to measure on; no image is in both."""
 
     def opened(name: str) -> data.Images:
@@ -141,20 +126,25 @@ def _train(
     return found.graph, taken
 
 
+def model(name: str, folder: Path) -> source.Source:
+    """A model of the catalogue with its weights."""
+    entry = CATALOGUE[name]
+    return source.load(
+        entry.build,
+        name=name,
+        shape=entry.shape,
+        preprocessing=Preprocessing(scale=1 / 255, mean=entry.mean, std=entry.std, resize=entry.resize),
+        weights=folder / entry.weights,
+    )
+
+
 def measure(name: str, folder: Path, progress=print) -> dict:
     """Quantize and measure one row of `ROWS`: a JSON object."""
     row = ROWS[name]
-    entry = CATALOGUE[row.model]
-    preprocessing = Preprocessing(scale=1 / 255, mean=entry.mean, std=entry.std, resize=entry.resize)
-    model = source.load(
-        entry.build,
-        name=row.model,
-        shape=entry.shape,
-        preprocessing=preprocessing,
-        weights=folder / entry.weights,
-    )
-    calibration, images = _images(entry, folder)
-    float_graph = frontend.import_module(model.module, model.sample, row.model)
+    entry, found = CATALOGUE[row.model], model(row.model, folder)
+    preprocessing = found.preprocessing
+    calibration, measured = images(entry, folder)
+    float_graph = frontend.import_module(found.module, found.sample, row.model)
     progress(f"{name}: quantizing on {len(calibration)} images")
     start, processor = time.perf_counter(), time.process_time()
     graph, _ = quantizer.quantize(
@@ -167,10 +157,10 @@ def measure(name: str, folder: Path, progress=print) -> dict:
         graph, trained = _train(graph, float_graph, entry, folder, row.training, progress)
     start = time.perf_counter()
     real, integer = [], []
-    for batch in images.batches(BATCH):
+    for batch in measured.batches(BATCH):
         real.append(float_graph.classify(batch, preprocessing) - entry.first_class)
         integer.append(_classes(reference.run(graph, reference.quantize_batch(graph, batch)), entry))
-        progress(f"{name}: {sum(map(len, real))} of {len(images)} images")
+        progress(f"{name}: {sum(map(len, real))} of {len(measured)} images")
     real, integer = np.concatenate(real), np.concatenate(integer)
     rows, weights = _shares(graph)
     bits = sum(storage_bits(Scheme[scheme]) * share / 100 for scheme, share in weights.items())
@@ -182,9 +172,9 @@ def measure(name: str, folder: Path, progress=print) -> dict:
         "weight_bits": round(bits, 2),
         "activation_bits": row.bits if isinstance(row.bits, int) else dict(row.bits),
         "calibration_images": len(calibration),
-        "images": len(images),
-        "float_top1": round(100 * float((real == images.labels).mean()), 2),
-        "integer_top1": round(100 * float((integer == images.labels).mean()), 2),
+        "images": len(measured),
+        "float_top1": round(100 * float((real == measured.labels).mean()), 2),
+        "integer_top1": round(100 * float((integer == measured.labels).mean()), 2),
         "agreement": round(100 * float((real == integer).mean()), 2),
         "target_lost": row.lost,
         "target_agreement": row.agreement,
@@ -213,11 +203,9 @@ def _met(row: dict) -> str:
 
 def table(rows: dict[str, dict]) -> str:
     """The rows as Markdown."""
-    lines = [
-        "| row | model | rows, % | activations | calibration | images | float | integer | agreement "
-        "| demanded | met | quantize, wall / CPU s | peak MiB |",
-        "|---" * 13 + "|",
-    ]
+    names = "row|model|rows, %|activations|calibration|images|float|integer|agreement|demanded|met"
+    header = [*names.split("|"), "quantize, wall / CPU s", "peak MiB"]
+    lines = []
     for name, row in rows.items():
         shares = " ".join(f"{scheme} {share:g}" for scheme, share in row["rows_percent"].items())
         bits = row["activation_bits"]
@@ -240,63 +228,20 @@ def table(rows: dict[str, dict]) -> str:
             f"{row['quantize_seconds']:g} / {row['quantize_processor_seconds']:g}",
             row["quantize_peak_mib"],
         )
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return results_table.markdown(header, lines)
 
 
-def _read(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: must be JSON, but {error}; remove it to measure all rows again") from None
-    return found
-
-
-def _document(docs: Path, rows: dict[str, dict]) -> None:
-    text = docs.read_text() if docs.is_file() else f"# Results\n\n{_BEGIN}\n{_END}\n"
-    before, found, rest = text.partition(_BEGIN)
-    if not found or _END not in rest:
-        raise UserError(f"{docs}: must contain the lines {_BEGIN} and {_END}; put them back")
-    write_text(docs, f"{before}{_BEGIN}\n{table(rows)}\n{_END}{rest.partition(_END)[2]}")
+def _measured(job: results_table.Job) -> dict:
+    return measure(job.row, job.data, lambda text: print(text, file=sys.stderr, flush=True))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m terrazzo.results", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("build/results.json"))
-    parser.add_argument("--docs", type=Path, help="Markdown file whose table is replaced")
-    parser.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS), metavar="ROW")
-    parser.add_argument("--force", action="store_true", help="measure rows that exist again")
-    parser.add_argument("--measure", choices=ROWS, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    try:
-        folder = _folder()
-        if options.measure:
-            found = measure(options.measure, folder, lambda text: print(text, file=sys.stderr, flush=True))
-            print(json.dumps(found))
-            return 0
-        everything = _read(options.out)
-        rows = everything.setdefault("accuracy", {})
-        for number, name in enumerate(options.only, 1):
-            if name in rows and not options.force:
-                continue
-            print(f"[{number}/{len(options.only)}] {name}", file=sys.stderr, flush=True)
-            command = [sys.executable, "-m", "terrazzo.results", "--measure", name]
-            run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-            if run.returncode:
-                raise UserError(f"row {name}: measuring failed with status {run.returncode}; see above")
-            rows[name] = json.loads(run.stdout.splitlines()[-1])
-            everything["accuracy"] = rows = {key: rows[key] for key in ROWS if key in rows}
-            write_text(options.out, json.dumps(everything, indent=2) + "\n")
-        if options.docs:
-            _document(options.docs, rows)
-        print(table(rows))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    part = results_table.Part(
+        name="accuracy", module="terrazzo.results", rows=list(ROWS), measure=_measured, table=table
+    )
+    return results_table.run(part, __doc__.splitlines()[0], arguments)
 
 
 if __name__ == "__main__":

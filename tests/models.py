@@ -4,7 +4,6 @@ nothing of their accuracy. `python -m tests.models NAME` compiles one and says w
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import resource
 import time
@@ -12,18 +11,13 @@ import time
 from terrazzo.arch.accelerator import Lanes
 from terrazzo.arch.graph import Graph
 from terrazzo.arch.memory import MemoryModel
-from terrazzo.boards import ZCU102
+from terrazzo.boards import ZCU102, fixed8_accelerator
 from terrazzo.compiler import compiled
 from terrazzo.sim import cycle
 
 from .graphs import Builder
 
-__all__ = ["FIXED8", "MODELS", "deit", "mobilenet_v1", "mobilenet_v2", "resnet"]
-
-FIXED8 = dataclasses.replace(
-    ZCU102.default, lanes=Lanes(fixed8=64), columns=4, bus_bytes=32, drain=8, vector=8
-)
-"""4,096 multipliers of one kind, with a wider drain, vector engine and bus than the board's default."""
+__all__ = ["MACHINES", "MODELS", "deit", "mobilenet_v1", "mobilenet_v2", "resnet"]
 
 _MOBILENET_V2 = (
     (1, 16, 1, 1),
@@ -131,7 +125,7 @@ MODELS = {
     "mobilenet-v1-0.25": mobilenet_v1,
     "resnet20": resnet,
 }
-MACHINES = {"zcu102": ZCU102.default, "fixed8": FIXED8}
+MACHINES = {"zcu102": ZCU102.default, "fixed8": fixed8_accelerator()}
 
 
 def main() -> None:

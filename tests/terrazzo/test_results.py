@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from terrazzo import results
+from terrazzo import results, results_table
 from terrazzo.examples.zoo import CATALOGUE
 
 DOCUMENT = "# Results\n\nbefore\n\n<!-- accuracy: begin -->\nold\n<!-- accuracy: end -->\n\nafter\n"
@@ -56,7 +56,7 @@ def test_rows_that_exist_are_kept_and_the_document_around_the_table_too(folder, 
     def measured(*_, **__):
         raise AssertionError("a row that exists must not be measured")
 
-    monkeypatch.setattr(results.subprocess, "run", measured)
+    monkeypatch.setattr(results_table.subprocess, "run", measured)
     out, docs = folder / "results.json", folder / "results.md"
     out.write_text(json.dumps({"accuracy": {name: figures() for name in results.ROWS}, "other": 7}))
     docs.write_text(DOCUMENT)
@@ -73,7 +73,7 @@ def test_no_image_is_in_both_sets(folder):
     (folder / "cifar10").mkdir()
     np.savez(folder / "cifar10/test500.npz", x=x[:500], y=np.zeros(500, np.int64))
     np.savez(folder / "cifar10/train2000.npz", x=np.concatenate([x[500:]] * 6), y=np.zeros(600, np.int64))
-    calibration, images = results._images(CATALOGUE["resnet20"], folder)
+    calibration, images = results.images(CATALOGUE["resnet20"], folder)
     assert len(calibration) == results.CIFAR_CALIBRATION_IMAGES and len(images) == 500
     seen = {image.tobytes() for image in calibration}
     assert not seen & {image.tobytes() for image in images}
