@@ -17,7 +17,7 @@ from .boards import ZCU102, fixed8_accelerator
 from .examples.zoo import CATALOGUE
 from .quant import frontend, quantizer
 
-__all__ = ["MACHINES", "TARGETS", "Target", "held_out", "load", "main", "measure", "table"]
+__all__ = ["MACHINES", "TARGETS", "Target", "held_out", "load", "main", "measure", "path_of", "table"]
 
 MACHINES: dict[str, Accelerator] = {"zcu102": ZCU102.default, "fixed8": fixed8_accelerator()}
 """The board's default with lanes of four kinds, and one of Fixed-8 lanes alone."""
@@ -43,13 +43,14 @@ TARGETS = {
 }
 
 
-def _file(row: str, files: Path) -> Path:
+def path_of(row: str, files: Path) -> Path:
+    """The file of a row's graph."""
     return files / f"{row}.graph"
 
 
 def load(row: str, files: Path) -> Graph:
     """The graph that `measure` wrote. Raises UserError."""
-    path = _file(row, files)
+    path = path_of(row, files)
     if not path.is_file():
         raise UserError(
             f"{path}: must be a graph, but there is none; run python -m terrazzo.results_graphs --only {row} --force"
@@ -87,7 +88,7 @@ def measure(job: results_table.Job) -> dict:
         progress=progress,
     )
     steps.end()
-    graph.save(_file(job.row, job.files))
+    graph.save(path_of(job.row, job.files))
     return {
         "model": target.model,
         "lanes": {scheme.name: count for scheme, count in lanes.by_scheme.items()},

@@ -2,12 +2,17 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from terrazzo import results_frames, results_graphs, results_machines, results_onnx, results_table
 from terrazzo.arch.errors import UserError
+from terrazzo.sim import reference
+from terrazzo.sim.rtl import RtlSimulator
+
+from .. import tiny
 
 PARTS = (results_graphs, results_machines, results_frames, results_onnx)
 
@@ -39,7 +44,7 @@ def test_a_step_counts_its_own_time_and_memory():
             pass
     large, small = steps.found["large"], steps.found["small"]
     assert large["peak_mib"] > small["peak_mib"] + 150
-    assert 0.2 <= small["processor_seconds"] < 0.5 and small["seconds"] >= 0.2
+    assert 0.19 <= small["processor_seconds"] < 0.5 and small["seconds"] >= 0.19
 
 
 def test_a_row_that_differs_is_written_and_fails(folder, capfd):
@@ -78,3 +83,51 @@ def test_every_part_is_a_command_with_a_place_in_the_document(module, folder, ca
     arguments = ["--out", str(folder / "none.json"), "--docs", str(docs), "--only"]
     assert module.main(arguments) == 0
     assert docs.read_text().count("\n| --- |") >= 1
+
+
+@pytest.fixture
+def target(tmp_path, monkeypatch):
+    """The tiny graph and its machine as a row, with random images."""
+    row = SimpleNamespace(model="tiny", machine="tiny", accelerator=tiny.MACHINE)
+    graph = tiny.graph()
+    graph.save(results_graphs.path_of("tiny", tmp_path))
+    shape = graph.tensor(graph.input).shape
+    images = np.random.default_rng(0).uniform(0, graph.preprocessing.raw_max, (16, *shape))
+    monkeypatch.setattr(results_graphs, "held_out", lambda model, data, count: images[:count])
+    for module in (results_frames, results_onnx):
+        monkeypatch.setattr(module, "TARGETS", {"tiny": row})
+    return results_table.Job(row="tiny", data=tmp_path, files=tmp_path)
+
+
+def test_frames_are_equal_in_all_simulators(target):
+    row = results_frames.measure(target)
+    assert row["equal"] and row["rtl_mismatches"] == row["functional_mismatches"] == 0
+    assert row["rtl_cycles"] == [row["cycle_model_cycles"]] * results_frames.IMAGES
+    assert row["layers_in_the_predicted_cycles"] == row["layers_with_cycles"] > 5
+    assert row["traffic"]["bound"] > row["traffic"]["input"] + row["traffic"]["output"] > 0
+    assert {"compile", "reference", "functional", "cycle model", "RTL"} == set(row["steps"])
+    assert len(results_frames.table({"tiny": row}).split("\n\n")) == 3
+
+
+def test_frames_that_differ_are_counted(target, monkeypatch):
+    run = RtlSimulator.run
+
+    def wrong(*arguments, **options):
+        found = run(*arguments, **options)
+        found.outputs[1, 0, 0] += 1
+        found.cycles[0] += 1
+        return found
+
+    monkeypatch.setattr(RtlSimulator, "run", wrong)
+    row = results_frames.measure(target)
+    assert row["rtl_mismatches"] == 1 and row["functional_mismatches"] == 0 and row["equal"] is False
+    assert row["rtl_cycles"][0] == row["cycle_model_cycles"] + 1
+
+
+def test_onnxruntime_has_the_codes_of_the_reference(target, monkeypatch):
+    row = results_onnx.measure(target)
+    assert row["equal"] is True and row["different_codes"] == 0 and row["distinct_codes"] > 5
+    run = reference.run
+    monkeypatch.setattr(reference, "run", lambda graph, codes: np.where(run(graph, codes) > 0, 1, 0))
+    row = results_onnx.measure(target)
+    assert row["equal"] is False and row["different_images"] > 0
