@@ -49,7 +49,8 @@ class Raw:
 
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """A tensor of the integer graph."""
+    """A tensor of the integer graph. The zero point of an image of signs lies between two codes, at -0.5; its readers
+    take that into their constants."""
 
     name: str
     range: Range

@@ -32,6 +32,7 @@ from ..arch.graph import (
 from ..arch.schemes import Scheme
 from .builder import CONSTANT_LIMIT
 from .calibrate import Range
+from .fake_quantize import BIPOLAR
 from .floatgraph import ACTIVATIONS, FloatGraph, Node
 from .forms import ALL_CODES, NOT_QUANTIZED, Codes, Form, Raw, Sums, Unary, Whole, ends, unary
 from .frontend import Finding, UnsupportedModel
@@ -155,6 +156,10 @@ class _Importer(Writer):
             image = self.declare("input", dataclasses.replace(found, lo=-128, hi=127), shape)
             return self.table(Unary(image, image.real, shape), found, rounding, node.name)
         slope, start = old.scale * form.scale / std, form.shift - form.scale * mean / std
+        if rounding == BIPOLAR and self._only_weighted(node.name):
+            pixels = np.arange(int(old.raw_max) + 1)[:, None] * slope + start
+            if np.abs(pixels).min() > 1e-5 * np.abs(pixels).max():  # no rounding of float32 decides
+                return self._signs(old, form, found.scale, float(np.abs(pixels).min()))
         if np.ptp(slope) or np.ptp(start) or old.raw_max > 255:
             raise Refused(
                 f"quantizes the image by {rounding} with several channels' factors",
@@ -162,9 +167,31 @@ class _Importer(Writer):
             )
         self.preprocessing = dataclasses.replace(old, mean=(0.0,) * len(mean), std=(1.0,) * len(std))
         image = self.declare("input", Range(old.scale, -128, -128, 127), shape)
-        return self.table(
-            Unary(image, slope[0] * (ALL_CODES + 128) + start[0], shape), found, rounding, node.name
+        pixels = ((ALL_CODES + 128) * old.scale - mean[0]) / std[0]
+        values = pixels.astype(np.float32) * np.float32(form.scale[0]) + np.float32(form.shift[0])
+        return self.table(Unary(image, values, shape), found, rounding, node.name)
+
+    def _only_weighted(self, name: str) -> bool:
+        """Whether only linear layers and convolutions without padding read a value."""
+        readers = [node for node in self.graph.nodes if name in node.inputs]
+        return bool(readers) and all(
+            node.kind == "linear" or (node.kind == "conv" and not any(node.attrs["padding"]))
+            for node in readers
         )
+
+    def _signs(self, old: Preprocessing, form: Raw, scale: float, least: float) -> Codes:
+        """The signs of an image whose pixels are at least `least` away from zero, as the codes -8 and 7 that everything
+        beyond them saturates to; their readers' constants take the half step between the two."""
+        step = scale * 2 / 15
+        gain = form.scale * (9 * step / least)
+        mean, std = np.array(old.mean), np.array(old.std)
+        self.preprocessing = dataclasses.replace(
+            old,
+            mean=tuple(map(float, mean - form.shift * std / form.scale)),
+            std=tuple(map(float, std / gain)),
+        )
+        codes = self.declare("input", Range(step, 0, -8, 7), self.graph.input_shape)
+        return dataclasses.replace(codes, range=Range(step, -0.5, -8, 7))
 
     def weighted(self, node: Node, form: Form) -> Form:
         weight, bias = (node.params[key].double().numpy() for key in ("weight", "bias"))
@@ -191,6 +218,9 @@ class _Importer(Writer):
         else:
             schemes = schemes_for(codes, self.mixture, self.drained)
         least, greatest = accumulator_range(codes, x.range.lo, x.range.hi)
+        offset = np.floor(x.range.zero_point * codes.sum(axis=1)).astype(np.int64)
+        rest = x.range.zero_point * codes.sum(axis=1) - offset  # of a zero point between two codes
+        scale = scale * x.range.scale
 
         def operator(name: str, output: str, drain: Drain) -> Operator:
             if node.kind == "linear":
@@ -211,9 +241,9 @@ class _Importer(Writer):
             node=node,
             operator=operator,
             constants={"weight": codes.reshape(weight.shape).astype(np.int8), "scheme": schemes},
-            scale=scale * x.range.scale,
-            bias=bias,
-            offset=x.range.zero_point * codes.sum(axis=1),
+            scale=scale,
+            bias=bias - scale * rest,
+            offset=offset,
             least=least,
             greatest=greatest,
         )

@@ -15,7 +15,7 @@ import numpy as np
 from .fake_quantize import BIPOLAR
 from .onnx_file import OnnxGraph, Step, computed
 
-__all__ = ["Refusal", "Refused", "lowered"]
+__all__ = ["MALFORMED", "Refusal", "Refused", "lowered", "malformed"]
 
 QONNX = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 MOVES = (
@@ -45,6 +45,18 @@ class Refusal:
     remedy: str
 
 
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
+"""What a node raises that lacks inputs or attributes, or has others than its operator."""
+
+
+def malformed(error: Exception) -> Refused:
+    """The refusal of such a node."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return Refused(
+        f"has inputs or attributes that its operator does not ({text[:120]})", "export the model again"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Codes:
     scale: float
@@ -60,8 +72,9 @@ def lowered(graph: OnnxGraph) -> tuple[OnnxGraph, list[Refusal]]:
         try:
             lowering.lower(step)
         except Refused as error:
-            lowering.refusals.append(Refusal(step.name, step.op, error.reason, error.remedy))
-            lowering.steps.append(dataclasses.replace(step, domain="refused"))
+            lowering.refuse(step, error)
+        except MALFORMED as error:
+            lowering.refuse(step, malformed(error))
     result = dataclasses.replace(graph, steps=lowering.steps, known=lowering.known)
     return result, lowering.refusals
 
@@ -74,6 +87,10 @@ class _Lowering:
         self.codes: dict[str, _Codes] = {}
         self.asymmetric: dict[str, int] = {}
         self.refusals: list[Refusal] = []
+
+    def refuse(self, step: Step, error: Refused) -> None:
+        self.refusals.append(Refusal(step.name, step.op, error.reason, error.remedy))
+        self.steps.append(dataclasses.replace(step, domain="refused"))
 
     def lower(self, step: Step) -> None:
         known = all(name in self.known for name in step.inputs)

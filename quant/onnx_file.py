@@ -143,6 +143,10 @@ def _add_steps(graph: OnnxGraph, proto: onnx.GraphProto, path: Path) -> None:
     defined = {graph.input, *graph.known}
     for number, node in enumerate(proto.node):
         outputs = [name for name in node.output if name]
+        if any(
+            isinstance(text, bytes) for text in (node.name, node.op_type, node.domain, *node.input, *outputs)
+        ):
+            raise OnnxError(f"{path}: names of node {number} must be UTF-8; export the model again")
         if not outputs:
             raise OnnxError(
                 f"{path}: node {node.name or number} ({node.op_type}) must have an output; export it again"

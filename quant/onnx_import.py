@@ -69,6 +69,8 @@ def import_onnx(source: Source) -> FloatGraph:
         raise UnsupportedModel(
             source.name, [*refused, *_translated(module, error.findings, bool(refused))]
         ) from None
+    except ValueError as error:
+        raise OnnxError(str(error)) from None
     if refused:
         raise UnsupportedModel(source.name, refused)
     return graph

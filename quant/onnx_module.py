@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .onnx_dialects import Refusal, Refused, lowered
+from .onnx_dialects import MALFORMED, Refusal, Refused, lowered, malformed
 from .onnx_file import OnnxGraph, Step, computed
 from .onnx_operators import OPERATORS
 from .patterns import remedy_for
@@ -127,8 +127,13 @@ class OnnxModule(nn.Module):
                 raise Refused(f"the operator{where} has no translation", remedy)
             self.add_module(name, _Node(step, self.graph.opset, self.graph.known))
         except Refused as error:
-            self.refusals.append(Refusal(step.name, step.op, error.reason, error.remedy))
-            step.domain = "refused"
+            self._refuse(step, error)
+        except MALFORMED as error:
+            self._refuse(step, malformed(error))
+
+    def _refuse(self, step: Step, error: Refused) -> None:
+        self.refusals.append(Refusal(step.name, step.op, error.reason, error.remedy))
+        step.domain = "refused"
 
     def tensors(self) -> dict[str, str]:
         """ONNX's names of quantized values by the names that they have in the integer graph."""

@@ -1,5 +1,7 @@
 """Float ONNX models become float graphs equal to onnxruntime; what is refused is named; bad files are one clear error."""
 
+import importlib.util
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +9,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from terrazzo.arch.errors import UserError
+from terrazzo.examples.digits import models as digits
 from terrazzo.quant.frontend import UnsupportedModel
 from terrazzo.quant.onnx_import import check, import_onnx, load
 from tests import onnx_models as models
@@ -27,6 +30,22 @@ def test_float_graph_equals_onnxruntime(tmp_path, build):
     found = graph.run(torch.from_numpy((raw / 255).astype(np.float32))).reshape(wanted.shape).numpy()
     assert np.abs(wanted).max() > 0.1
     assert np.abs(found - wanted).max() < 1e-4 * max(np.abs(wanted).max(), 1)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("onnxscript") is None, reason="torch.onnx.export needs the package onnxscript"
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_torch_exports_equals_the_module(tmp_path):
+    module = digits.build("vit").eval()
+    sample = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.onnx.export(
+        module, (sample,), tmp_path / "vit.onnx", dynamo=True, verbose=False, external_data=False
+    )
+    graph = import_onnx(load(tmp_path / "vit.onnx"))
+    with torch.no_grad():
+        wanted = module(sample)
+    assert torch.allclose(graph.run(sample.permute(0, 2, 3, 1)).reshape(wanted.shape), wanted, atol=1e-4)
 
 
 def test_patterns_are_those_of_the_torch_frontend(tmp_path):

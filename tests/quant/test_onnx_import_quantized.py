@@ -11,10 +11,12 @@ import pytest
 from onnx import TensorProto
 
 from terrazzo.arch.schemes import Scheme
+from terrazzo.boards import demo_accelerator
+from terrazzo.compiler import compile
 from terrazzo.quant import imported
 from terrazzo.quant.frontend import UnsupportedModel
 from terrazzo.quant.onnx_import import import_onnx, load
-from terrazzo.sim import reference
+from terrazzo.sim import functional, reference
 from tests import onnx_models as models
 
 COUNT = 24
@@ -257,6 +259,30 @@ def test_qonnx_operators_give_the_executors_outputs(tmp_path, monkeypatch):
     assert report.schemes.keys() == {"FIXED8"} and source.module.quantized
 
 
+@needs_qonnx
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("pad", "threshold", "table"), [(0, 0.41, False), (1, 0.41, True), (0, 0.4, True)])
+def test_signs_of_the_image_are_exact(tmp_path, monkeypatch, pad, threshold, table):
+    """They are two codes of the input, and with padding or a pixel at the threshold a table of pixels."""
+    net = models.Net()
+    one, domain = net.array(np.float32(1)), "qonnx.custom_op.general"
+    x = net.op("BipolarQuant", net.op("Sub", "image", net.array(np.float32(threshold))), one, domain=domain)
+    y = net.op(
+        "Conv",
+        x,
+        qonnx(net, net.random(4, 3, 3, 3, gain=0.4), 0.125, 4, narrow=1),
+        pads=[pad] * 4,
+        kernel_shape=[3, 3],
+    )
+    _, graph, _ = integer(net.model(qonnx(net, y, 0.125, 8), shape=(1, 3, 8, 8), domain=domain), tmp_path)
+    assert ("Elementwise" in {type(operator).__name__ for operator in graph.operators}) == table
+    raw = models.images(3)
+    raw[0, 0, :, :] = np.arange(98, 106)[:, None]  # 102 is 0.4, of which float32 makes a tie
+    wanted = executed(tmp_path / "model.onnx", raw, monkeypatch).transpose(0, 2, 3, 1)
+    ours = reference.run(graph, reference.quantize_batch(graph, raw)) * 0.125
+    assert np.ptp(wanted) > 4 and np.array_equal(ours, wanted)
+
+
 def test_rows_take_the_lane_mixture_where_it_holds_their_codes(tmp_path):
     mixture = {Scheme.FIXED8: 1, Scheme.FIXED4: 3}
     _, graph, _ = integer(qonnx_net(), tmp_path, mixture=mixture)
@@ -291,5 +317,8 @@ def test_tfc_predicts_what_the_qonnx_executor_predicts(name, monkeypatch):
     assert np.array_equal(ours.argmax(axis=1), wanted.argmax(axis=1))
     assert np.abs(ours * graph.tensor(graph.output).scale - wanted).max() < 1e-3
     assert (wanted.argmax(axis=1) == labels).mean() > 0.9
+    program = compile(graph, demo_accelerator())
+    codes = reference.quantize_batch(graph, raw[:1])
+    assert np.array_equal(functional.run(program, codes).reshape(-1), ours[0])
     weights = [value for name, value in graph.constants.items() if name.endswith("/weight")]
     assert all(set(np.unique(value)) <= {-1, 1} for value in weights)
