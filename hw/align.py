@@ -83,7 +83,9 @@ class Align(wiring.Component):
         mixed = []
         for number in range(columns):
             part = [row.word_select(number, bits) for row in (older, newer, self.row)]
-            source = Mux(number < self.element.first, self.element.high, self.element.low)
+            source = self.element.low
+            if number < columns - 1:  # `first` is at most columns - 1
+                source = Mux(number < self.element.first, self.element.high, source)
             word = Mux(source == Source.ARRIVING, part[2], Mux(source == Source.NEWER, part[1], part[0]))
             mixed.append(delayed(m, word, 1))
         s1_serve = delayed(m, self.valid & self.element.serve, 1, reset_less=False)

@@ -39,7 +39,9 @@ def shifted(value: Value, amount: Value, bits: int) -> Value:
         ends = [(choice + 1) * unit + kept for choice in range(3)] + [len(value)]
         for choice, end in enumerate(ends):
             dropped = value[choice * unit + kept : end]
-            over = over | ((digit <= choice) & (dropped ^ sign.replicate(len(dropped))).any())
+            if len(dropped):
+                reached = digit <= choice if choice < 3 else C(1, 1)
+                over = over | (reached & (dropped ^ sign.replicate(len(dropped))).any())
         words = [Cat(value[choice * unit :], sign.replicate(kept))[:kept] for choice in range(4)]
         value = Cat(Mux(digit[1], Mux(digit[0], words[3], words[2]), Mux(digit[0], words[1], words[0])), sign)
     return Mux(over, Cat((~sign).replicate(bits - 1), sign), value).as_signed()

@@ -198,7 +198,11 @@ class _Writer:
             self._publish(s.tensor, self.clamp(y, s.lo, s.hi))
 
     def _constant(self, operator: Constant) -> None:
-        self._publish(operator.output, self.array(self.graph.constant(operator, "value")[None]))
+        """Repeated for every image of the batch: Concat does not broadcast."""
+        value = self.graph.constant(operator, "value")
+        batch = self.op("Shape", self.graph.input, start=0, end=1)
+        shape = self.op("Concat", batch, self.array(value.shape), axis=0)
+        self._publish(operator.output, self.op("Expand", self.array(value[None]), shape))
 
     def _linear(self, operator: Linear) -> None:
         (weight,) = self._fields(operator, "weight")

@@ -271,7 +271,10 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
         size = 1 + v.setdefault("wide", pick(0, 1))
         first = v.setdefault("dst_channel", pick(0, 3) * a.drain)
         v["dst_stride"] = -(-(first + outputs) * size // a.depth) + pick(0, 1)
-        v["dst"] = half + pick(0, half // 2 - tiles * v["dst_stride"])
+        room = half // 2 - tiles * v["dst_stride"]
+        if room < 0:
+            return random_instruction(a, random, tag, **forced)
+        v["dst"] = half + pick(0, room)
     else:
         major, minor = (
             (v["positions"], outputs) if destination == isa.Destination.KEYS else (outputs, v["positions"])
