@@ -2,7 +2,7 @@
 //
 // usage: harness JOB_DIRECTORY
 //   script       one command per line, numbers decimal:
-//     memory LATENCY INTERVAL STALL_PERMILLE SEED   timing of the DRAM (arch/memory.py)
+//     memory LATENCY INTERVAL REFRESH PERIOD STALL_PERMILLE SEED   timing of the DRAM (arch/memory.py)
 //     allow BASE SIZE     the machine may write here; `deny` forgets all such ranges
 //     write ADDR VALUE    AXI4-Lite write
 //     read ADDR           AXI4-Lite read, reported
@@ -58,7 +58,7 @@ void report(const char* kind, uint64_t a, int64_t b) {
 // A DRAM behind an AXI4 slave port; arch/memory.py states its timing.
 class Memory {
 public:
-    int64_t latency = 1, interval = 1;
+    int64_t latency = 1, interval = 1, refresh = 0, period = 1, origin = 0;
     Bytes data;
     std::vector<std::pair<uint64_t, uint64_t>> allowed;  // first address, end
 
@@ -71,10 +71,10 @@ public:
     void drive(Model& top, int64_t c) {
         top.m_axi_arready = !stalled();
         top.m_axi_awready = !stalled();
-        top.m_axi_wready = c >= m_last_w + interval && !stalled();
+        top.m_axi_wready = c >= m_last_w + interval && !refreshing(c) && !stalled();
         if (!top.m_axi_rvalid && !m_reads.empty()) {
             Read& burst = m_reads.front();
-            if (c >= std::max({burst.eligible, m_presented + interval, m_read_accepted + 1}) && !stalled()) {
+            if (c >= std::max({burst.eligible, m_presented + interval, m_read_accepted + 1}) && !refreshing(c) && !stalled()) {
                 bool inside = burst.address + BUS_BYTES <= data.size();
                 if (inside) std::memcpy(&top.m_axi_rdata, &data[burst.address], BUS_BYTES);
                 top.m_axi_rvalid = 1;
@@ -86,7 +86,7 @@ public:
         }
         if (!top.m_axi_bvalid && !m_responses.empty()) {
             const Response& response = m_responses.front();
-            if (c >= std::max(response.from, m_b_accepted + 1) && !stalled()) {
+            if (c >= std::max(response.from, m_b_accepted + 1) && !refreshing(c) && !stalled()) {
                 top.m_axi_bvalid = 1;
                 top.m_axi_bid = response.id;
                 top.m_axi_bresp = response.code;
@@ -187,6 +187,8 @@ private:
         if ((size_t{1} << size) != BUS_BYTES || type != 1 || address % BUS_BYTES || address >> 12 != end >> 12)
             report(kind, address, c);
     }
+
+    bool refreshing(int64_t c) const { return (c - origin) % period >= period - refresh; }
 
     bool stalled() { return m_permille && static_cast<int>(m_random() % 1000) < m_permille; }
 
@@ -291,6 +293,7 @@ public:
         dump(10 * m_cycle);
         memory.sample(top, m_cycle);
         m_log.sample(top, m_cycle);
+        if (top.trace_run_start) memory.origin = m_cycle;
         m_irq = top.irq;
         m_axil_aw = top.s_axil_awvalid && top.s_axil_awready;
         m_axil_w = top.s_axil_wvalid && top.s_axil_wready;
@@ -376,6 +379,8 @@ bool execute(Simulation& simulation, const std::string& command, std::istringstr
     if (command == "memory") {
         simulation.memory.latency = static_cast<int64_t>(next());
         simulation.memory.interval = static_cast<int64_t>(next());
+        simulation.memory.refresh = static_cast<int64_t>(next());
+        simulation.memory.period = static_cast<int64_t>(next());
         int permille = static_cast<int>(next());
         simulation.memory.stalls(permille, next());
     } else if (command == "allow") {

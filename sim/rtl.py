@@ -199,8 +199,9 @@ def _script(
         ]
 
     stalls = round(memory.stall * 1000)
+    refresh = f"{memory.refresh_cycles} {memory.refresh_period}"
     scratch = f"allow {places.scratch} {program.scratch_bytes}"
-    lines = [f"memory {memory.latency} {memory.interval} {stalls} {memory.seed}", scratch]
+    lines = [f"memory {memory.latency} {memory.interval} {refresh} {stalls} {memory.seed}", scratch]
     if wave is not None:
         lines.append(f"wave {wave.first} {wave.last}")
     lines += [

@@ -34,7 +34,18 @@ _GATHER, _FIRST_ITEM, _ITEM_ROWS = (COLUMN[name] for name in ("gather", "index",
 _NEVER = -(1 << 40)
 
 # Parameters; from _TARGET_BEATS on: beats of a row of each load target.
-_BURST, _BUS, _LATENCY, _INTERVAL, _REGION_ROWS, _REGIONS, _STORE_BEATS, _TARGET_BEATS = range(8)
+(
+    _BURST,
+    _BUS,
+    _LATENCY,
+    _INTERVAL,
+    _REFRESH,
+    _PERIOD,
+    _REGION_ROWS,
+    _REGIONS,
+    _STORE_BEATS,
+    _TARGET_BEATS,
+) = range(10)
 
 # Constants of the hardware: beats in the load buffer, transfers described, responses awaited.
 _BUFFER, _TRANSFERS, _PENDING_MOST = 512, 4, 255
@@ -116,8 +127,9 @@ def config(accelerator: Accelerator, memory: MemoryModel) -> np.ndarray:
     }
     beats = [a.beats(row_bytes.get(target, TABLE_ROW_BYTES)) for target in isa.LoadTarget]
     outside = (a.burst_beats, a.bus_bytes, memory.latency, memory.interval)
+    refresh = (memory.refresh_cycles, memory.refresh_period)
     inside = (a.scratchpad_rows, a.scratchpad_regions, a.beats(a.scratchpad_row_bytes))
-    return np.array([*outside, *inside, *beats], dtype=np.int64)
+    return np.array([*outside, *refresh, *inside, *beats], dtype=np.int64)
 
 
 def load_state() -> np.ndarray:
@@ -134,6 +146,12 @@ def store_state() -> np.ndarray:
     s = np.zeros(_STORE_WORDS, dtype=np.int64)
     s[_LAST_W] = s[_LAST_B] = _NEVER
     return s
+
+
+@numba.njit
+def _refreshing(cycle, cfg):
+    """Whether the memory moves nothing in this cycle."""
+    return cycle % cfg[_PERIOD] >= cfg[_PERIOD] - cfg[_REFRESH]
 
 
 @numba.njit
@@ -235,7 +253,8 @@ def load_step(s, T, cfg, items, cycle, start, granted):
         s[_BURSTS] += 1
     now = cycle + 1
     head = s[_BURST_HEAD]
-    s[_R] = s[_BURSTS] > 0 and now >= max(s[_ELIGIBLE + head], s[_PRESENTED] + cfg[_INTERVAL])
+    eligible = max(s[_ELIGIBLE + head], s[_PRESENTED] + cfg[_INTERVAL])
+    s[_R] = s[_BURSTS] > 0 and now >= eligible and not _refreshing(now, cfg)
     if s[_R] == 1:
         s[_PRESENTED] = now
         s[_LENGTHS + head] -= 1
@@ -280,9 +299,15 @@ def load_step(s, T, cfg, items, cycle, start, granted):
 
 
 @numba.njit
+def _accepts(s, cfg, cycle):
+    """Whether the memory accepts a beat in this cycle."""
+    return cycle >= s[_LAST_W] + cfg[_INTERVAL] and not _refreshing(cycle, cfg)
+
+
+@numba.njit
 def _sends(s, cfg, cycle):
     """Whether a beat is put on the bus in this cycle."""
-    accepted = cycle >= s[_LAST_W] + cfg[_INTERVAL]
+    accepted = _accepts(s, cfg, cycle)
     return s[_BEATS_LEFT] != 0 and s[_CURRENT] != 0 and (s[_W] == 0 or accepted)
 
 
@@ -328,7 +353,7 @@ def store_step(s, T, cfg, cycle, start, granted):
     responded = s[_B]
 
     # The memory takes the beat, and decides about the next cycle.
-    accepted = s[_W] == 1 and cycle >= s[_LAST_W] + cfg[_INTERVAL]
+    accepted = s[_W] == 1 and _accepts(s, cfg, cycle)
     if accepted:
         s[_LAST_W] = cycle
         if s[_W_LAST] == 1:
@@ -337,7 +362,8 @@ def store_step(s, T, cfg, cycle, start, granted):
     if s[_B] == 1:
         s[_LAST_B] = cycle
     now = cycle + 1
-    s[_B] = s[_RESPONSES] > 0 and now >= max(s[_DUE + s[_RESPONSE_HEAD]], s[_LAST_B] + 1)
+    due = max(s[_DUE + s[_RESPONSE_HEAD]], s[_LAST_B] + 1)
+    s[_B] = s[_RESPONSES] > 0 and now >= due and not _refreshing(now, cfg)
     if s[_B] == 1:
         s[_RESPONSE_HEAD] = (s[_RESPONSE_HEAD] + 1) % (_PENDING_MOST + 1)
         s[_RESPONSES] -= 1

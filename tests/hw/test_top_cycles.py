@@ -60,7 +60,12 @@ def as_program(machine, instructions) -> Program:
 @pytest.mark.parametrize("seed", range(12))
 def test_cycles(bench, seed):
     rng = random.Random(1000 + seed)
-    model = MemoryModel(latency=rng.choice((1, 2, 7, 30, 100)), interval=rng.choice((1, 1, 2, 4)))
+    model = MemoryModel(
+        latency=rng.choice((1, 2, 7, 30, 100)),
+        interval=rng.choice((1, 1, 2, 4)),
+        refresh_cycles=rng.choice((0, 1, 9)),
+        refresh_period=rng.choice((20, 97)),
+    )
     b = bench(model, bus_bytes=rng.choice((4, 8, 16)), burst_beats=rng.choice((1, 2, 8, 32)))
     instructions = transfers(seed, b.accelerator)
     measured = {}

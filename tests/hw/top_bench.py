@@ -132,6 +132,7 @@ class Bench:
         self.reset = Signal()
         self.silent = False
         """True: the memory answers nothing any more."""
+        self._origin = 0
         self._random = random.Random(self.model.seed)
         self._host_random = None if host_seed is None else random.Random(host_seed)
 
@@ -264,6 +265,10 @@ class Bench:
     def _stalled(self) -> bool:
         return self.model.stall > 0 and self._random.random() < self.model.stall
 
+    def _refreshing(self, cycle: int) -> bool:
+        period = self.model.refresh_period
+        return (cycle - self._origin) % period >= period - self.model.refresh_cycles
+
     async def _trace(self, ctx):
         t, names = self.top, TRACED
         signals = [t.trace_run_start, t.trace_run_end]
@@ -271,6 +276,7 @@ class Bench:
         cycle, run, begin = 0, None, 0
         async for _, _, first, last, *events in ctx.tick().sample(*signals):
             if first:
+                self._origin = cycle
                 run, begin = Run(0, {n: [] for n in names}, {n: [] for n in names}), cycle
             if run is not None:
                 for i, name in enumerate(names):
@@ -326,12 +332,20 @@ class Bench:
                     last_b, response_valid = cycle, False
 
             cycle += 1
-            for channel, allowed in (("ar", True), ("aw", True), ("w", cycle >= last_w + model.interval)):
+            refreshing = self._refreshing(cycle)
+            for channel, allowed in (
+                ("ar", True),
+                ("aw", True),
+                ("w", cycle >= last_w + model.interval and not refreshing),
+            ):
                 ready = allowed and not self._stalled() and not self.silent
                 ctx.set(getattr(self.top, f"m_axi_{channel}ready"), ready)
             if not read_valid and reads and not self._stalled() and not self.silent:
                 eligible, address, error, last = reads[0]
-                if cycle >= max(eligible, last_presented + model.interval, last_accepted + 1):
+                if (
+                    cycle >= max(eligible, last_presented + model.interval, last_accepted + 1)
+                    and not refreshing
+                ):
                     reads.popleft()
                     read_valid, last_presented = True, cycle
                     data = int.from_bytes(self.memory[address : address + size].tobytes(), "little")
@@ -341,7 +355,7 @@ class Bench:
             ctx.set(self.top.m_axi_rvalid, read_valid)
             if not response_valid and responses and not self._stalled() and not self.silent:
                 ready_at, error = responses[0]
-                if cycle >= max(ready_at, last_b + 1):
+                if cycle >= max(ready_at, last_b + 1) and not refreshing:
                     responses.popleft()
                     response_valid = True
                     ctx.set(self.top.m_axi_bresp, error)

@@ -121,7 +121,10 @@ def test_equals_rtl(simulator, seed):
     """Every start and every completion, the counters and the total, predicted before the RTL runs."""
     random = np.random.default_rng(seed)
     memory = MemoryModel(
-        latency=int(random.choice([1, 2, 5, 20, 60, 200])), interval=int(random.choice([1, 1, 2, 3, 4]))
+        latency=int(random.choice([1, 2, 5, 20, 60, 200])),
+        interval=int(random.choice([1, 1, 2, 3, 4])),
+        refresh_cycles=int(random.choice([0, 3, 10])),
+        refresh_period=int(random.choice([40, 200])),
     )
     program = random_program(simulator.accelerator, seed)
     timing = predict(program, memory)

@@ -62,7 +62,12 @@ def verilog(seed: int) -> str:
 def test_prediction_equals_rtl(machine_seed, graph_seed):
     seed = 100 * machine_seed + graph_seed
     random = np.random.default_rng(seed)
-    memory = MemoryModel(latency=int(random.integers(1, 201)), interval=int(random.integers(1, 5)))
+    memory = MemoryModel(
+        latency=int(random.integers(1, 201)),
+        interval=int(random.integers(1, 5)),
+        refresh_cycles=int(random.integers(0, 20)),
+        refresh_period=int(random.integers(20, 400)),
+    )
     accelerator = machine(machine_seed)
     graph = random_graph(seed, accelerator)
     program = compiler.compile(graph, accelerator)

@@ -15,6 +15,8 @@ MEMORIES = st.builds(
     MemoryModel,
     latency=st.integers(1, 200),
     interval=st.integers(1, 4),
+    refresh_cycles=st.integers(0, 20),
+    refresh_period=st.integers(21, 400),
     stall=st.sampled_from([0.0, 0.0, 0.1, 0.4]),
     seed=st.integers(0, 1000),
 )

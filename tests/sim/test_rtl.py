@@ -93,6 +93,30 @@ def test_memory_timing(simulator, codes, latency, interval):
     assert result.cycles[0] == response + 1 - result.starts[1]
 
 
+@pytest.mark.parametrize(("latency", "interval"), [(1, 1), (5, 2), (23, 1)])
+def test_refresh(simulator, codes, latency, interval):
+    """Nothing is presented in the last 7 of each 10 cycles since the run's start; all else is as without refresh."""
+    memory = MemoryModel(latency=latency, interval=interval, refresh_cycles=7, refresh_period=10)
+    result = simulator.run(program(), codes[:1], memory)
+    events = result.events[result.events["cycle"] >= result.starts[1]]
+    at = {(int(code), int(tag)): int(cycle - result.starts[1]) for cycle, code, tag in events}
+
+    def moved(cycle: int) -> int:
+        while cycle % 10 >= 3:
+            cycle += 1
+        return cycle
+
+    expected = [moved(at[0, 7] + latency)]
+    for _ in range(BEATS - 1):
+        expected.append(moved(expected[-1] + interval))
+    assert [at[READ, i] for i in range(BEATS)] == expected
+    expected = [moved(expected[-1] + 1)]
+    for _ in range(BEATS - 1):
+        expected.append(moved(expected[-1] + interval))
+    assert [at[WRITTEN, i] for i in range(BEATS)] == expected
+    assert at[7, 7] == moved(expected[-1] + latency)
+
+
 def test_random_stalls_change_time_only(simulator, codes):
     stalled = [simulator.run(program(), codes, MemoryModel(stall=0.5, seed=seed)) for seed in (1, 1, 2)]
     assert all((result.outputs == codes + 1).all() for result in stalled)
