@@ -29,6 +29,8 @@ from .ir import (
     row_bytes,
 )
 from .lower import lower
+from .order import arrange
+from .parts import split
 from .schedule import synchronize
 from .spill import least, schedule
 from .stream import Image, Plan, plan, residents, setup_loads
@@ -39,6 +41,12 @@ __all__ = ["Compiled", "compile", "compiled"]
 
 _PIECES = (8, 6, 4, 3, 2, 1)
 """Parts of a memory's free rows that one instruction may take where data is streamed, best first."""
+
+_WAYS = ((2, 0.9), (3, 0.9), (3, 0.7), (2, 0.6))
+"""Parts that layers are cut into, and the part of the scratchpad that may be alive at once."""
+
+_SETUP_INSTRUCTIONS = 32
+"""At most, where they matter: LOADs of what stays, and both ENDs."""
 
 _REMEDIES = {
     Memory.SCRATCHPAD: "Raise scratchpad_rows or scratchpad_regions, or use smaller images",
@@ -87,11 +95,9 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
             if not _larger(pieces, tensors.short):
                 raise CompileError(graph.name, tensors.problems)
             continue
-        items = _frame(tensors) if spills is None else tensors.items
         try:
-            for memory in Memory:
-                taken = allocate(accelerator, items, memory)
-                free[memory] = taken, capacity(accelerator, memory) - taken
+            placed = _fastest(tensors) if spills is None else _placed(tensors, tensors.items)
+            items, free, found = placed.items, placed.free, placed.plan
         except Overflow as overflow:
             if overflow.memory == Memory.SCRATCHPAD and ahead > 1:
                 ahead = 1
@@ -108,8 +114,6 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
                     continue
                 raise CompileError(graph.name, [_no_scratchpad(whole, rows)]) from None
             raise CompileError(graph.name, [_too_small(tensors, accelerator, overflow)]) from None
-        loaded = {m: free[m] for m in Memory if m not in (Memory.SCRATCHPAD, Memory.OUTSIDE)}
-        found = plan(accelerator, items, loaded)
         short = {memory for memory in (Memory.WEIGHT, Memory.PARAM) if _rows(items, memory) > free[memory][1]}
         if short - pieces.keys():
             pieces |= dict.fromkeys(short - pieces.keys(), 0)
@@ -122,6 +126,49 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
             largest = max(residents(items, found), key=lambda buffer: buffer.rows)
             overflow = Overflow(found, largest, free[found][0] + largest.rows)
             raise CompileError(graph.name, [_too_small(tensors, accelerator, overflow)])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Placed:
+    """Items in an order, and what their order leads to."""
+
+    items: list[Item]
+    free: dict[Memory, tuple[int, int]]
+    """Of each memory the first row that what is written leaves, and how many rows."""
+    plan: Plan | Memory
+
+
+def _placed(tensors: Tensors, items: list[Item]) -> _Placed:
+    """Rows for what items write, and a plan for what they read. Raises Overflow."""
+    a = tensors.accelerator
+    taken = {memory: allocate(a, items, memory) for memory in Memory}
+    free = {memory: (rows, capacity(a, memory) - rows) for memory, rows in taken.items()}
+    loaded = {m: free[m] for m in Memory if m not in (Memory.SCRATCHPAD, Memory.OUTSIDE)}
+    return _Placed(items=items, free=free, plan=plan(a, items, loaded))
+
+
+def _fastest(tensors: Tensors) -> _Placed:
+    """The items of a frame in the order, and the parts, that take the fewest cycles by estimate. Raises Overflow
+    where none fits."""
+    a, frame = tensors.accelerator, _frame(tensors)
+    orders, found = [frame], []
+    orders += [arrange(a, split(a, frame, parts), room) for parts, room in _WAYS]
+    for items in orders:
+        try:
+            found.append(_placed(tensors, items))
+        except Overflow as overflow:
+            last = overflow
+    if not found:
+        raise last
+    room = a.instructions - _SETUP_INSTRUCTIONS
+    possible = [
+        one
+        for one in found
+        if isinstance(one.plan, Plan)
+        and (one.items is frame or len(one.items) + len(one.plan.copies) <= room)
+    ]
+    best = min(possible, key=lambda one: one.plan.cycles, default=found[0])
+    return best if best is found[-1] else _placed(tensors, best.items)
 
 
 def _rows(items: list[Item], memory: Memory) -> int:

@@ -177,10 +177,14 @@ def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
     channels = blocks * i.steps * a.drain
     if i.mode == FetchMode.LINEAR:
         source = _tiles(i.src, i.src_stride, tiles, i.groups * i.chunks)
-    elif i.mode == FetchMode.CONV:
-        source = _tiles(i.src, i.src_stride, -(-i.height * i.width // a.columns), i.groups * i.tap_chunks)
     else:
-        source = _tiles(i.src, i.src_stride, -(-i.height // a.columns), -(-i.width // a.depth))
+        lines = -(-(i.positions - i.prefix) // i.out_width)
+        top = max(0, i.start_y)
+        bottom = max(top + 1, min(i.height, i.start_y + (lines - 1) * i.stride_y + i.taps_y))
+        join = i.mode == FetchMode.JOIN
+        width, rows = (1, -(-i.width // a.depth)) if join else (i.width, i.groups * i.tap_chunks)
+        first, last = top * width // a.columns, (bottom * width - 1) // a.columns
+        source = _tiles(i.src + first * i.src_stride, i.src_stride, last - first + 1, rows)
     found = [
         (Memory.SCRATCHPAD, source, False),
         (Memory.WEIGHT, _tiles(i.weight, i.weight_stride, blocks, i.chunks), False),

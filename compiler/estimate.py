@@ -6,10 +6,13 @@ from ..arch.accelerator import Accelerator
 from ..arch.isa import Engine, FetchMode, Opcode, VectorOp
 from .ir import Item, Memory, row_bytes
 
-__all__ = ["cycles", "engine"]
+__all__ = ["cycles", "engine", "occupied"]
 
-_STARTUP = 24
-"""From an instruction's start to its first result."""
+_MATRIX_LATENCY = 37
+"""From an element's fetch to its output's write; instructions overlap by it."""
+_VECTOR_LATENCY = 21
+_SOFTMAX_LATENCY = 40
+"""From a step's read to its write, or to the row scales besides `columns` cycles."""
 _PASSES = {VectorOp.ELEMENTWISE: 1, VectorOp.LAYERNORM: 2, VectorOp.SOFTMAX: 2, VectorOp.MULTIPLY: 2}
 """How often the vector engine walks through the channels."""
 _GATHER = 4
@@ -30,10 +33,16 @@ def cycles(accelerator: Accelerator, item: Item) -> int:
     tiles = -(-get("positions") // a.columns)
     if item.opcode == Opcode.VECTOR and get("op") == VectorOp.GATHER:
         size = get("channels") * (2 if get("src_wide") else 1)
-        return _STARTUP + get("positions") * max(_GATHER, -(-size // (2 * a.vector)))
+        return _VECTOR_LATENCY + get("positions") * max(_GATHER, -(-size // (2 * a.vector)))
     if item.opcode == Opcode.VECTOR:
         steps = -(-get("channels") // a.vector)
-        return _STARTUP + tiles * steps * _PASSES[VectorOp(get("op"))]
+        latency = _SOFTMAX_LATENCY + a.columns if get("op") == VectorOp.SOFTMAX else _VECTOR_LATENCY
+        return latency + tiles * steps * _PASSES[VectorOp(get("op"))]
     chunks, drain = get("chunks"), get("steps") * (2 if get("second") else 1)
     fetch = chunks if get("mode") == FetchMode.LINEAR else chunks * a.columns
-    return _STARTUP + tiles * get("groups") * max(get("blocks") * max(chunks, drain), fetch)
+    return _MATRIX_LATENCY + tiles * get("groups") * max(get("blocks") * max(chunks, drain), fetch)
+
+
+def occupied(item: Item, cycles: int) -> int:
+    """Cycles of them after which the engine takes its next item: the matrix engine overlaps its instructions."""
+    return cycles - _MATRIX_LATENCY if item.opcode == Opcode.MATRIX else cycles

@@ -7,9 +7,9 @@ import numpy as np
 from ..arch import graph as g
 from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES
-from ..arch.isa import Destination, FetchMode, VectorOp
+from ..arch.isa import Destination, FetchMode, Opcode, Region, VectorOp
 from . import attention, bands, moves, vector, windows
-from .ir import At, Memory, Page, Place, Span, capacity
+from .ir import At, Content, Item, Memory, Page, Place, Span, capacity
 from .matrix import Operand, Output, Params, emit
 from .rows import pack_norms, segments
 from .tensors import Tensors
@@ -30,6 +30,7 @@ def lower(tensors: Tensors, schedule: bands.Schedule | None = None, early: bool 
         return
     if tensors.heads_ahead > 1:
         tensors.shares = moves.shares(tensors)
+    lowering.streams = tensors.heads_ahead > 1
     lowering.input()
     for tag, operator in enumerate(graph.operators):
         if all(name in tensors.places for name in lowering.needs(operator)):
@@ -55,8 +56,11 @@ class _Lowering:
         self.wanted = self._wanted()
         """Windows in which a tensor's readers want it."""
         tensors.padded |= self._padded()
-        room = capacity(self.accelerator, Memory.SCRATCHPAD) // 8
-        self.keeps_biases = attention.bias_rows(tensors) <= room
+        self.room = capacity(self.accelerator, Memory.SCRATCHPAD) // 8
+        """Rows that constants of a kind may keep."""
+        self.streams = False
+        """Whether other constants are brought in every frame."""
+        self.keeps_biases = attention.bias_rows(tensors) <= self.room
         """Biases of attention stay on chip."""
 
     def _wanted(self) -> dict[str, int]:
@@ -99,11 +103,18 @@ class _Lowering:
             self.tensors.output(tensor)
 
     def constant(self, tag: int, operator: g.Constant) -> None:
-        """Content of the scratchpad that stays there."""
+        """Content of the scratchpad: it stays there, or is brought in every frame where it would take much of it."""
         tensor = self.graph.tensor(operator.output)
         place = self.tensors.output(tensor)
         value = self.graph.constant(operator, "value").reshape(tensor.positions, tensor.channels)
-        place.buffer.data, place.buffer.tag = place.layout.pack(self.accelerator, value), tag
+        data = place.layout.pack(self.accelerator, value)
+        if self.streams and len(data) > self.room:
+            values = {"target": Memory.SCRATCHPAD.value, "region": Region.WEIGHTS, "rows": len(data)}
+            values |= {"offset": Content(data, 0), "row": place.at()}
+            writes = (Span(place.buffer, 0, len(data)),)
+            self.tensors.items.append(Item(opcode=Opcode.LOAD, tag=tag, values=values, writes=writes))
+        else:
+            place.buffer.data, place.buffer.tag = data, tag
 
     def linear(self, tag: int, operator: g.Linear) -> None:
         drain = operator.drain

@@ -16,6 +16,7 @@ from ..arch.accelerator import Accelerator
 from ..arch.isa import Engine, Opcode, Region
 from . import estimate
 from .ir import PAGE_ROWS, At, Buffer, Item, Memory, Span, row_bytes
+from .order import dependencies
 
 __all__ = ["Image", "Plan", "load", "plan", "residents", "setup_loads"]
 
@@ -212,6 +213,7 @@ class _Work:
         self.costs = [estimate.cycles(accelerator, item) for item in items]
         self.beats = {memory: accelerator.beats(row_bytes(accelerator, memory)) for memory in Memory}
         self.engines = [estimate.engine(item) for item in items]
+        self.before, _ = dependencies(items)
         self.read = [_data(item) for item in items]
         self.users: dict[Buffer, list[int]] = {}
         for index, found in enumerate(self.read):
@@ -262,10 +264,10 @@ class _Work:
                 rows[buffer] = first
                 first += buffer.rows
             rings[memory] = _Ring(first, places[memory][0] + count - first)
-        free, ready = dict.fromkeys(Engine, 0), {}
+        free, ends = dict.fromkeys(Engine, 0), []
         copies, uses, begins, loaded = [], {}, [], 0
         for index, item in enumerate(self.items):
-            begin = max([0, *(ready.get(span.buffer, 0) for span in item.reads)])
+            begin = max((ends[earlier] for earlier in self.before[index]), default=0)
             for buffer in self.read[index]:
                 if buffer in rows or buffer.memory not in rings:
                     continue
@@ -283,14 +285,14 @@ class _Work:
                 begin = max(begin, copy.end)
             engine = self.engines[index]
             begin = max(begin, free[engine])
-            free[engine] = end = begin + self.costs[index]
+            end = begin + self.costs[index]
+            free[engine] = begin + estimate.occupied(item, self.costs[index])
             begins.append(begin)
-            for span in item.writes:
-                ready[span.buffer] = max(end, ready.get(span.buffer, 0))
+            ends.append(end)
             for copy in uses.get(index, {}).values():
                 copy.done = end
         return Plan(
-            cycles=max(free.values()), rows=rows, copies=copies, uses=uses, begins=begins, bytes=loaded
+            cycles=max(ends, default=0), rows=rows, copies=copies, uses=uses, begins=begins, bytes=loaded
         )
 
 

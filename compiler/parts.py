@@ -1,0 +1,160 @@
+"""Items cut into ranges of position tiles, so that what follows a part need not wait for the whole layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+from ..arch.accelerator import Accelerator
+from ..arch.isa import Destination, FetchMode, Opcode, ParamMode, Region, VectorOp
+from . import estimate
+from .ir import At, Item, Memory, Span, row_bytes
+
+__all__ = ["split"]
+
+_VECTOR_OPS = (VectorOp.ELEMENTWISE, VectorOp.LAYERNORM, VectorOp.SOFTMAX, VectorOp.MULTIPLY)
+_LEAST_CYCLES = 128
+"""A part shorter than this would spend more on its start than it hides."""
+
+
+def split(accelerator: Accelerator, items: list[Item], count: int) -> list[Item]:
+    """Items that compute the same, each cut into at most `count` parts where its fields allow that."""
+    return [part for item in items for part in _parts(accelerator, item, count)]
+
+
+def _parts(a: Accelerator, item: Item, count: int) -> list[Item]:
+    if item.opcode == Opcode.LOAD and item.values["region"] == Region.INPUT:
+        return _loads(a, item, count)
+    if item.opcode not in (Opcode.MATRIX, Opcode.VECTOR):
+        return [item]
+    if item.opcode == Opcode.VECTOR and item.values["op"] not in _VECTOR_OPS:
+        return [item]
+    tiles = -(-item.values["positions"] // a.columns)
+    edges = [0, *_cuts(a, item, tiles, count), tiles]
+    if len(edges) == 2:
+        return [item]
+    return [_part(a, item, first, end, tiles) for first, end in itertools.pairwise(edges)]
+
+
+def _cuts(a: Accelerator, item: Item, tiles: int, count: int) -> list[int]:
+    """Tiles at which parts after the first begin: the same ones for all items of as many tiles, as far as they can."""
+    unit = max(a.lanes.fixed8, a.depth) // a.columns
+    values = item.values
+    if item.opcode == Opcode.MATRIX and values["mode"] != FetchMode.LINEAR:
+        return _rows_of_windows(a, item, tiles, count)
+    chosen = {round(tiles * part / count / unit) * unit for part in range(1, count)}
+    cuts = sorted(cut for cut in chosen if unit <= cut <= tiles - unit // 2)
+    sizes = [end - first for first, end in zip([0, *cuts], [*cuts, tiles], strict=True)]
+    if estimate.occupied(item, estimate.cycles(a, item)) * min(sizes) < _LEAST_CYCLES * tiles:
+        return []
+    return cuts
+
+
+def _rows_of_windows(a: Accelerator, item: Item, tiles: int, count: int) -> list[int]:
+    """Tiles that begin with the first window of a row of windows."""
+    values, cuts = item.values, []
+    prefix, width = values.get("prefix", 0), values["out_width"]
+    starts = [
+        tile
+        for tile in range(1, tiles)
+        if tile * a.columns >= prefix and (tile * a.columns - prefix) % width == 0
+    ]
+    for part in range(1, count):
+        near = [tile for tile in starts if tile not in cuts]
+        if near:
+            cuts.append(min(near, key=lambda tile: abs(tile - tiles * part / count)))
+    return sorted(set(cuts))
+
+
+def _part(a: Accelerator, item: Item, first: int, end: int, tiles: int) -> Item:
+    """Tiles first..end of an item of `tiles`."""
+    values = dict(item.values)
+    values["positions"] = min(values["positions"] - first * a.columns, (end - first) * a.columns)
+    moved: list[tuple[At, int]] = []
+    """First rows of what is moved on from tile to tile, and by how many rows."""
+
+    def advance(field: str, stride: str | int) -> None:
+        rows = values[stride] if isinstance(stride, str) else stride
+        moved.append((values[field], rows))
+        values[field] = At(values[field].buffer, values[field].offset + first * rows)
+
+    windows = item.opcode == Opcode.MATRIX and values["mode"] != FetchMode.LINEAR
+    if windows:
+        line = (first * a.columns - values.get("prefix", 0)) // values["out_width"] if first else 0
+        values["start_y"] = values.get("start_y", 0) + line * values["stride_y"]
+        values["prefix"] = 0 if first else values.get("prefix", 0)
+    else:
+        advance("src", "src_stride")
+    if values.get("residual") or values.get("bias") or values.get("op") == VectorOp.MULTIPLY:
+        advance("residual_row", 0 if values.get("broadcast") else "residual_stride")
+    if item.opcode == Opcode.VECTOR:
+        advance("dst", "dst_stride")
+        if values["op"] == VectorOp.SOFTMAX:
+            advance("param", 1)
+    else:
+        _destination(a, values, first, advance)
+        if values.get("param_mode") == ParamMode.TOKEN:
+            advance("param", 1)
+        if values.get("second"):
+            advance("second_dst", "second_stride")
+    reads = tuple(_span(span, moved, first, end, tiles) for span in item.reads)
+    if windows:
+        reads = tuple(_seen(a, values, span) for span in reads)
+    writes = tuple(_span(span, moved, first, end, tiles) for span in item.writes)
+    return dataclasses.replace(item, values=values, reads=reads, writes=writes)
+
+
+def _destination(a: Accelerator, values: dict, first: int, advance) -> None:
+    """Where a part's outputs go."""
+    if values.get("destination", Destination.SCRATCHPAD) == Destination.SCRATCHPAD:
+        advance("dst", "dst_stride")
+        return
+    keys = values["destination"] == Destination.KEYS
+    unit = (a.lanes.fixed8 if keys else a.depth) // a.columns
+    rows = first // unit * (values["dst_stride"] if keys else 1)
+    values["dst"] = At(values["dst"].buffer, values["dst"].offset + rows)
+
+
+def _span(span: Span, moved: list[tuple[At, int]], first: int, end: int, tiles: int) -> Span:
+    """The rows of a span of all tiles that belong to tiles first..end."""
+    for at, stride in moved:
+        if span.buffer is at.buffer and span.first == at.offset and stride:
+            last = span.rows - (tiles - 1) * stride
+            return Span(span.buffer, span.first + first * stride, (end - first - 1) * stride + last)
+    return span
+
+
+def _seen(a: Accelerator, values: dict, span: Span) -> Span:
+    """The rows of an image that a part's windows see."""
+    source, stride = values["src"], values["src_stride"]
+    if span.buffer is not source.buffer or span.first != source.offset:
+        return span
+    lines = -(-(values["positions"] - values["prefix"]) // values["out_width"])
+    top = max(0, values["start_y"])
+    bottom = min(values["height"], values["start_y"] + (lines - 1) * values["stride_y"] + values["taps_y"])
+    width = 1 if values["mode"] == FetchMode.JOIN else values["width"]
+    if bottom <= top:
+        return span
+    first, last = top * width // a.columns, (bottom * width - 1) // a.columns
+    rest = span.rows - (-(-values["height"] * width // a.columns) - 1) * stride
+    return Span(span.buffer, span.first + first * stride, (last - first) * stride + rest)
+
+
+def _loads(a: Accelerator, item: Item, count: int) -> list[Item]:
+    """A LOAD of the input in runs of rows."""
+    (span,) = item.writes
+    total, parts = item.values["rows"], []
+    pitch = a.beats(row_bytes(a, Memory.SCRATCHPAD)) * a.bus_bytes
+    count = max(1, min(count, total * (pitch // a.bus_bytes) // _LEAST_CYCLES))
+    edges = [total * part // count for part in range(count + 1)]
+    for first, end in itertools.pairwise(edges):
+        if end > first:
+            row = item.values["row"]
+            values = item.values | {"row": At(row.buffer, row.offset + first), "rows": end - first}
+            values["offset"] = values.get("offset", 0) + first * pitch
+            parts.append(
+                dataclasses.replace(
+                    item, values=values, writes=(Span(span.buffer, span.first + first, end - first),)
+                )
+            )
+    return parts
