@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..arch.numerics import exp_table
 from .units import QuantizeError, Unit
 
 __all__ = ["CLASSES", "activation_classes", "bits_by_class", "exp_levels"]
@@ -56,7 +55,7 @@ def activation_classes(units: list[Unit], root: Mapping[str, str]) -> dict[str, 
     return found
 
 
-def exp_levels(bits: int) -> np.ndarray:
-    """The table of exponentials, uint8 (256,), restricted to 2**bits levels between 0 and 255."""
+def exp_levels(table: np.ndarray, bits: int) -> np.ndarray:
+    """A table of exponentials (256,), uint8, restricted to 2**bits levels between 0 and 255."""
     top = (1 << bits) - 1
-    return np.rint(np.rint(exp_table() * (top / 255)) * (255 / top)).astype(np.uint8)
+    return np.rint(np.rint(table * (top / 255)) * (255 / top)).astype(np.uint8)

@@ -10,6 +10,7 @@ from ..arch.graph import Constant, Drain, Elementwise, Operator, Residual, Secon
 from .bits import activation_classes
 from .calibrate import Histogram, Range, Statistics
 from .floatgraph import ACTIVATIONS, FloatGraph
+from .functions import problems, table_values
 from .report import Layer
 from .units import Unit, fold, partners, roots, wanted
 
@@ -61,6 +62,8 @@ class Builder:
         self.operators: list[Operator] = []
         self.constants: dict[str, np.ndarray] = {}
         self.layers: list[Layer] = []
+        self.problems: list[str] = []
+        """Layers whose function cannot be computed, a line each."""
         self.follower = None
         """A `compensate.Follower` where layers make up for the errors of those before them."""
 
@@ -183,24 +186,25 @@ class Builder:
 
     def _table(self, unit: Unit, found: Range) -> tuple[np.ndarray, Range]:
         """The activation as a table over a 10-bit index that spans where the output's code changes."""
-        function = ACTIVATIONS[unit.act.attrs["kind"]]
 
-        def codes(real: np.ndarray) -> np.ndarray:
-            y = function(torch.from_numpy(np.asarray(real, dtype=np.float64))).numpy()
+        def codes(y: np.ndarray) -> np.ndarray:
             return numerics.clamp(
                 np.rint(y / found.scale).astype(np.int64) + found.zero_point, found.lo, found.hi
             )
 
+        kind = unit.act.attrs["kind"]
         histogram = self.statistics.histograms[unit.act.inputs[0]]
         grid = np.linspace(histogram.minimum, histogram.maximum, 8192)
-        changes = np.flatnonzero(np.diff(codes(grid)))
+        changes = np.flatnonzero(np.diff(codes(ACTIVATIONS[kind](torch.from_numpy(grid)).numpy())))
         if len(changes):
             grid = grid[max(changes[0] - 1, 0) : changes[-1] + 3]
         low, high = float(grid[0]), float(grid[-1])
         half = 1 << (_TABLE_BITS - 1)
         scale = max(high - low, 1e-6) / (2 * half - 1)
         index = Range(scale, round(-half - low / scale), -half, half - 1)
-        return codes((np.arange(-half, half) - index.zero_point) * scale).astype(np.int8), index
+        inputs = np.arange(-half, half) - index.zero_point
+        self.problems += problems(unit.act.name, kind, inputs, scale)
+        return codes(table_values(kind, inputs, scale)).astype(np.int8), index
 
     def _residual(
         self, unit: Unit, found: Range, bias: np.ndarray, shape: tuple[int, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -186,8 +186,13 @@ class Stream:
             yield preprocess(batch, self.preprocessing)
 
 
-def collect(graph: FloatGraph, batches: Iterable[torch.Tensor]) -> Statistics:
-    """Run `batches` of preprocessed images (N, H, W, C) through `graph` and gather statistics."""
+def collect(
+    graph: FloatGraph, batches: Iterable[torch.Tensor], other: Mapping[str, Node] | None = None
+) -> Statistics:
+    """Run `batches` of preprocessed images (N, H, W, C) through `graph` and gather statistics.
+
+    The histogram of a node in `other` is that of what the other node computes from the same inputs.
+    """
     histograms = {name: Histogram() for name in ("input", *(node.name for node in graph.nodes))}
     weighted = [node for node in graph.nodes if node.kind in ("linear", "conv")]
     sums: dict[str, list] = {node.name: [0.0, 0.0, 0] for node in weighted}
@@ -199,7 +204,11 @@ def collect(graph: FloatGraph, batches: Iterable[torch.Tensor]) -> Statistics:
         logits = values[graph.nodes[-1].name].reshape(len(chunk), -1)
         F.cross_entropy(logits, logits.argmax(dim=1), reduction="sum").backward()
         for name, histogram in histograms.items():
-            histogram.add(values[name].detach())
+            if other and name in other:
+                with torch.no_grad():
+                    histogram.add(evaluate(other[name], [values[source] for source in other[name].inputs]))
+            else:
+                histogram.add(values[name].detach())
         for node in weighted:
             gradient = values[node.name].grad
             if gradient is not None:

@@ -16,7 +16,7 @@ import torch
 
 from .builder import Builder
 from .calibrate import Moments, Range, Stream, patches, sampled
-from .floatgraph import Node, evaluate
+from .floatgraph import FloatGraph, Node, evaluate
 from .units import Unit
 
 __all__ = ["Follower", "Wanted", "fitted"]
@@ -98,10 +98,12 @@ def _error(weight: np.ndarray, covariance: np.ndarray, cross: np.ndarray) -> flo
 
 
 class Follower:
-    """Some of the calibration images on their way through both networks."""
+    """Some of the calibration images on their way through both networks: `graph`, and what `builder` makes of its own
+    graph, whose nodes have the same names."""
 
-    def __init__(self, builder: Builder, stream: Stream):
+    def __init__(self, builder: Builder, stream: Stream, graph: FloatGraph):
         self.builder = builder
+        self.nodes = {node.name: node for node in graph.nodes}
         self.last_use = {
             name: i
             for i, unit in enumerate(builder.units)
@@ -162,10 +164,11 @@ class Follower:
         dtype = "s16" if wide else "s8"
         real, made = [], []
         for i in range(len(self.real["input"])):
-            sums = self.sums[i] if self.sums else self._evaluate(node, self.real, i)
-            real.append(_finished(unit, sums, self._residual(unit, i, self.real)))
+            sums = self.sums[i] if self.sums else self._evaluate(self.nodes[node.name], self.real, i)
+            act = unit.act and self.nodes[unit.act.name]
+            real.append(_finished(unit, act, sums, self._residual(unit, i, self.real)))
             sums = self._evaluate(quantized, None, i)
-            value = _finished(unit, sums, self._residual(unit, i, None))
+            value = _finished(unit, unit.act, sums, self._residual(unit, i, None))
             made.append(_rounded(value, builder.range(unit.out, dtype)))
         self.real[unit.out], self.made[unit.out], self.sums = real, made, None
         now = builder.units.index(unit)
@@ -196,15 +199,17 @@ class Follower:
         return value if dtype == "s16" else _rounded(value, self.builder.range(name, "s8"))
 
 
-def _finished(unit: Unit, sums: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-    """The value of a unit from what its anchor computes."""
+def _finished(
+    unit: Unit, act: Node | None, sums: torch.Tensor, residual: torch.Tensor | None
+) -> torch.Tensor:
+    """The value of a unit from what its anchor computes; `act` is its activation, which the anchor itself may be."""
     if unit.constant is not None and unit.anchor.kind in ("conv", "linear"):
         rows = torch.from_numpy(unit.constant).float()
         sums = sums.flatten(1, -2) + rows[unit.prefix :]
         sums = torch.cat([rows[: unit.prefix].expand(len(sums), -1, -1), sums], dim=1)
     if residual is not None:
         sums = sums + residual
-    return sums if unit.act is None or unit.act is unit.anchor else evaluate(unit.act, [sums])
+    return sums if act is None or act.name == unit.anchor.name else evaluate(act, [sums])
 
 
 def _rounded(value: torch.Tensor, found: Range) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from ..arch import numerics
 from ..arch.graph import (
@@ -25,12 +24,14 @@ from ..arch.graph import (
     Slice,
     Tensor,
 )
+from ..arch.published import EXP_TABLES
 from ..arch.schemes import Scheme
 from .bits import exp_levels
 from .builder import CONSTANT_LIMIT, Builder, scaled
 from .calibrate import Range
 from .compensate import Wanted
-from .floatgraph import ACTIVATIONS, Node
+from .floatgraph import Node
+from .functions import problems, table_values
 from .rows import accumulator_range, quantize_rows
 from .units import QuantizeError, Unit, factors
 
@@ -139,8 +140,9 @@ def _act(builder: Builder, unit: Unit) -> None:
     node = unit.anchor
     source, x = builder.read(node.inputs[0], "s8"), builder.range(node.inputs[0], "s8")
     found = builder.range(unit.out, "s8")
-    real = torch.from_numpy((np.arange(-128, 128) - x.zero_point) * x.scale)
-    y = np.rint(ACTIVATIONS[node.attrs["kind"]](real).numpy() / found.scale).astype(np.int64)
+    kind, codes = node.attrs["kind"], np.arange(-128, 128) - x.zero_point
+    builder.problems += problems(node.name, kind, codes, x.scale)
+    y = np.rint(table_values(kind, codes, x.scale) / found.scale).astype(np.int64)
     table = numerics.clamp(y + found.zero_point, found.lo, found.hi).astype(np.int8)
     m, n = _IDENTITY
     builder.store(
@@ -239,9 +241,10 @@ def _attention(builder: Builder, unit: Unit) -> None:
         np.zeros(heads),
         0,
     )
-    m2, n2 = numerics.scale_to_mn(v.scale / y.scale, n_max=30)
+    m2, n2 = numerics.scale_to_mn(v.scale * float(node.attrs.get("share", 1.0)) / y.scale, n_max=30)
     fields = {"m2": np.full(heads, m2, np.uint16), "n2": np.full(heads, n2, np.uint8)}
-    builder.store(node.name, logits | fields | {"exp": exp_levels(builder.bits["e"])})
+    exp = EXP_TABLES[node.attrs.get("exp", "exact")]()
+    builder.store(node.name, logits | fields | {"exp": exp_levels(exp, builder.bits["e"])})
     if "bias" in node.params:
         builder.store(node.name, {"bias": _bias_codes(node.params["bias"].double().numpy())})
     source, keys, values = (builder.read(name, "s8") for name in node.inputs)

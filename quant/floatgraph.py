@@ -8,15 +8,47 @@ a leading batch axis. BatchNorm is already folded into convolutions, dropout and
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..arch.graph import Preprocessing
+from ..arch.numerics import EXP_STEP
+from ..arch.published import EXP_TABLES, SHIFT_GELU_SLOPE
 from .fake_quantize import fake_quantize
 
 __all__ = ["ACTIVATIONS", "FloatGraph", "Node"]
+
+_POLYNOMIAL_ERF = (-0.2888, -1.769)
+"""a and b of erf(x) = sign(x) (a (min(|x|, -b) + b)^2 + 1) (I-BERT: Kim et al., 2021)."""
+
+
+def _shift_gelu(x: torch.Tensor) -> torch.Tensor:
+    """ShiftGELU without the roundings of its input: x * sigmoid(1.702 x) in 128 steps, exponentials linear in between."""
+    p = (x * SHIFT_GELU_SLOPE * 1.4375).clamp(-60, 60)
+    q = torch.ceil(p)
+    e = torch.exp2(q) * (1 + (p - q) / 2)
+    return x * torch.floor(128 * e / (e + 1)).clamp(max=127) / 128
+
+
+def _polynomial_gelu(x: torch.Tensor) -> torch.Tensor:
+    """GELU of HeatViT (arXiv 2211.08110, equations 11 and 12) with delta1 = 0.5."""
+    a, b = _POLYNOMIAL_ERF
+    u = x / math.sqrt(2)
+    return x / 2 * (1 + 0.5 * torch.sign(u) * (a * (u.abs().clamp(max=-b) + b) ** 2 + 1))
+
+
+def _plan_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """PLAN (Amin, Curtis and Hayes-Gill, 1997): the sigmoid in lines whose slopes are powers of two."""
+    size = x.abs()
+    y = torch.where(
+        size < 1, size / 4 + 0.5, torch.where(size < 2.375, size / 8 + 0.625, size / 32 + 0.84375)
+    )
+    y = torch.where(size < 5, y, 1.0)
+    return torch.where(x < 0, 1 - y, y)
+
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -30,6 +62,9 @@ ACTIVATIONS = {
     "hardsigmoid": F.hardsigmoid,
     "erf": torch.erf,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "shift_gelu": _shift_gelu,
+    "polynomial_gelu": _polynomial_gelu,
+    "plan_sigmoid": _plan_sigmoid,
 }
 
 
@@ -43,7 +78,8 @@ class Node:
     layernorm  gamma (C,), beta (C,); eps
     attention  inputs q (T, heads * head_dim), k and v (Tk, heads * head_dim); heads, scale (multiplies q.k); windows:
                q, k and v are that many groups of successive tokens with attention inside each; params["bias"]
-               (1 or windows, 1 or heads, T / windows, Tk / windows) is added to the scaled q.k where present
+               (1 or windows, 1 or heads, T / windows, Tk / windows) is added to the scaled q.k where present; exp: a key of
+               EXP_TABLES ("exact" where absent), share: multiplies the softmax (1 where absent)
     act        kind: a key of ACTIVATIONS
     quant      scale, zero_point, lo, hi, rounding of `fake_quantize`: only in models that come quantized
     add        two inputs of one shape, or one input and params["constant"] of that shape
@@ -104,7 +140,16 @@ def _attention(node: Node, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
     scores = q @ k.transpose(-1, -2) * node.attrs["scale"]
     if "bias" in node.params:
         scores = scores + node.params["bias"]
-    return (torch.softmax(scores, dim=-1) @ v).transpose(2, 3).flatten(3).flatten(1, 2)
+    return (_softmax(node, scores) @ v).transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def _softmax(node: Node, scores: torch.Tensor) -> torch.Tensor:
+    exp = node.attrs.get("exp", "exact")
+    if exp == "exact":
+        return torch.softmax(scores, dim=-1)
+    distance = torch.round((scores.amax(-1, keepdim=True) - scores) / EXP_STEP).clamp(max=255)
+    e = torch.from_numpy(EXP_TABLES[exp]()).to(scores)[distance.long()]
+    return e * (node.attrs.get("share", 1.0) / e.sum(-1, keepdim=True))
 
 
 def _gather(node: Node, x: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -18,6 +19,7 @@ from .data import Images, open_images
 from .emission import build
 from .equalize import equalize
 from .floatgraph import FloatGraph
+from .functions import check_functions, replaced
 from .report import Execute, Layer, Report, measure
 from .rows import check_mixture
 from .units import QuantizeError, rewrite
@@ -36,6 +38,7 @@ def quantize(
     mixture: dict[Scheme, int],
     drain: int = 1,
     activation_bits: int | Mapping[str, int] = 8,
+    functions: str = "exact",
     name: str | None = None,
     labels: tuple[str, ...] = (),
     execute: Execute | None = None,
@@ -45,12 +48,14 @@ def quantize(
 
     `mixture` counts the lanes of each scheme in one array and `drain` the channels drained at once: of every block
     of sum(mixture) output channels the rows split exactly so (see `rows.assign`). `activation_bits` is one number 4..8
-    or one per class of tensor (see `bits.CLASSES`). With `execute` the report holds
+    or one per class of tensor (see `bits.CLASSES`), `functions` one of `functions.FAMILIES`: layers are fitted to what those
+    of other systems give them. With `execute` the report holds
     the signal to noise ratio of every layer, on at most 32 of the images. `progress` gets the name of each step that
     begins: "equalize" and "calibrate", which are passes over the images, and "rows". Images are an array (N, H, W, C), or any
     other source of `data.open_images`. Raises QuantizeError, rows.MixtureError, data.DataError.
     """
     check_mixture(mixture, drain)
+    check_functions(functions)
     bits = bits_by_class(activation_bits)
     images = open_images(calibration_images, tuple(float_graph.input_shape), raw_max=preprocessing.raw_max)
     model = rewrite(float_graph)
@@ -62,12 +67,18 @@ def quantize(
     weight_bits = 8 if set(mixture) == {Scheme.FIXED8} else 4
     model = equalize(model, stream, activation_bits=bits["other"], weight_bits=weight_bits)
     progress("calibrate")
-    statistics = collect(model, stream)
+    made = dataclasses.replace(model, nodes=[replaced(node, functions) for node in model.nodes])
+    other = {
+        new.name: new for new, node in zip(made.nodes, model.nodes, strict=True) if new.attrs != node.attrs
+    }
+    statistics = collect(model, stream, other)
     progress("rows")
-    builder = Builder(model, statistics, mixture, drain, bits)
-    if not fine:
-        builder.follower = Follower(builder, stream)
+    builder = Builder(made, statistics, mixture, drain, bits)
+    if other or not fine:
+        builder.follower = Follower(builder, stream, model)
     output = build(builder)
+    if builder.problems:
+        raise QuantizeError("\n".join(builder.problems))
     graph = Graph(
         name=name or float_graph.name,
         input="input",

@@ -225,13 +225,15 @@ def quantize(
     *,
     rows: str = "mixed",
     activation_bits: int = 8,
+    functions: str = "exact",
     float_graph: FloatGraph | None = None,
     progress: Progress = silent,
 ) -> Quantized:
     """Import (unless `float_graph` is the imported model), calibrate and quantize a model.
 
-    Rows "mixed" follow the lane mixture of `target`; "fixed8" are all Fixed-8. An ONNX model that comes quantized keeps its
-    codes, scales and bits: images and `activation_bits` are not used, and rows take narrow lanes where these hold the codes.
+    Rows "mixed" follow the lane mixture of `target`; "fixed8" are all Fixed-8. `functions` are "exact", or those of "i-vit" or
+    "heatvit" (`quant.functions`). An ONNX model that comes quantized keeps its codes, scales and bits: images and
+    `activation_bits` are not used, and rows take narrow lanes where these hold the codes.
     """
     if rows not in ("mixed", "fixed8"):
         raise UserError(f"rows must be mixed or fixed8, not {rows!r}")
@@ -239,6 +241,10 @@ def quantize(
     if float_graph is None:
         progress(f"{model.name}: importing")
         if onnx_import.is_quantized(model):
+            if functions != "exact":
+                raise UserError(
+                    f"model {model.name}: functions must be exact where it comes quantized, not {functions}"
+                )
             return Quantized(*onnx_import.integer(model, mixture=mixture, drain=target.drain))
         float_graph = _float_graph(model)
     progress(f"{model.name}: quantizing, {rows} rows")
@@ -249,7 +255,8 @@ def quantize(
         mixture=mixture,
         drain=target.drain,
         activation_bits=activation_bits,
-        name=f"{model.name}-{rows}",
+        functions=functions,
+        name=f"{model.name}-{rows}" + ("" if functions == "exact" else f"-{functions}"),
         execute=functools.partial(reference.run, keep=True),
     )
     return Quantized(graph, report)
@@ -275,6 +282,7 @@ def finetune(
     start: Graph | None = None,
     rows: str = "mixed",
     activation_bits: int = 8,
+    functions: str = "exact",
     checkpoint: str | Path | None = None,
     device: str | None = None,
     progress: Progress = silent,
@@ -303,6 +311,7 @@ def finetune(
                 target,
                 rows=rows,
                 activation_bits=activation_bits,
+                functions=functions,
                 float_graph=teacher,
                 progress=progress,
             )

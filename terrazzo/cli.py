@@ -30,6 +30,12 @@ app = typer.Typer(
 _out = Console(width=None if sys.stdout.isatty() else 120)
 _err = Console(stderr=True)
 
+Functions = Annotated[
+    str,
+    typer.Option(
+        help="exact, or those of published systems: i-vit (Shiftmax, ShiftGELU), heatvit (polynomials)."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 File = Annotated[Path | None, typer.Argument(help="ONNX model, instead of --model.", show_default=False)]
 Model = Annotated[
@@ -126,6 +132,7 @@ def quantize(
     images: Annotated[Path | None, typer.Option(help="Folder of calibration images.")] = None,
     rows: Annotated[str, typer.Option(help="mixed (the accelerator's lane mixture) or fixed8.")] = "mixed",
     activation_bits: Annotated[int, typer.Option(min=4, max=8)] = 8,
+    functions: Functions = "exact",
     board: BoardName = None,
     accelerator: AcceleratorFile = None,
     onnx: Annotated[Path | None, typer.Option(help="Also export the integer graph to ONNX.")] = None,
@@ -143,6 +150,7 @@ def quantize(
             api.make_accelerator(board, accelerator),
             rows=rows,
             activation_bits=activation_bits,
+            functions=functions,
             progress=progress,
         )
         result.graph.save(output)
@@ -196,6 +204,7 @@ def finetune(
     ] = None,
     rows: Annotated[str, typer.Option(help="mixed (the accelerator's lane mixture) or fixed8.")] = "mixed",
     activation_bits: Annotated[int, typer.Option(min=4, max=8)] = 8,
+    functions: Functions = "exact",
     board: BoardName = None,
     accelerator: AcceleratorFile = None,
     epochs: Annotated[int, typer.Option(help="How often every image is seen.")] = 10,
@@ -237,6 +246,7 @@ def finetune(
             start=None if start is None else api.Graph.load(start),
             rows=rows,
             activation_bits=activation_bits,
+            functions=functions,
             checkpoint=checkpoint,
             device=device,
             progress=progress,

@@ -41,6 +41,8 @@ class Row:
     """Lanes of each scheme in one block of output channels."""
     bits: int | Mapping[str, int] = 8
     """Bits of activations, see `quant.bits`."""
+    functions: str = "exact"
+    """See `quant.functions`."""
     lost: float | None = None
     """Points of top-1 that may be lost against float on the same images; None where the figure is only reported."""
     agreement: float | None = None
@@ -56,6 +58,8 @@ ROWS = {
     "deit-tiny-fixed8": Row(model="deit-tiny", mixture={F8: 64}, lost=0.8, agreement=94.0),
     "deit-tiny-fixed4": Row(model="deit-tiny", mixture=_F4, lost=2.7),
     "deit-tiny-pot4": Row(model="deit-tiny", mixture={F8: 35, P4: 29}, lost=3.2),
+    "deit-tiny-fixed8-ivit": Row(model="deit-tiny", mixture={F8: 64}, functions="i-vit"),
+    "deit-tiny-fixed8-heatvit": Row(model="deit-tiny", mixture={F8: 64}, functions="heatvit"),
     "mobilenet-v1-fixed8": Row(model="mobilenet-v1", mixture={F8: 64}, lost=1.4),
     "mobilenet-v2-fixed8": Row(model="mobilenet-v2", mixture={F8: 64}, lost=0.8),
     "mobilenet-v2-fixed4": Row(model="mobilenet-v2", mixture=_V2_F4, lost=4.0),
@@ -148,7 +152,12 @@ def measure(name: str, folder: Path, progress=print) -> dict:
     progress(f"{name}: quantizing on {len(calibration)} images")
     start, processor = time.perf_counter(), time.process_time()
     graph, _ = quantizer.quantize(
-        float_graph, calibration, preprocessing, mixture=dict(row.mixture), activation_bits=row.bits
+        float_graph,
+        calibration,
+        preprocessing,
+        mixture=dict(row.mixture),
+        activation_bits=row.bits,
+        functions=row.functions,
     )
     quantize_s, processor_s = time.perf_counter() - start, time.process_time() - processor
     quantize_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -171,6 +180,7 @@ def measure(name: str, folder: Path, progress=print) -> dict:
         "weights_percent": weights,
         "weight_bits": round(bits, 2),
         "activation_bits": row.bits if isinstance(row.bits, int) else dict(row.bits),
+        "functions": row.functions,
         "calibration_images": len(calibration),
         "images": len(measured),
         "float_top1": round(100 * float((real == measured.labels).mean()), 2),
@@ -210,6 +220,8 @@ def table(rows: dict[str, dict]) -> str:
         shares = " ".join(f"{scheme} {share:g}" for scheme, share in row["rows_percent"].items())
         bits = row["activation_bits"]
         bits = f"A{bits}" if isinstance(bits, int) else " ".join(f"{k}:{v}" for k, v in bits.items())
+        functions = row.get("functions", "exact")
+        bits += "" if functions == "exact" else f", {functions}"
         demanded = "" if row["target_lost"] is None else f"-{row['target_lost']:g}"
         if row["target_agreement"]:
             demanded += f", agreement {row['target_agreement']:g}"

@@ -50,7 +50,7 @@ def test_coarse_networks_come_closer(gallery_cnn, gallery_vit, plain_preprocessi
         for follows in (True, False):
             with monkeypatch.context() as patch:
                 if not follows:
-                    patch.setattr(quantizer, "Follower", lambda builder, stream: None)
+                    patch.setattr(quantizer, "Follower", lambda builder, stream, graph: None)
                 mixture = {Scheme.FIXED8: 1, Scheme.FIXED4: 3}
                 graph, _ = quantizer.quantize(
                     model, calibration, preprocessing, mixture=mixture, activation_bits=4
