@@ -57,7 +57,6 @@ class Parameters(nn.Module):
         self.group = _groups(graph)
         self.register_buffer("origin", torch.zeros((), dtype=torch.float64), persistent=False)
         fixed = {graph.input} | {t.name for t in graph.tensors if t.dtype == "s16"}
-        fixed |= {o.output for o in graph.operators if (d := drained(o)) is not None and d.table}
         fixed = {self.group[name] for name in fixed}
         self.steps, self.zeros = nn.ParameterDict(), nn.ParameterDict()
         self.weights, self.gains, self.offsets = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
@@ -139,8 +138,10 @@ class Parameters(nn.Module):
             self.gains[key] = nn.Parameter(torch.zeros(len(codes), dtype=torch.float64))
             self.offsets[key] = nn.Parameter(torch.zeros(len(codes), dtype=torch.float64))
         if operator.drain.table:
-            table = self.graph.constant(operator, "table").astype(np.float64)
-            self._hold(operator, table=table.astype(np.float32), slope=_slope(table).astype(np.float32))
+            y = self.graph.tensor(operator.output)
+            table = self.graph.constant(operator, "table").clip(operator.drain.lo, operator.drain.hi)
+            curve = (_curve(table.astype(np.float64)) - y.zero_point) * y.scale
+            self._hold(operator, curve=curve, slope=_slope(table.astype(np.float64)) * y.scale)
         else:
             y = self.graph.tensor(operator.output)
             self._hold(operator, cut=(operator.drain.hi - y.zero_point) * y.scale)
@@ -208,6 +209,12 @@ class Parameters(nn.Module):
         integers = st.scaled(factor.detach(), shift.detach(), sums, int(zero.detach()))
         return factor, shift + zero, (*integers, sums)
 
+    def _table(self, operator: Operator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of every index of a table: the output's code, its real value in codes and that one's slope, with gradient."""
+        step, lo, hi = self.step(operator.output), operator.drain.lo, operator.drain.hi
+        real = self._held(operator, "curve") / step + self.zero(operator.output)
+        return real.detach().round().clamp(lo, hi), real.clamp(lo, hi), self._held(operator, "slope") / step
+
     def _limits(self, operator: Operator) -> tuple[int, int]:
         """What a drain without table clamps to: rectifiers follow zero point and step."""
         y, drain = self.graph.tensor(operator.output), operator.drain
@@ -264,6 +271,16 @@ class Parameters(nn.Module):
 
 def limits(tensor: Tensor) -> tuple[int, int]:
     return -(1 << (tensor.bits - 1)), (1 << (tensor.bits - 1)) - 1
+
+
+def _curve(table: np.ndarray) -> np.ndarray:
+    """The function behind a table of rounded values: lines between the middles of equal entries, within their roundings."""
+    edges = np.flatnonzero(np.diff(table)) + 1
+    starts, ends = np.r_[0, edges], np.r_[edges, len(table)]
+    middles = (starts + ends - 1) / 2
+    middles[0], middles[-1] = (ends[0] - 1, starts[-1]) if len(edges) else (0, 0)
+    smooth = np.interp(np.arange(len(table)), middles, table[starts])
+    return np.clip(smooth, table - 0.49, table + 0.49)
 
 
 def _slope(table: np.ndarray) -> np.ndarray:

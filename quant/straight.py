@@ -73,11 +73,12 @@ def residual_add(t, r, m: int, n: int, lo: int, hi: int) -> torch.Tensor:
     return (t.clamp(-32768, 32767) + other).clamp(-32768, 32767).clamp(lo, hi)
 
 
-def lookup(index: torch.Tensor, table: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """table[index + len / 2] of clamped codes; the gradient is slope[index + len / 2]."""
-    half = len(table) // 2
+def lookup(index: torch.Tensor, codes: torch.Tensor, real: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """codes[index + len / 2] of clamped codes; the gradient is that of a line through `real` with `slope` there."""
+    half = len(codes) // 2
     place = index.detach().clamp(-half, half - 1).long() + half
-    return straight(index * slope[place], table[place])
+    line = real.float()[place] + (index - index.detach()) * slope.float()[place]
+    return straight(line, codes.float()[place])
 
 
 def nearest(values: torch.Tensor, schemes: torch.Tensor) -> torch.Tensor:

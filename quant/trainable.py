@@ -5,8 +5,8 @@ Every operator is evaluated on integer codes (`straight`), so that the output is
 learned as logarithms. What is learned, and what stays as the quantizer left it:
 
 learned  weights (their schemes stay), row steps, biases; gamma and beta of LayerNorm; constants (position embeddings,
-         class tokens, factors); steps of s8 tensors, and their zero points where these lie inside the range
-stays    steps of s16 tensors, of the input and of what tables write; tables, exponentials, biases of attention logits
+         class tokens, factors); steps of s8 tensors, and their zero points where these lie inside the range, tables included
+stays    steps of s16 tensors and of the input; functions of tables, exponentials, biases of attention logits
 """
 
 from __future__ import annotations
@@ -124,13 +124,13 @@ class Trainable(Parameters):
         exact = exact.double().round_()
         if drain.table:
             half = 1 << 31
-            table = self._held(operator, "table").clamp(drain.lo, drain.hi)
-            edge = len(table) // 2
+            table = self._table(operator)
+            edge = len(table[0]) // 2
             index = st.straight(
                 real.clamp(-edge, edge - 1),
                 st.requantize(exact, *integers, -half, half - 1).clamp(-edge, edge - 1),
             )
-            values[operator.output] = st.lookup(index, table, self._held(operator, "slope"))
+            values[operator.output] = st.lookup(index, *table)
         elif drain.residual is not None:
             lo, hi = self._limits(operator)
             other = values[drain.residual.tensor].reshape(real.shape)
@@ -261,6 +261,8 @@ class Trainable(Parameters):
             store(weight=codes)
         _, _, (m, n, constant, _) = self._drain_fields(operator, codes)
         store(m=m, n=n, C=constant)
+        if drain.table:
+            store(table=self._table(operator)[0])
         if drain.second is not None:
             parts = (int(part) for part in self._second(operator))
             second = dataclasses.replace(

@@ -151,3 +151,29 @@ def test_rows_never_overflow_their_accumulators(gallery_gates, plain_preprocessi
 
     assert 1 << (bits - 1) <= worst(graph) < 1 << (ACCUMULATOR_BITS - 1)
     assert worst(Trainable(graph).result()) < 1 << (bits - 1)
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.3])
+def test_steps_of_what_tables_write_are_learned(gallery_vit, plain_preprocessing, raw_images, factor):
+    """A table at another step is the function rounded at that step, although only its rounded values were known."""
+    source = gallery_vit(1)
+    images = raw_images(12, source.input_shape)
+    graph, _ = quantize(source, images, plain_preprocessing(3), mixture={Scheme.FIXED8: 4})
+    operator = next(operator for operator in graph.operators if f"{operator.name}/table" in graph.constants)
+    model = Trainable(graph)
+    with torch.no_grad():
+        model.steps[operator.output].fill_(np.log(factor))
+    found = model.result()
+    before, after = graph.tensor(operator.output), found.tensor(operator.output)
+    assert after.scale == pytest.approx(before.scale * factor)
+    old, new = graph.constant(operator, "table"), found.constant(operator, "table")
+    if factor == 1:
+        np.testing.assert_array_equal(new, old)
+        return
+    # GELU from 0 on rises, so that the codes say how steep it is: index i is x = offset + slope * i
+    drain = operator.drain
+    inside = np.flatnonzero((old > before.zero_point + 60) & (old < drain.hi))
+    real = (np.polyval(np.polyfit(inside, old[inside].astype(float), 3), inside) - before.zero_point) / factor
+    expected = np.clip(np.rint(real + after.zero_point), drain.lo, drain.hi)
+    away = np.abs(new[inside] - expected)
+    assert away.max() <= 1 and (away == 0).mean() > 0.8
