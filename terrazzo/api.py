@@ -41,6 +41,7 @@ __all__ = [
     "MemoryModel",
     "Program",
     "Settings",
+    "board_named",
     "boards",
     "calibration_images",
     "check",
@@ -49,7 +50,10 @@ __all__ = [
     "compiled",
     "export_onnx",
     "finetune",
+    "imported_graph",
+    "labelled_images",
     "make_accelerator",
+    "parse_requests",
     "quantize",
     "rtl",
     "sim",
@@ -72,7 +76,7 @@ def make_accelerator(
     board: str | None = None, path: str | Path | None = None, requests: Iterable[str] = ()
 ) -> Accelerator:
     """An accelerator: of a JSON file, fitted to a board with requests like "columns=8", or the demo's small one."""
-    requested = _requests(requests)
+    requested = parse_requests(requests)
     if path is not None:
         try:
             values = json.loads(Path(path).read_text())
@@ -80,13 +84,14 @@ def make_accelerator(
             raise FileError(f"{path}: accelerator file must be readable JSON: {error}") from None
         return Accelerator.from_dict(values)
     if board is not None:
-        return fit(_board(board), requested)
+        return fit(board_named(board), requested)
     values = demo_accelerator().to_dict()
     lanes = {**values["lanes"], **requested.pop("lanes", {})}
     return Accelerator.from_dict({**values, **requested, "lanes": lanes})
 
 
-def _requests(requests: Iterable[str]) -> dict:
+def parse_requests(requests: Iterable[str]) -> dict:
+    """Parameters of `Accelerator` from "name=number"; lanes in a mapping of their own. Raises UserError."""
     requested: dict = {}
     for request in requests:
         name, _, value = request.partition("=")
@@ -99,7 +104,8 @@ def _requests(requests: Iterable[str]) -> dict:
     return requested
 
 
-def _board(name: str):
+def board_named(name: str) -> Board:
+    """Raises UserError."""
     if name not in BOARDS:
         raise UserError(f"board must be one of {', '.join(BOARDS)}, not {name!r}")
     return BOARDS[name]
@@ -204,7 +210,8 @@ def calibration_images(
     return data.digits("train")[0][:count]
 
 
-def _float_graph(model: sources.Source) -> FloatGraph:
+def imported_graph(model: sources.Source) -> FloatGraph:
+    """The float graph of a model. Raises UserError."""
     if isinstance(model.module, onnx_import.OnnxModule):
         return onnx_import.import_onnx(model)
     return frontend.import_module(model.module, model.sample, model.name)
@@ -246,7 +253,7 @@ def quantize(
                     f"model {model.name}: functions must be exact where it comes quantized, not {functions}"
                 )
             return Quantized(*onnx_import.integer(model, mixture=mixture, drain=target.drain))
-        float_graph = _float_graph(model)
+        float_graph = imported_graph(model)
     progress(f"{model.name}: quantizing, {rows} rows")
     graph, report = quantizer.quantize(
         float_graph,
@@ -300,7 +307,7 @@ def finetune(
         )
     place = parallel.pick_device(device)
     progress(f"{model.name}: importing")
-    teacher = _float_graph(model)
+    teacher = imported_graph(model)
     images = data.open_images(images, model.shape, raw_max=model.preprocessing.raw_max)
     with parallel.joined(place):
         if start is None and parallel.rank() == 0:
@@ -320,6 +327,19 @@ def finetune(
         return training.finetune(
             start, teacher, images, settings, device=str(place), checkpoint=checkpoint, step=step
         )
+
+
+def labelled_images(model: sources.Source, path: str | Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Raw images and their labels: of a folder or .npz file, or held-out digits for the digit models."""
+    if path is None and model.shape == digits_models.SHAPE:
+        return data.digits("test")
+    if path is None:
+        raise UserError(f"model {model.name}: needs labelled images; name a folder with --test")
+    how = model.preprocessing
+    images = data.open_images(path, model.shape, raw_max=how.raw_max, resize=how.resize)
+    if images.labels is None:
+        raise UserError(f"{path}: must have labels (labels.csv or a folder per class) to measure accuracy")
+    return images[:], images.labels
 
 
 def export_onnx(graph: Graph, path: str | Path) -> Path:
@@ -384,7 +404,7 @@ def rtl(
         bundle.write_bundle(output, machine, loaded, codes, _flat(loaded, expected), text)
     rows = []
     if synthesis:
-        target = _board(board or "zcu102")
+        target = board_named(board or "zcu102")
         progress(f"synthesis for {target.name}: each distinct module once, cached")
         rows = resource_rows(count_resources(text, top.MODULE, target, progress), target)
     return {
@@ -429,7 +449,7 @@ def sim(
     if level not in levels:
         raise UserError(f"level must be one of {', '.join(levels)}, not {level!r}")
     memory = memory or MemoryModel()
-    clock_mhz = _board(board).clock_mhz
+    clock_mhz = board_named(board).clock_mhz
     raw, names, labels = _images(graph, images, count)
     codes = reference.quantize_batch(graph, raw)
     progress(f"{level}: {len(codes)} images")

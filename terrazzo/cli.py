@@ -388,6 +388,71 @@ def compare(
 
 
 @app.command()
+def fit(
+    file: Annotated[
+        Path | None, typer.Argument(help="Graph or ONNX model, instead of --model.", show_default=False)
+    ] = None,
+    board: Annotated[str, typer.Option(help="Board to fill.")] = "zcu102",
+    model: Model = None,
+    input: Input = None,
+    weights: Weights = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of calibration images.")] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(help="Ratio of lanes, e.g. fixed8=1,fixed4=3; several may compete. Default: fixed8=1."),
+    ] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Least top-1 in per cent, on --test.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Labelled images; default: held-out digits.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(help="Parameter that is not searched, e.g. drain=8.")
+    ] = None,
+    clock: Annotated[float | None, typer.Option(help="MHz; default: the board's.")] = None,
+    lut: Annotated[float, typer.Option(min=1, max=100, help="Per cent of the board's LUTs.")] = 85,
+    dsp: Annotated[float, typer.Option(min=1, max=100, help="Per cent of its DSPs.")] = 95,
+    bram: Annotated[float, typer.Option(min=1, max=100, help="Per cent of its block RAM.")] = 90,
+    evaluations: Annotated[int, typer.Option(min=4, help="Programs to compile and time.")] = 48,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Accelerator file to write.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Plot of the designs, .png or .svg.")] = None,
+    json: Json = False,
+) -> None:
+    """Search the fastest accelerator for a model within a board's budget, at an accuracy; print the Pareto front."""
+    from . import api
+    from . import fit as fitting
+    from .boards.search import Budget
+
+    mixtures = [fitting.mixture(text) for text in mix or ["fixed8=1"]]
+    with _progress(json) as progress:
+        if file is not None and file.suffix == ".graph":
+            source, shown, labelled = api.Graph.load(file), None, None
+        else:
+            source = api.source(_named(file, model), input, weights)
+            shown = api.calibration_images(source, images)
+            labelled = None if min_accuracy is None else api.labelled_images(source, test)
+        found = fitting.fit(
+            board,
+            source,
+            mixtures,
+            budget=Budget(lut=lut / 100, dsp=dsp / 100, bram=bram / 100),
+            requests=set or [],
+            clock_mhz=clock,
+            evaluations=evaluations,
+            calibration=shown,
+            test=labelled,
+            min_accuracy=min_accuracy,
+            progress=progress,
+        )
+        if plot is not None:
+            fitting.plot(found, plot)
+        if output is not None:
+            fitting.save(found, output)
+    facts = [f"{name}: {top1:.2f} % top-1" for name, top1 in found.accuracy.items()]
+    facts.append(
+        f"{len(found.search.designs)} designs judged; what was not could be at most {found.search.gap:.1%} faster"
+    )
+    _emit(json, found.to_json(), {f"Fastest on {board}, and smaller ones": found.rows()}, facts)
+
+
+@app.command()
 def boards(json: Json = False) -> None:
     """List the boards, their budgets and their default accelerators."""
     from . import api
