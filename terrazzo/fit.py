@@ -215,7 +215,7 @@ def plot(fitted: Fitted, path: str | Path) -> Path:
         axis.scatter(*points(found.designs), color="0.7", label="judged")
         order = sorted(found.front, key=lambda d: getattr(d.need, name))
         best = [d for i, d in enumerate(order) if all(d.cycles < before.cycles for before in order[:i])]
-        axis.plot(*points(best), "o-", color="tab:blue", label="Pareto front")
+        axis.plot(*points(best), "o-", drawstyle="steps-post", color="tab:blue", label="Pareto front")
         axis.set_xlabel(f"{name.upper()}, % of {fitted.board.name}")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"frames per second at {fitted.clock_mhz:g} MHz")
