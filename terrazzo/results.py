@@ -24,7 +24,7 @@ from .quant.finetune import Settings, finetune
 from .quant.floatgraph import FloatGraph
 from .sim import reference
 
-__all__ = ["ROWS", "Row", "images", "main", "measure", "model"]
+__all__ = ["ROWS", "Row", "images", "main", "measure", "model", "training_images"]
 
 CALIBRATION_IMAGES = 128
 CIFAR_CALIBRATION_IMAGES = 512
@@ -48,7 +48,7 @@ class Row:
     agreement: float | None = None
     """Per cent of predictions that must be those of float."""
     training: Settings | None = None
-    """How the quantized graph is trained on the images that calibration takes its images from."""
+    """How the quantized graph is trained on `training_images`."""
 
 
 _F4 = {F8: 3, F4: 61}
@@ -60,6 +60,12 @@ ROWS = {
     "deit-tiny-pot4": Row(model="deit-tiny", mixture={F8: 35, P4: 29}, lost=3.2),
     "deit-tiny-fixed8-ivit": Row(model="deit-tiny", mixture={F8: 64}, functions="i-vit"),
     "deit-tiny-fixed8-heatvit": Row(model="deit-tiny", mixture={F8: 64}, functions="heatvit"),
+    "deit-tiny-fixed8-heatvit-trained": Row(
+        model="deit-tiny",
+        mixture={F8: 64},
+        functions="heatvit",
+        training=Settings(epochs=4, batch=8, rate=1e-3, flip=True, shift=8),
+    ),
     "mobilenet-v1-fixed8": Row(model="mobilenet-v1", mixture={F8: 64}, lost=1.4),
     "mobilenet-v2-fixed8": Row(model="mobilenet-v2", mixture={F8: 64}, lost=0.8),
     "mobilenet-v2-fixed4": Row(model="mobilenet-v2", mixture=_V2_F4, lost=4.0),
@@ -109,11 +115,17 @@ def _shares(graph: Graph) -> tuple[dict[str, float], dict[str, float]]:
     )
 
 
+def training_images(entry: Entry, folder: Path) -> data.Images:
+    """All images that calibration takes its images from; none that is measured."""
+    if entry.calibration is None:
+        return images(entry, folder)[0]
+    return data.open_images(folder / entry.calibration, entry.shape, resize=entry.resize)
+
+
 def _train(
-    graph: Graph, float_graph: FloatGraph, entry: Entry, folder: Path, settings: Settings, progress
+    graph: Graph, float_graph: FloatGraph, images: data.Images, settings: Settings, progress
 ) -> tuple[Graph, dict]:
-    """The graph trained on all images of `entry.calibration`, and what that took."""
-    images = data.open_images(folder / entry.calibration, entry.shape, resize=entry.resize)
+    """The graph trained on `images`, and what that took."""
     start, processor = time.perf_counter(), time.process_time()
 
     def step(done: int, total: int, loss: float) -> None:
@@ -163,7 +175,7 @@ def measure(name: str, folder: Path, progress=print) -> dict:
     quantize_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     trained = {}
     if row.training is not None:
-        graph, trained = _train(graph, float_graph, entry, folder, row.training, progress)
+        graph, trained = _train(graph, float_graph, training_images(entry, folder), row.training, progress)
     start = time.perf_counter()
     real, integer = [], []
     for batch in measured.batches(BATCH):

@@ -1,5 +1,6 @@
 """The table of accuracies: what is kept, what is met, and what stops it."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -77,6 +78,15 @@ def test_no_image_is_in_both_sets(folder):
     assert len(calibration) == results.CIFAR_CALIBRATION_IMAGES and len(images) == 500
     seen = {image.tobytes() for image in calibration}
     assert not seen & {image.tobytes() for image in images}
+
+
+def test_models_without_a_training_set_train_on_what_they_calibrate_on(folder):
+    x = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
+    np.savez(folder / "all.npz", x=x, y=np.zeros(200, np.int64))
+    entry = dataclasses.replace(CATALOGUE["resnet20"], images="all.npz", calibration=None)
+    seen = {image.tobytes() for image in results.training_images(entry, folder)}
+    assert len(seen) == results.CALIBRATION_IMAGES
+    assert not seen & {image.tobytes() for image in results.images(entry, folder)[1]}
 
 
 def test_mistakes_are_one_clear_error(folder, monkeypatch, capfd):
