@@ -21,6 +21,7 @@ from terrazzo.quant.units import QuantizeError
 from terrazzo.sim import functional, reference
 
 from .. import literal
+from .test_onnx_export import differing
 from .test_qat import shaken
 
 PUBLISHED = ("i-vit", "heatvit")
@@ -104,6 +105,11 @@ def test_programs_compute_them(published):
     found = functional.run(compiler.compile(graph, demo_accelerator()), codes)
     expected = reference.run(graph, codes)
     np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+
+
+def test_their_onnx_export_is_bit_identical(published):
+    _, _, graph = published
+    assert differing(graph, reference.quantize_batch(graph, data.digits("test")[0][:4])) == []
 
 
 def test_training_reduces_the_loss_and_is_the_reference(published, digits):

@@ -153,6 +153,12 @@ def test_check_lists_every_offender(terrazzo, files):
     assert all(f["reason"] and f["remedy"] for f in findings)
 
 
+def test_functions_are_chosen_by_name(terrazzo, files, tmp_path):
+    arguments = ("--model", f"{files / 'small.py'}:build", "--input", "1,6,6", "--images", files / "grey")
+    status, *_ = terrazzo("quantize", *arguments, "--functions", "heatvit", "-o", tmp_path / "small.graph")
+    assert status == 0 and Graph.load(tmp_path / "small.graph").name == "small-mixed-heatvit"
+
+
 def mistakes(files, tmp_path):
     """(arguments, a part of the error message)."""
     whole = (files / "tiny.graph").read_bytes()
@@ -170,6 +176,8 @@ def mistakes(files, tmp_path):
     yield ("quantize", *small, *grey, "--weights", tmp_path / "truncated.safetensors", "-o", out), "truncated"
     yield ("quantize", *small, "--images", tmp_path / "empty", "-o", out), "must hold images"
     yield ("quantize", *small, *grey, "--rows", "fixed9", "-o", out), "rows must be mixed or fixed8"
+    wrong = ("--functions", "ibert", "-o", out)
+    yield ("quantize", *small, *grey, *wrong), "functions must be one of exact, i-vit, heatvit, not 'ibert'"
     yield ("quantize", "--model", "nowhere.py:build", "--input", "1,6,6", "-o", out), "model file must exist"
     yield ("quantize", "--model", f"{files / 'small.py'}:build", "-o", out), 'input must be "C,H,W"'
     yield ("compile", tmp_path / "truncated.graph", "-o", out), "must be a whole safetensors file"
