@@ -1,14 +1,8 @@
-"""Operators in bands of image rows (tokens): which rows each band needs, and their items.
-
-Successive operators of a group take turns band by band, so that the tensors between them never exist as a whole. A
-window that reaches beyond its band makes the operators before it compute the rows at the edge twice.
-"""
+"""Operators in bands of image rows (tokens): their items, and the transfers of tensors that are not on chip."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,161 +10,34 @@ import numpy as np
 from ..arch import graph as g
 from ..arch.isa import Opcode, Region
 from . import moves
+from .cuts import Band, Cutter, Group, Rows, Schedule, Shape, vertical
 from .ir import Buffer, Bytes, Content, Item, Memory, Place, Span, row_bytes
 
 if TYPE_CHECKING:
     from .lower import _Lowering
 
-__all__ = ["Band", "Group", "Schedule", "Shape", "bandable", "lower", "shape", "split"]
+__all__ = ["lower"]
 
-Rows = tuple[int, int]
-"""First row and end."""
-_POSITIONWISE = g.Linear | g.Elementwise | g.LayerNorm
-_WINDOWS = g.Conv | g.MaxPool | g.AvgPool
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Operators first..last of a graph in so many bands; a single operator where that is 1."""
-
-    first: int
-    last: int
-    bands: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How a graph is computed that does not fit on chip as a whole."""
-
-    groups: tuple[Group, ...]
-    chip: frozenset[tuple[str, int]]
-    """(tensor, group): the whole tensor is in the scratchpad during the group. Others pass in bands, from and to DRAM."""
-    stored: frozenset[str]
-    """Tensors that go to the SCRATCH region when they have been computed."""
-    bound: int
-    """Bytes of activations per frame from and to DRAM; no schedule has less."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """Rows of a tensor that may be cut apart."""
-
-    rows: int
-    width: int
-    """Positions of a row."""
-    unit: int
-    """A cut is at a multiple of so many rows, at the beginning of a tile of positions."""
-
-    def down(self, row: int) -> int:
-        """The last possible cut at or before a row."""
-        return row // self.unit * self.unit
-
-    def up(self, row: int) -> int:
-        """The first possible cut, or the end, at or after a row."""
-        return min(self.rows, -(-row // self.unit) * self.unit)
-
-
-@dataclasses.dataclass(frozen=True)
-class Band:
-    """One turn of a group."""
-
-    outputs: dict[int, Rows]
-    """Rows that each operator computes."""
-    inputs: dict[tuple[int, str], Rows]
-    """Rows of each tensor that it reads; the first row is a cut."""
-
-
-def shape(tensor: g.Tensor, joined: bool, columns: int) -> Shape:
-    """The rows of a tensor: of an image, or tokens."""
-    width = tensor.shape[1] if len(tensor.shape) == 3 and not joined else 1
-    return Shape(tensor.shape[0], width, columns // math.gcd(columns, width))
-
-
-def bandable(operator: g.Operator, graph: g.Graph, places: dict[str, Place]) -> bool:
-    """Whether an operator computes rows of its outputs from few rows of its inputs, and all have rows of their own in
-    the plain order of positions and channels."""
-    if not isinstance(operator, _POSITIONWISE | _WINDOWS):
-        return False
-    if isinstance(operator, g.Conv) and operator.prefix:
-        return False
-    x, y = graph.tensor(operator.input), graph.tensor(operator.output)
-    if len(x.shape) != len(y.shape) or (isinstance(operator, _WINDOWS) and len(x.shape) != 3):
-        return False
-    if y.shape[0] < 2 or not all(name in places for name in (*g.reads(operator), *g.writes(operator))):
-        return False
-    plain = (*g.reads(operator), *(name for name in g.writes(operator) if name == graph.output))
-    return all(places[name].slots is None for name in plain) and all(
-        places[name].buffer.name == name and not places[name].window and not places[name].buffer.spare
-        for name in (*g.reads(operator), *g.writes(operator))
-    )
-
-
-def split(graph: g.Graph, group: Group, shapes: dict[str, Shape], outlive: set[str]) -> list[Band]:
-    """The bands of a group; tensors in `outlive` are read after it. Fewer bands where rows do not suffice."""
-    operators = graph.operators
-    last = operators[group.last]
-    whole = shapes[last.output]
-    bounds = sorted({whole.up(-(-whole.rows * band // group.bands)) for band in range(group.bands + 1)})
-    done = dict.fromkeys(outlive, 0)
-    bands = []
-    for first, end in itertools.pairwise(bounds):
-        need: dict[str, Rows] = {}
-        outputs, inputs = {}, {}
-        for index in range(group.last, group.first - 1, -1):
-            operator, names = operators[index], list(g.writes(operators[index]))
-            wanted = [need[name] for name in names if name in need]
-            if index == group.last:
-                wanted.append((first, end))
-            for name in names:
-                if name in done and (index != group.last or end == whole.rows):
-                    rows = shapes[name].rows
-                    part = rows if end == whole.rows else -(-rows * end // whole.rows)
-                    wanted.append((done[name], max(done[name], part)))
-            rows = min(r[0] for r in wanted), max(r[1] for r in wanted)
-            made = shapes[operator.output]
-            outputs[index] = rows = made.down(rows[0]), made.up(rows[1])
-            for name in names:
-                if name in done:
-                    done[name] = max(done[name], rows[1])
-            for name in g.reads(operator):
-                read = shapes[name]
-                begin, stop = _window(graph, operator, name, rows, read.rows)
-                inputs[index, name] = begin, stop = read.down(begin), stop
-                before = need.get(name, (begin, stop))
-                need[name] = min(before[0], begin), max(before[1], stop)
-        bands.append(Band(outputs, inputs))
-    return bands
-
-
-def _window(graph: g.Graph, operator: g.Operator, name: str, rows: Rows, height: int) -> Rows:
-    """Rows of tensor `name` behind rows of the output."""
-    if name != operator.input or isinstance(operator, _POSITIONWISE):
-        return rows
-    kernel, stride, top = _vertical(graph, operator)
-    begin = min(max(0, rows[0] * stride - top), height - 1)
-    return begin, max(begin + 1, min(height, (rows[1] - 1) * stride - top + kernel))
-
-
-def _vertical(graph: g.Graph, operator: _WINDOWS) -> tuple[int, int, int]:
-    """Kernel, stride and padding above."""
-    if not isinstance(operator, g.Conv):
-        return operator.kernel[0], operator.stride[0], operator.padding[0]
-    dilation = getattr(operator, "dilation", (1, 1))[0]
-    kernel = (graph.constant(operator, "weight").shape[1] - 1) * dilation + 1
-    return kernel, operator.stride[0], operator.padding[0]
+_Held = dict[str, tuple[Place, tuple[Rows, ...]]]
+"""Where tensors are in the scratchpad, and which of their rows, one after the other."""
 
 
 class _View:
-    """A graph in which some tensors have fewer rows."""
+    """A graph in which some tensors have fewer rows, and some operators other constants."""
 
-    def __init__(self, graph: g.Graph, rows: dict[str, int]):
-        self._graph, self._rows = graph, rows
+    def __init__(self, graph: g.Graph, rows: dict[str, int], constants: dict[str, np.ndarray]):
+        self._graph, self._rows, self._constants = graph, rows, constants
 
     def tensor(self, name: str) -> g.Tensor:
         """The tensor, as high as its band."""
         tensor = self._graph.tensor(name)
         rows = self._rows.get(name, tensor.shape[0])
         return dataclasses.replace(tensor, shape=(rows, *tensor.shape[1:]))
+
+    def constant(self, operator: g.Operator, field: str) -> np.ndarray:
+        """The array `NAME/field` of an operator."""
+        name = f"{operator.name}/{field}"
+        return self._constants[name] if name in self._constants else self._graph.constant(operator, field)
 
     def __getattr__(self, name: str):
         return getattr(self._graph, name)
@@ -200,10 +67,11 @@ class _Run:
         """Content of constants that are loaded in the frame."""
         self.aliases: dict[str, Place] = {}
         """Places of names whose tensor has left the chip."""
+        self.cutter = Cutter(self.graph, schedule.places, self.accelerator.columns)
         self.shapes: dict[str, Shape] = {}
         self.last: dict[str, int] = {}
         for index, operator in enumerate(self.graph.operators):
-            self.last |= dict.fromkeys(g.reads(operator), index)
+            self.last |= dict.fromkeys((*g.reads(operator), *self.cutter.reads(operator)), index)
 
     def all(self) -> None:
         """All groups."""
@@ -246,9 +114,21 @@ class _Run:
         if isinstance(operator, g.Constant):
             self.constant(number, group.first, operator)
             return
-        assert all(name in self.tensors.places for name in self.lowering.needs(operator))
+        if isinstance(operator, g.Reshape):
+            self.alias(operator)
+            return
+        virtual = self.cutter.virtual(operator)
+        assert virtual or all(name in self.tensors.places for name in self.lowering.needs(operator))
         getattr(self.lowering, operator.op)(group.first, operator)
         self.keep(group, g.writes(operator))
+
+    def alias(self, operator: g.Reshape) -> None:
+        """Another name for a tensor, wherever it is."""
+        places, name, root = self.tensors.places, operator.output, self.cutter.root(operator.output)
+        if root in places:
+            places[name] = places[root]
+        elif root in self.homes:
+            self.aliases[name] = self.homes[root]
 
     def constant(self, number: int, tag: int, operator: g.Constant) -> None:
         """Content of the scratchpad that stays, or that is loaded where it is needed."""
@@ -272,81 +152,130 @@ class _Run:
     def banded(self, number: int, group: Group) -> None:
         """The operators of a group in turns."""
         operators = self.graph.operators[group.first : group.last + 1]
-        places, columns = self.tensors.places, self.accelerator.columns
-        names = {name for op in operators for name in (*g.reads(op), *g.writes(op))}
-        for name in names:
-            held = places.get(name) or self.homes.get(name)
-            self.shapes[name] = shape(self.graph.tensor(name), held is not None and held.joined, columns)
-        made = {name for op in operators for name in g.writes(op)}
+        places, self.shapes = self.tensors.places, self.cutter.shapes(group)
+        made = {n for op in operators if not self.cutter.virtual(op) for n in g.writes(op)}
         outlive = {n for n in made if self.last.get(n, 0) > group.last or n == self.graph.output}
-        bands = split(self.graph, group, self.shapes, outlive)
-        away = [n for n in names - made if (n, number) not in self.schedule.chip]
+        bands = self.cutter.bands(group, self.shapes, outlive)
+        away = [n for n in self.shapes if n not in made and (n, number) not in self.schedule.chip]
+        here: _Held = {n: (places[n], ((0, self.shapes[n].rows),)) for n in self.shapes if n in places}
         ahead = [self.arrive(away, group, band) for band in bands[:1]]
         for turn, band in enumerate(bands):
             if turn + 1 < len(bands):
                 ahead.append(self.arrive(away, group, bands[turn + 1]))
-            held = {n: (places[n], 0) for n in names - made if n not in away} | ahead.pop(0)
+            held = here | ahead.pop(0)
             for index, operator in enumerate(operators, group.first):
                 self.operator(number, index, operator, band, held, outlive)
         for name in outlive:
             if (name, number) in self.schedule.chip:
                 places[name] = self.tensors.wholes[name]
         self.keep(group, [name for name in outlive if (name, number) in self.schedule.chip])
+        for operator in operators:
+            if isinstance(operator, g.Reshape):
+                self.alias(operator)
 
-    def arrive(self, away: list[str], group: Group, band: Band) -> dict[str, tuple[Place, int]]:
+    def arrive(self, away: list[str], group: Group, band: Band) -> _Held:
         """LOADs of what a band reads of tensors that are not on chip."""
-        held = {}
+        held: _Held = {}
         for name in sorted(away):
-            spans = [rows for (_, read), rows in band.inputs.items() if read == name]
-            first, end = min(r[0] for r in spans), max(r[1] for r in spans)
-            home, width = self.homes[name], self.shapes[name].width
-            positions = (end - first) * width
-            rows = -(-positions // self.accelerator.columns) * home.stride
-            place = dataclasses.replace(home, buffer=self.copy(home, rows), offset=0, positions=positions)
-            self.load(name, place, first * width, group.first)
-            held[name] = place, first
+            pieces, home, width = band.needed(name), self.homes[name], self.shapes[name].width
+            place = home.resized(sum(end - first for first, end in pieces) * width)
+            place = dataclasses.replace(place, offset=0)
+            place = dataclasses.replace(place, buffer=self.copy(home, place.rows(self.accelerator)))
+            at = 0
+            for first, end in pieces:
+                part = home.resized((end - first) * width)
+                offset = home.rows_before(self.accelerator, at * width)
+                part = dataclasses.replace(part, buffer=place.buffer, offset=offset)
+                self.load(name, part, first * width, group.first)
+                at += end - first
+            held[name] = place, pieces
         return held
 
     def operator(
-        self, number: int, index: int, operator: g.Operator, band: Band, held: dict, outlive: set[str]
+        self, number: int, index: int, operator: g.Operator, band: Band, held: _Held, outlive: set[str]
     ) -> None:
         """One operator's rows of a band."""
-        tensors, (first, end) = self.tensors, band.outputs[index]
-        rows, columns, before = {}, self.accelerator.columns, dict(tensors.places)
-        for name in g.reads(operator):
-            begin, stop = band.inputs[index, name]
-            place, origin = held[name]
-            width = self.shapes[name].width
-            assert (begin - origin) * width % columns == 0
-            offset = place.offset + (begin - origin) * width // columns * place.stride
-            tensors.places[name] = dataclasses.replace(place, offset=offset, positions=(stop - begin) * width)
-            rows[name] = stop - begin
-        if isinstance(operator, _WINDOWS):
-            kernel, stride, top = _vertical(self.graph, operator)
-            above = top - first * stride + band.inputs[index, operator.input][0]
-            below = (end - first - 1) * stride + kernel - rows[operator.input] - above
-            operator = dataclasses.replace(operator, padding=(above, below, *operator.padding[2:]))
+        if self.cutter.virtual(operator):
+            if isinstance(operator, g.Linear):
+                self.lowering.linear(index, operator)
+            return
+        tensors, (first, end), before = self.tensors, band.outputs[index], dict(self.tensors.places)
+        rows, constants = dict.fromkeys(g.writes(operator), end - first), {}
+        for name, root in self.cutter.sources(operator).items():
+            if not isinstance(operator, g.Gather):
+                begin, stop = band.inputs[index, root]
+                tensors.places[name] = self.part(held[root], root, begin, stop)
+                rows[root] = stop - begin
+        match operator:
+            case g.Conv() | g.MaxPool() | g.AvgPool():
+                kernel, stride, top = vertical(self.graph, operator)
+                source = self.cutter.root(operator.input)
+                above = top - first * stride + band.inputs[index, source][0]
+                below = (end - first - 1) * stride + kernel - rows[source] - above
+                operator = dataclasses.replace(operator, padding=(above, below, *operator.padding[2:]))
+            case g.Attention():
+                operator = self.windows(operator, first, end, rows, constants)
+            case g.Gather():
+                tensors.places[operator.input] = held[self.cutter.root(operator.input)][0]
+                constants[f"{operator.name}/index"] = self.local(operator, first, end, held)
         for name in g.writes(operator):
-            rows[name] = end - first
             if name in outlive and (name, number) in self.schedule.chip:
                 whole = self.shapes[name]
-                tensors.parts[name] = whole.rows * whole.width, first * whole.width
-        tensors.graph = self.lowering.graph = _View(self.graph, rows)
+                window = self.schedule.places[name].window
+                tensors.parts[name] = whole.rows * whole.width, first * whole.width, window
+        tensors.graph = self.lowering.graph = _View(self.graph, rows, constants)
+        copies, tensors.copies = tensors.copies, {}
         getattr(self.lowering, operator.op)(index, operator)
         tensors.graph = self.lowering.graph = self.graph
+        tensors.copies = copies
         made = {name: tensors.places[name] for name in g.writes(operator)}
         tensors.places.clear()
         tensors.places |= before
         for name, place in made.items():
             whole = self.shapes[name]
             if tensors.parts.pop(name, None):
-                held[name] = tensors.wholes[name], 0
+                held[name] = tensors.wholes[name], ((0, whole.rows),)
                 continue
-            held[name] = place, first
+            held[name] = place, ((first, end),)
             if name in outlive:
                 if name not in self.homes:
                     self.homes[name] = self.home(name, place, whole.rows * whole.width)
                 self.store(name, place, first * whole.width, index)
+
+    def part(self, held: tuple[Place, tuple[Rows, ...]], name: str, begin: int, stop: int) -> Place:
+        """Rows begin..stop of a tensor of which more is there."""
+        place, ((origin, _), *more) = held
+        width = self.shapes[name].width
+        assert not more and begin >= origin
+        offset = place.offset + place.rows_before(self.accelerator, (begin - origin) * width)
+        return dataclasses.replace(place.resized((stop - begin) * width), offset=offset)
+
+    def windows(
+        self, operator: g.Attention, first: int, end: int, rows: dict[str, int], constants: dict
+    ) -> g.Attention:
+        """The attention of the windows in rows first..end of its output; sizes and biases of these."""
+        total = self.shapes[operator.output].rows
+        begin, stop = (row * operator.windows // total for row in (first, end))
+        for name in (operator.keys, operator.values):
+            tokens = self.graph.tensor(name).positions // operator.windows
+            rows[name] = (stop - begin) * tokens
+        if operator.bias:
+            bias = self.graph.constant(operator, "bias")
+            constants[f"{operator.name}/bias"] = bias[begin:stop] if len(bias) > 1 else bias
+        return dataclasses.replace(operator, windows=stop - begin)
+
+    def local(self, operator: g.Gather, first: int, end: int, held: _Held) -> np.ndarray:
+        """The positions behind rows first..end of a gather, counted in what is there of its input."""
+        root = self.cutter.root(operator.input)
+        made, read = self.shapes[operator.output], self.shapes[root]
+        index = self.graph.constant(operator, "index")[first * made.width : end * made.width].astype(np.int64)
+        found, at = np.full(len(index), -1), 0
+        for begin, stop in held[root][1]:
+            inside = (index >= begin * read.width) & (index < stop * read.width)
+            found[inside] = index[inside] - begin * read.width + at
+            at += (stop - begin) * read.width
+        assert (found >= 0).all()
+        return found
 
     def copy(self, home: Place, rows: int) -> Buffer:
         """Rows in the scratchpad for a tensor in DRAM."""
@@ -354,20 +283,15 @@ class _Run:
 
     def home(self, name: str, place: Place, positions: int) -> Place:
         """The whole tensor in DRAM."""
-        rows = -(-positions // self.accelerator.columns) * place.stride
-        if positions == place.positions:
-            rows = place.buffer.rows
+        whole = place.resized(positions, self.schedule.places[name].window)
+        rows = place.buffer.rows if positions == place.positions else whole.rows(self.accelerator)
         buffer = Buffer(name=name, memory=Memory.OUTSIDE, rows=rows, spare=place.buffer.spare)
-        return dataclasses.replace(place, buffer=buffer, offset=0, positions=positions)
-
-    def rows(self, place: Place) -> int:
-        """Rows of all positions of a place."""
-        return -(-place.reach(self.accelerator) // self.accelerator.columns) * place.stride
+        return dataclasses.replace(whole, buffer=buffer, offset=0)
 
     def load(self, name: str, place: Place, first: int, tag: int, whole: bool = False) -> None:
         """A LOAD of positions `first`... to `place`."""
-        rows = self.rows(place)
-        outside, at = self.homes[name].buffer, first // self.accelerator.columns * place.stride
+        rows, home = place.rows(self.accelerator), self.homes[name]
+        outside, at = home.buffer, home.rows_before(self.accelerator, first)
         values = {"target": Memory.SCRATCHPAD.value, "row": place.at(), "rows": rows}
         reads = ()
         if name == self.graph.input:
@@ -377,7 +301,7 @@ class _Run:
         else:
             values |= {"region": Region.SCRATCH, "offset": Bytes(outside, at, self.pitch)}
             reads = (Span(outside, at, rows),)
-        writes = (Span(place.buffer, 0, rows),)
+        writes = (Span(place.buffer, place.offset, rows),)
         items = self.tensors.items
         at = self.start if self.early and whole else len(items)
         if any(span.buffer is outside for item in items[at:] for span in item.writes):
@@ -387,8 +311,8 @@ class _Run:
 
     def store(self, name: str, place: Place, first: int, tag: int) -> None:
         """A STORE of `place` to positions `first`... of the tensor in DRAM."""
-        rows = self.rows(place)
-        outside, at = self.homes[name].buffer, first // self.accelerator.columns * place.stride
+        rows, home = place.rows(self.accelerator), self.homes[name]
+        outside, at = home.buffer, home.rows_before(self.accelerator, first)
         values, writes = {"row": place.at(), "rows": rows}, ()
         if name == self.graph.output:
             values |= {"region": Region.OUTPUT, "offset": at * self.pitch}

@@ -96,6 +96,10 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
                 raise CompileError(graph.name, tensors.problems)
             continue
         try:
+            if tensors.torn:
+                sources = (tensors.places[graph.operators[tag].input].buffer for tag in tensors.torn)
+                torn = max(sources, key=lambda buffer: buffer.rows)
+                raise Overflow(Memory.SCRATCHPAD, torn, torn.rows)
             placed = _fastest(tensors) if spills is None else _placed(tensors, tensors.items)
             items, free, found = placed.items, placed.free, placed.plan
         except Overflow as overflow:
@@ -197,6 +201,12 @@ def _too_small(tensors: Tensors, accelerator: Accelerator, overflow: Overflow) -
 def _no_scratchpad(tensors: Tensors, rows: int) -> str:
     index, needed = least(tensors, rows)
     operator = tensors.graph.operators[index]
+    if index in tensors.torn and needed > rows << 8:
+        source = tensors.places[operator.input].buffer.rows
+        return (
+            f"layer {operator.name}: scratchpad_rows must be at least {source}, so that one region holds what it gathers "
+            f"from, not {tensors.accelerator.scratchpad_rows}. Raise scratchpad_rows."
+        )
     return (
         f"layer {operator.name}: the scratchpad must have at least {needed} rows, even for bands of the layer, not "
         f"{rows}. {_REMEDIES[Memory.SCRATCHPAD]}."

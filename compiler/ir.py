@@ -214,6 +214,21 @@ class Place:
             + p % self.window
         )
 
+    def rows_before(self, accelerator: Accelerator, position: int) -> int:
+        """Rows of the tiles in front of a position that begins a tile."""
+        if self.window:
+            return position // self.window * -(-self.window // accelerator.columns) * self.stride
+        return position // accelerator.columns * self.stride
+
+    def resized(self, positions: int, window: int | None = None) -> Place:
+        """A tensor of so many positions in the same arrangement, or in windows of `window`."""
+        window = self.window if window is None else window
+        return dataclasses.replace(self, positions=positions, window=window if window < positions else 0)
+
+    def rows(self, accelerator: Accelerator) -> int:
+        """Rows of all tiles."""
+        return -(-self.reach(accelerator) // accelerator.columns) * self.stride
+
     def part(self, accelerator: Accelerator, number: int, size: int) -> Place:
         """The window `number` of `size` positions."""
         tiles = -(-size // accelerator.columns)

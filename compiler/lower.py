@@ -9,6 +9,7 @@ from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES
 from ..arch.isa import Destination, FetchMode, Opcode, Region, VectorOp
 from . import attention, bands, moves, vector, windows
+from .cuts import Schedule
 from .ir import At, Content, Item, Memory, Page, Place, Span, capacity
 from .matrix import Operand, Output, Params, emit
 from .rows import pack_norms, segments
@@ -17,7 +18,7 @@ from .tensors import Tensors
 __all__ = ["lower"]
 
 
-def lower(tensors: Tensors, schedule: bands.Schedule | None = None, early: bool = True) -> None:
+def lower(tensors: Tensors, schedule: Schedule | None = None, early: bool = True) -> None:
     """Fill `tensors` with the items of its graph, transfers of activations included where there is a schedule of
     them (see `bands.lower`); reasons why that is impossible go to `tensors.problems`."""
     graph = tensors.graph

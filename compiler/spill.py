@@ -14,7 +14,7 @@ import itertools
 from ..arch import graph as g
 from . import estimate
 from .allocate import lifetimes, peak
-from .bands import Band, Group, Schedule, Shape, bandable, shape, split
+from .cuts import Band, Cutter, Group, Schedule, Shape
 from .ir import Memory, row_bytes
 from .tensors import Tensors
 
@@ -24,7 +24,7 @@ _BANDS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 _ENOUGH = 8
 """Part of the scratchpad below which smaller bands are no use."""
 _LENGTH = 6
-"""Operators of a group at most."""
+"""Operators of a group at most, those that make no tensor not counted."""
 _OVERHEAD = 40
 """Cycles that an instruction costs besides its work."""
 _SECONDS = 3.0
@@ -55,6 +55,8 @@ class _Way:
     """Rows that each other tensor of the group takes where it passes from or to DRAM."""
     moved: dict[str, int] = dataclasses.field(default_factory=dict)
     """Rows that are loaded of each input that does."""
+    away: frozenset[str] = frozenset()
+    """Tensors that must pass, because a gather cannot read them where they are on chip."""
     cycles: int = 0
     """More than without bands."""
 
@@ -87,6 +89,7 @@ class _Problem:
     def __init__(self, tensors: Tensors, rows: int):
         self.tensors, self.graph, self.rows = tensors, tensors.graph, rows
         self.count = len(self.graph.operators)
+        self.cutter = Cutter(self.graph, tensors.places, tensors.accelerator.columns)
         self.lives: dict[str, _Life] = {}
         self.extra, self.cycles = [0] * self.count, [0] * self.count
         """Rows of an operator's own buffers, and its cycles."""
@@ -96,7 +99,9 @@ class _Problem:
             self.cycles[index] = sum(estimate.cycles(tensors.accelerator, item) for item in items)
             found = lifetimes(items, Memory.SCRATCHPAD)
             self.extra[index] = peak({b: life for b, life in found.items() if b.name not in names})
-            read = [places[n].buffer for n in g.reads(self.graph.operators[index]) if n in places]
+            operator = self.graph.operators[index]
+            read = () if self.cutter.virtual(operator) else g.reads(operator)
+            read = [places[n].buffer for n in read if n in places]
             for buffer in (*found, *read):
                 if buffer.name in names:
                     new = _Life(buffer.rows, index, index, set(), buffer.data is not None)
@@ -111,68 +116,73 @@ class _Problem:
             name for operator in self.graph.operators for name in g.reads(operator)
         }
 
-    def shapes(self, group: Group) -> dict[str, Shape]:
-        """Rows of the tensors of a group."""
-        places, columns = self.tensors.places, self.tensors.accelerator.columns
-        operators = self.graph.operators[group.first : group.last + 1]
-        names = {name for op in operators for name in (*g.reads(op), *g.writes(op))}
-        return {n: shape(self.graph.tensor(n), places[n].joined, columns) for n in names}
-
     def ways(self, limit: int | None = None) -> list[_Way]:
         """Every operator alone, and groups of bands around those that do not fit, in at most `limit` rows."""
         limit = self.rows if limit is None else limit
         full = [
             self.extra[k] + sum(life.rows for life in self.living(k, k).values()) for k in range(self.count)
         ]
-        tight = [k for k in range(self.count) if full[k] > self.rows]
-        able = [bandable(op, self.graph, self.tensors.places) for op in self.graph.operators]
-        found = [_Way(Group(k, k, 1)) for k in range(self.count)]
-        spans = {
-            (first, first + length - 1)
-            for k in tight
-            for length in range(1, _LENGTH + 1)
-            for first in range(max(0, k - length + 1), min(k, self.count - length) + 1)
-        }
-        for first, last in sorted(spans):
-            if all(able[first : last + 1]):
-                seen: set[int] = set()
-                for bands in _BANDS:
-                    way = self.way(Group(first, last, bands), seen)
-                    if way is not None and way.needed <= limit:
-                        found.append(way)
-                        if way.needed + sum(way.passing.values()) <= self.rows // _ENOUGH:
-                            break
+        torn = self.tensors.torn
+        tight = {k for k in range(self.count) if full[k] > self.rows or k in torn}
+        found = [_Way(Group(k, k, 1)) for k in range(self.count) if k not in torn]
+        for first, last in self.spans(tight):
+            seen: set[int] = set()
+            for bands in _BANDS:
+                way = self.way(Group(first, last, bands), seen)
+                if way is not None and way.needed <= limit:
+                    found.append(way)
+                    if way.needed + sum(way.passing.values()) <= self.rows // _ENOUGH:
+                        break
+        return found
+
+    def spans(self, tight: set[int]) -> list[tuple[int, int]]:
+        """First and last operator of groups with an operator of `tight` that can be computed in bands."""
+        able = [self.cutter.bandable(op) for op in self.graph.operators]
+        counted = [not self.cutter.virtual(op) for op in self.graph.operators]
+        found = []
+        for first in range(self.count):
+            for last in range(first, self.count):
+                if not able[last] or sum(counted[first : last + 1]) > _LENGTH:
+                    break
+                inside = any(first <= k <= last for k in tight)
+                if inside and self.cutter.sensible(Group(first, last, 2)):
+                    found.append((first, last))
         return found
 
     def way(self, group: Group, seen: set[int]) -> _Way | None:
         """A group in bands; None where another way has as many."""
-        operators = self.graph.operators
-        made = {n for k in range(group.first, group.last + 1) for n in g.writes(operators[k])}
-        outlive = {n for n in made if self.lives[n].last > group.last} if made <= self.lives.keys() else None
-        if outlive is None:
+        operators, cutter = self.graph.operators, self.cutter
+        real = [k for k in range(group.first, group.last + 1) if not cutter.virtual(operators[k])]
+        made = {n for k in real for n in g.writes(operators[k])}
+        if not made <= self.lives.keys():
             return None
-        shapes = self.shapes(group)
-        bands = split(self.graph, group, shapes, outlive)
+        outlive = {n for n in made if self.lives[n].last > group.last}
+        shapes = cutter.shapes(group)
+        bands = cutter.bands(group, shapes, outlive)
         if len(bands) in seen or len(bands) < 2:
             return None
         seen.add(len(bands))
-        inside = made - outlive
+        inside, sizes = made - outlive, [self.sizes(band, shapes) for band in bands]
         work = sum(
             self.cycles[k]
             * sum(b.outputs[k][1] - b.outputs[k][0] for b in bands)
             / shapes[operators[k].output].rows
-            for k in range(group.first, group.last + 1)
+            for k in real
         )
+        region = self.tensors.accelerator.scratchpad_rows
+        if any(found[name] > region for found in sizes for name in cutter.gathered(group)):
+            return None
+        away = {n for n in cutter.gathered(group) if self.lives[n].rows > region}
         plain = sum(self.cycles[group.first : group.last + 1])
-        sizes = [self.sizes(band, shapes) for band in bands]
         outside = shapes.keys() - inside
         return _Way(
             group,
             frozenset(inside),
-            max(self.needed(group, inside, found) for found in sizes),
+            max(self.needed(real, inside, found) for found in sizes),
             {name: 2 * max(found[name] for found in sizes) for name in outside},
             {name: sum(found[name] for found in sizes) for name in outside - made},
-            round(work - plain) + _OVERHEAD * len(bands) * (group.last - group.first + 1),
+            frozenset(away),
+            round(work - plain) + _OVERHEAD * len(bands) * len(real),
         )
 
     def sizes(self, band: Band, shapes: dict[str, Shape]) -> dict[str, int]:
@@ -183,18 +193,19 @@ class _Problem:
         for (_, name), rows in band.inputs.items():
             first, end = spans.get(name, rows)
             spans[name] = min(first, rows[0]), max(end, rows[1])
-        columns, places = self.tensors.accelerator.columns, self.tensors.places
+        counts = {name: end - first for name, (first, end) in spans.items()}
+        counts |= {name: sum(end - first for first, end in pieces) for name, pieces in band.pieces.items()}
+        a, places = self.tensors.accelerator, self.tensors.places
         return {
-            name: -(-(end - first) * shapes[name].width // columns) * places[name].stride
-            for name, (first, end) in spans.items()
+            name: places[name].resized(count * shapes[name].width).rows(a) for name, count in counts.items()
         }
 
-    def needed(self, group: Group, inside: set[str], sizes: dict[str, int]) -> int:
-        """Rows of the tensors inside a group that exist at once in a band."""
+    def needed(self, real: list[int], inside: set[str], sizes: dict[str, int]) -> int:
+        """Rows that the tensors inside a group of operators, and their own buffers, take at once in a band."""
         most = level = 0
-        for k in range(group.first, group.last + 1):
+        for k in real:
             level += sum(sizes[name] for name in g.writes(self.graph.operators[k]) if name in inside)
-            most = max(most, level)
+            most = max(most, level + self.extra[k])
             level -= sum(sizes[name] for name in inside if self.lives[name].last == k)
         return most
 
@@ -234,6 +245,8 @@ class _Problem:
                 if way.group.bands == 1 and first in life.users:
                     model.add_implication(taken, states[0])
                 elif name in way.passing:
+                    if name in way.away:
+                        model.add_implication(taken, states[0].negated())
                     used.append(way.passing[name] * (1 - states[0]))
                     if name in way.moved:
                         passes = model.new_bool_var("")
@@ -309,6 +322,7 @@ class _Problem:
             chip=frozenset((name, at[k]) for (name, k), value in there.items() if value),
             stored=frozenset(name for (name, _), value in there.items() if not value and name not in ends),
             bound=bound * pitch,
+            places=self.tensors.places,
         )
 
 

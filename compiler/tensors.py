@@ -42,12 +42,15 @@ class Tensors:
         """Tensors that need a spare tile."""
         self.shares: dict[str, tuple[str, int]] = {}
         """Tensors that lie where they are concatenated: by which tensor, and first row in it."""
-        self.parts: dict[str, tuple[int, int]] = {}
-        """Tensors of which the next output is only a part: positions of the whole, first position of the part."""
+        self.parts: dict[str, tuple[int, int, int]] = {}
+        """Tensors of which the next output is only a part: positions of the whole, first position of the part,
+        windows of the whole."""
         self.wholes: dict[str, Place] = {}
         """Tensors that are written in parts."""
         self.ranges: list[tuple[int, int]] = []
         """First item and end of each operator."""
+        self.torn: set[int] = set()
+        """Operators that gather from a tensor that no region of the scratchpad holds."""
         self.problems: list[str] = []
         self.short: set[Memory] = set()
         """Memories whose limit is the reason of a problem."""
@@ -95,12 +98,13 @@ class Tensors:
         """A place for a tensor of the graph, which is remembered."""
         shape, spare = (tensor.channels, tensor.dtype == "s16", slots, window), tensor.name in self.padded
         if tensor.name in self.parts:
-            positions, first = self.parts[tensor.name]
+            positions, first, window = self.parts[tensor.name]
             if tensor.name not in self.wholes:
-                self.wholes[tensor.name] = self.place(tensor.name, positions, *shape)
+                self.wholes[tensor.name] = self.place(tensor.name, positions, *shape[:3], window)
             whole = self.wholes[tensor.name]
-            offset = first // self.accelerator.columns * whole.stride
-            place = dataclasses.replace(whole, offset=offset, positions=tensor.positions)
+            place = dataclasses.replace(
+                whole.resized(tensor.positions), offset=whole.rows_before(self.accelerator, first)
+            )
         elif tensor.name in self.shares and slots is None and not window:
             joined, row = self.shares[tensor.name]
             whole = self.places.get(joined) or self.output(self.graph.tensor(joined))

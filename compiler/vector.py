@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from ..arch import graph as g
 from ..arch.accelerator import TABLE_ROW_BYTES
 from ..arch.isa import INDEX_BITS, Opcode, VectorOp
 from .ir import INDEX_ROW_ENTRIES, Entry, Item, Memory, Place, Span, capacity
@@ -50,7 +51,9 @@ def gather(
     """Position p of y's rows is position index[p] of x's rows, or the zero point where index[p] is -1."""
     a = tensors.accelerator
     x.buffer.whole = True
-    if x.buffer.rows > a.scratchpad_rows:
+    if x.buffer.rows > a.scratchpad_rows and isinstance(tensors.graph.operators[tag], g.Gather):
+        tensors.torn.add(tag)
+    elif x.buffer.rows > a.scratchpad_rows:
         tensors.problem(
             name,
             f"scratchpad_rows must be at least {x.buffer.rows}, so that one region holds {x.buffer.name}, not "

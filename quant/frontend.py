@@ -25,6 +25,7 @@ from .floatgraph import FloatGraph, Node
 from .operands import Call
 from .orders import dense
 from .patterns import HANDLERS, MOVEMENTS, PASS_THROUGH, SHAPE_ONLY, SUPPORTED, remedy_for
+from .sequences import in_sequence
 from .views import Draft, Scores, Unsupported, View
 
 __all__ = ["Finding", "UnsupportedModel", "check", "import_module"]
@@ -106,7 +107,7 @@ def import_module(
             interpreter.findings.append(Finding(node.name, node.kind, reason, "use LayerNorm or BatchNorm2d"))
     if interpreter.findings:
         raise UnsupportedModel(name, interpreter.findings)
-    graph = FloatGraph(name=name, input_shape=source.shape, nodes=nodes)
+    graph = in_sequence(FloatGraph(name=name, input_shape=source.shape, nodes=nodes))
     _verify(graph, module, sample, result, TOLERANCE if tolerance is None else tolerance)
     return graph
 

@@ -27,7 +27,7 @@ class Job:
     """What a row is measured from."""
 
     row: str
-    data: Path
+    data: Path | None
     """Weights and images."""
     files: Path
     """Where parts keep files for each other."""
@@ -49,6 +49,8 @@ class Part:
     """A row's JSON object. A field "equal" that is false makes the command fail, after the row is written."""
     table: Callable[[dict[str, dict]], str]
     """The rows as Markdown."""
+    data: bool = True
+    """Whether rows need the folder of weights and images."""
 
 
 def data_folder() -> Path:
@@ -161,7 +163,7 @@ def run(part: Part, description: str, arguments: list[str] | None = None) -> int
     parser.add_argument("--measure", choices=part.rows, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
-        data = data_folder()
+        data = data_folder() if part.data else None
         if options.measure:
             job = Job(row=options.measure, data=data, files=options.out.parent / "results")
             print(json.dumps(part.measure(job)))

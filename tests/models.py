@@ -8,6 +8,8 @@ import json
 import resource
 import time
 
+import numpy as np
+
 from terrazzo.arch.accelerator import Lanes
 from terrazzo.arch.graph import Graph
 from terrazzo.arch.memory import MemoryModel
@@ -17,7 +19,7 @@ from terrazzo.sim import cycle
 
 from .graphs import Builder
 
-__all__ = ["MACHINES", "MODELS", "deit", "mobilenet_v1", "mobilenet_v2", "resnet"]
+__all__ = ["MACHINES", "MODELS", "deit", "mobilenet_v1", "mobilenet_v2", "resnet", "swin"]
 
 _MOBILENET_V2 = (
     (1, 16, 1, 1),
@@ -113,6 +115,46 @@ def resnet(depth: int = 20, lanes: Lanes | None = None, drain: int = 1) -> Graph
     return b.graph(b.linear(x, 10, "s16"), f"resnet{depth}")
 
 
+def swin(
+    dim: int = 96,
+    heads: int = 3,
+    blocks: tuple[int, ...] = (2, 2, 6, 2),
+    side: int = 224,
+    patch: int = 4,
+    window: int = 7,
+    classes: int = 1000,
+    lanes: Lanes | None = None,
+    drain: int = 1,
+) -> Graph:
+    """Swin (Liu et al. 2021), Tiny by default; positions stay in the order of the windows where `quant.sequences` keeps
+    them. Only the masks of the shifted windows are left out: biases that differ between the windows stand for them."""
+    b = Builder(5, (side, side, 3), lanes, drain)
+    side //= patch
+    x = b.layernorm(b.flatten(b.conv(b.input, dim, (patch, patch), (patch, patch), dtype="s16")))
+    x, order = b.elementwise(x, "s16"), np.arange(side * side)
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            windows = (side // window) ** 2
+            shift = window // 2 if block % 2 and windows > 1 else 0
+            wanted = np.roll(np.arange(side * side).reshape(side, side), (-shift, -shift), (0, 1))
+            wanted = wanted.reshape(side // window, window, side // window, window).swapaxes(1, 2).ravel()
+            if (wanted != order).any():
+                x, order = b.gather(x, np.argsort(order)[wanted]), wanted
+            y = b.layernorm(x)
+            q, k, v = (b.linear(y, dim) for _ in range(3))
+            bias = windows if shift else 1, heads
+            x = b.linear(b.attention(q, k, v, heads, windows, bias), dim, "s16", residual=x)
+            x = b.linear(b.linear(b.layernorm(x), 4 * dim, table=1024), dim, "s16", residual=x)
+        if stage + 1 < len(blocks):
+            place = np.argsort(order).reshape(side, side)
+            parts = [b.gather(x, place[dy::2, dx::2]) for dx in (0, 1) for dy in (0, 1)]
+            side, dim, heads = side // 2, 2 * dim, 2 * heads
+            x = b.linear(b.layernorm(b.concat(*parts)), dim, "s16")
+            order = np.arange(side * side)
+    x = b.avgpool(b.layernorm(x), (side * side, 1))
+    return b.graph(b.linear(x, classes, "s16"), f"swin-{dim}")
+
+
 def _depthwise(b: Builder, x: str, stride: int) -> str:
     """A 3 x 3 depthwise convolution with the padding of PyTorch's models."""
     channels = b.tensors[x].channels
@@ -124,6 +166,7 @@ MODELS = {
     "mobilenet-v2": mobilenet_v2,
     "mobilenet-v1-0.25": mobilenet_v1,
     "resnet20": resnet,
+    "swin-tiny": swin,
 }
 MACHINES = {"zcu102": ZCU102.default, "fixed8": fixed8_accelerator()}
 

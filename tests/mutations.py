@@ -198,7 +198,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "compiler: a band lacks the last row of its windows",
-        "compiler/bands.py",
+        "compiler/cuts.py",
         "(rows[1] - 1) * stride - top + kernel",
         "(rows[1] - 1) * stride - top + kernel - 1",
         ("tests/compiler/test_spill.py::test_bands_avoid_spills",),
@@ -209,6 +209,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         "self.store(name, place, first * whole.width, index)",
         "self.store(name, place, 0, index)",
         ("tests/compiler/test_spill.py::test_smaller_and_smaller",),
+    ),
+    Mutation(
+        "compiler: a gather takes the second piece of its input for the first",
+        "compiler/bands.py",
+        "            at += (stop - begin) * read.width\n",
+        "",
+        ("tests/compiler/test_pieces.py::test_swin_on_smaller_and_smaller_machines",),
+    ),
+    Mutation(
+        "compiler: the biases of the first windows in every band",
+        "compiler/bands.py",
+        "bias[begin:stop] if len(bias) > 1 else bias",
+        "bias[: stop - begin]",
+        ("tests/compiler/test_pieces.py::test_swin_on_smaller_and_smaller_machines",),
     ),
     Mutation(
         "compiler: gaps in a memory forget long neighbours",

@@ -105,7 +105,10 @@ def test_many_biases_come_when_they_are_needed(windows):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scratchpad_rows": 4}, "scratchpad_rows must be at least 8, so that one region holds x, not 4"),
+        (
+            {"scratchpad_rows": 4},
+            "scratchpad_rows must be at least 8, so that one region holds what it gathers from, not 4",
+        ),
         ({"index_rows": 4}, "a gather needs index_rows of at least 8 and positions below 65536, not 4 and"),
     ],
 )
