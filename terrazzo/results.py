@@ -64,7 +64,7 @@ ROWS = {
         model="deit-tiny",
         mixture={F8: 64},
         functions="heatvit",
-        training=Settings(epochs=4, batch=8, rate=1e-3, flip=True, shift=8),
+        training=Settings(epochs=2, batch=8, rate=1e-3, flip=True, shift=8),
     ),
     "mobilenet-v1-fixed8": Row(model="mobilenet-v1", mixture={F8: 64}, lost=1.4),
     "mobilenet-v2-fixed8": Row(model="mobilenet-v2", mixture={F8: 64}, lost=0.8),

@@ -26,6 +26,7 @@ _LOAD = ("tests/hw/test_load.py",)
 _INDIRECT = ("tests/hw/test_indirect.py",)
 _REFERENCE = ("tests/sim/test_reference.py",)
 _NUMERICS = ("tests/arch/test_numerics.py",)
+_PUBLISHED = ("tests/arch/test_published.py",)
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -349,5 +350,19 @@ MUTATIONS: tuple[Mutation, ...] = (
         "_SOFTMAX_LATENCY = 20",
         "_SOFTMAX_LATENCY = 19",
         ("tests/test_tiny.py",),
+    ),
+    Mutation(
+        "published: log2(e) as 1.375",
+        "arch/published.py",
+        "(codes >> 1) - (codes >> 4)",
+        "(codes >> 1) - (codes >> 3)",
+        _PUBLISHED,
+    ),
+    Mutation(
+        "published: ShiftGELU refused one exponent late",
+        "arch/published.py",
+        "reached >= -_SHIFT_GELU_BITS *",
+        "reached >= -(_SHIFT_GELU_BITS + 1) *",
+        _PUBLISHED,
     ),
 )
