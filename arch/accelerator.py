@@ -91,9 +91,11 @@ class Accelerator:
     instructions: int
     """Capacity of the instruction memory."""
     bus_bytes: int
-    """Width of the AXI4 data bus; a power of two, 4..128."""
+    """Width of an AXI4 port's data bus; a power of two, 4..128."""
     burst_beats: int
     """Longest burst; a power of two with burst_beats * bus_bytes <= 4096."""
+    ports: int = 1
+    """AXI4 ports to DRAM, which move data together; 1, 2 or 4."""
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -130,6 +132,8 @@ class Accelerator:
             yield f"bus_bytes must be 4..128, not {self.bus_bytes}"
         if self.burst_beats > 256 or self.burst_beats * self.bus_bytes > 4096:
             yield f"burst_beats must be at most {min(256, 4096 // self.bus_bytes)}, not {self.burst_beats}"
+        if self.ports not in (1, 2, 4):
+            yield f"ports must be 1, 2 or 4, not {self.ports}"
         if self.index_rows % 4:
             yield f"index_rows must be a multiple of 4, not {self.index_rows}"
         for name in ("weight_rows", "param_rows", "norm_rows", "row_scales", "index_rows", "instructions"):
@@ -160,9 +164,23 @@ class Accelerator:
         """Bytes of a weight row, all lanes, in lane order."""
         return sum(storage_bits(kind) for kind in self.lanes.kinds) * self.depth // 8
 
+    @property
+    def line_bytes(self) -> int:
+        """What moves in a cycle: a beat of every port, the lowest bytes on port 0."""
+        return self.ports * self.bus_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        """Lines that one burst of every port moves; a buffer in DRAM takes whole blocks (docs/machine.md, "DRAM")."""
+        return self.burst_beats * self.line_bytes
+
     def beats(self, row_bytes: int) -> int:
-        """Bus beats that a memory row of `row_bytes` occupies in DRAM (each row starts a beat)."""
-        return -(-row_bytes // self.bus_bytes)
+        """Lines that a memory row of `row_bytes` occupies in DRAM (each row starts a line)."""
+        return -(-row_bytes // self.line_bytes)
+
+    def pitch(self, row_bytes: int) -> int:
+        """Bytes from a memory row of `row_bytes` to the next one in DRAM."""
+        return self.beats(row_bytes) * self.line_bytes
 
     def to_dict(self) -> dict:
         """Plain JSON values."""

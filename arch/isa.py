@@ -197,9 +197,9 @@ _COMMON = (
 )
 _DRAM = (
     Field("region", 2, "base and limit register pair", kind=Region),
-    Field("offset", 32, "bytes from the base; a multiple of bus_bytes"),
+    Field("offset", 32, "bytes from the base; a multiple of a line (ports * bus_bytes)"),
     Field("row", 16, "first row of the on-chip memory"),
-    Field("rows", 16, "number of rows, at least 1; each takes a whole number of beats", least=1),
+    Field("rows", 16, "number of rows, at least 1; each takes a whole number of lines", least=1),
 )
 _FIELDS: dict[Opcode, tuple[Field, ...]] = {
     Opcode.END: (),

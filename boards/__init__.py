@@ -2,7 +2,7 @@
 
 from .board import Board, BoardError, Interface, Resources
 from .configurations import demo_accelerator, fixed8_accelerator, large_accelerator, second_accelerator
-from .fitting import estimate, fit
+from .fitting import estimate, fit, require_interface
 from .ulx3s import ULX3S_85F
 from .zcu102 import ZCU102
 
@@ -17,6 +17,7 @@ __all__ = [
     "fit",
     "fixed8_accelerator",
     "large_accelerator",
+    "require_interface",
     "second_accelerator",
 ]
 

@@ -6,6 +6,7 @@ import dataclasses
 
 from ..arch.accelerator import Accelerator
 from ..arch.errors import UserError
+from ..arch.memory import MemoryModel
 
 __all__ = ["Board", "BoardError", "Interface", "Resources"]
 
@@ -50,9 +51,22 @@ class Interface:
     """Highest clock of the ports."""
     latency_cycles: int
     """From a read address to the first beat, at the accelerator's clock."""
+    refresh_cycles: int
+    """Lost in every refresh period, likewise."""
+    refresh_period: int
+    """From refresh to refresh, in cycles, likewise."""
     bandwidth_bytes_per_second: float
     """Of the memory, peak."""
     description: str
+
+    @property
+    def memory(self) -> MemoryModel:
+        """What the simulators of the machine have for a memory on this board."""
+        return MemoryModel(
+            latency=self.latency_cycles,
+            refresh_cycles=self.refresh_cycles,
+            refresh_period=self.refresh_period,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

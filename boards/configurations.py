@@ -72,13 +72,12 @@ def large_accelerator() -> Accelerator:
         index_rows=1024,
         table_pages=4,
         instructions=1024,
-        bus_bytes=32,
+        bus_bytes=16,
         burst_beats=64,
+        ports=2,
     )
 
 
 def fixed8_accelerator() -> Accelerator:
-    """4,096 multipliers of one kind: the ZCU102's default with a wider drain, vector engine and bus."""
-    return dataclasses.replace(
-        ZCU102.default, lanes=Lanes(fixed8=64), columns=4, bus_bytes=32, drain=8, vector=8
-    )
+    """4,096 multipliers of one kind: the ZCU102's default with a wider drain and vector engine and two ports."""
+    return dataclasses.replace(ZCU102.default, lanes=Lanes(fixed8=64), columns=4, ports=2, drain=8, vector=8)

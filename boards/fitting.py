@@ -16,10 +16,10 @@ from ..arch.accelerator import (
 )
 from ..arch.schemes import Scheme, storage_bits
 from ..hw.decode import STORED_BITS
-from ..hw.load import BUFFER_BEATS
+from ..hw.lines import BUFFER_LINES
 from .board import Board, BoardError, Resources
 
-__all__ = ["estimate", "fit"]
+__all__ = ["estimate", "fit", "require_interface"]
 
 RAM_SHAPES = {
     "xcup": (
@@ -97,7 +97,7 @@ def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
     yield 1, a.row_scales, 22 * a.columns
     yield 3, a.index_rows // 4, 64  # a copy per reader
     yield 1, a.instructions, STORED_BITS
-    yield 1, BUFFER_BEATS, a.bus_bytes * 8
+    yield a.ports, BUFFER_LINES, a.bus_bytes * 8 + 1
     yield 1, 1024, 36  # reciprocal square roots
     table_words = a.table_pages * TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
     yield a.vector_lanes + a.drain * a.columns, table_words, TABLE_ROW_BYTES * 8
@@ -194,6 +194,7 @@ FLOORS = {
     "columns": 2,
     "depth": 4,
     "bus_bytes": 4,
+    "ports": 1,
 }
 """Parameters that shrink for any shortage, and how far."""
 
@@ -241,8 +242,42 @@ def _needs(board: Board, accelerator: Accelerator) -> list[tuple[str, float, flo
         ("FF", need.ff, has.ff),
         ("DSP", need.dsp, has.dsp),
         ("block RAM", need.bram, has.bram),
-        ("bus bytes", accelerator.bus_bytes, board.interface.bus_bytes),
+        *_interface_needs(board, accelerator),
     ]
+
+
+def _interface_needs(board: Board, accelerator: Accelerator) -> list[tuple[str, float, float]]:
+    """(what, needed, available) at the way to DRAM."""
+    interface, rate = board.interface, accelerator.line_bytes * board.clock_mhz
+    return [
+        ("AXI ports", accelerator.ports, interface.ports),
+        ("bus bytes", accelerator.bus_bytes, interface.bus_bytes),
+        ("MB/s of DRAM at full rate", rate, round(interface.bandwidth_bytes_per_second / 1e6)),
+    ]
+
+
+def require_interface(accelerator: Accelerator, board: Board) -> None:
+    """Raises BoardError, with the nearest that works, for AXI ports that are more, wider or faster than the board's."""
+    missing = [need for need in _interface_needs(board, accelerator) if need[1] > need[2]]
+    if not missing:
+        return
+    a, interface = accelerator, board.interface
+    nearest = min(
+        (
+            (ports, size)
+            for ports in (1, 2, 4)
+            for size in (4, 8, 16, 32, 64, 128)
+            if ports <= interface.ports
+            and size <= interface.bus_bytes
+            and ports * size * board.clock_mhz * 1e6 <= interface.bandwidth_bytes_per_second
+        ),
+        key=lambda pair: (abs(pair[0] * pair[1] - a.line_bytes), abs(pair[1] - a.bus_bytes)),
+    )
+    text = "; ".join(f"needs {need:,.0f} {what}, {board.name} has {has:,.0f}" for what, need, has in missing)
+    raise BoardError(
+        f"{board.name} must have the accelerator's way to DRAM ({interface.description}): {text}. "
+        f"The nearest that works: ports={nearest[0]}, bus_bytes={nearest[1]}."
+    )
 
 
 def _missing(board: Board, accelerator: Accelerator) -> list[tuple[str, str]]:

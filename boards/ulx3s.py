@@ -15,6 +15,9 @@ ULX3S_85F = Board(
         ports=1,
         clock_mhz=100,
         latency_cycles=12,
+        # 8,192 rows in 64 ms, each about 70 ns: 390 cycles of 50 MHz apart (256 Mbit SDR SDRAM).
+        refresh_cycles=4,
+        refresh_period=390,
         bandwidth_bytes_per_second=200e6,
         description="32 MB of 16-bit SDRAM at 100 MHz",
     ),

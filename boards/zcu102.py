@@ -15,6 +15,9 @@ ZCU102 = Board(
         ports=4,
         clock_mhz=333,
         latency_cycles=60,
+        # tRFC 350 ns (8 Gbit) of every tREFI 7.8 us is 4.5 % (JESD79-4); rounded up to more than 5 %.
+        refresh_cycles=60,
+        refresh_period=1170,
         bandwidth_bytes_per_second=19.2e9,
         description="64-bit DDR4-2400 behind four 128-bit AXI HP ports",
     ),

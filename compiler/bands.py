@@ -57,10 +57,7 @@ class _Run:
         """The first item of the group before."""
         self.lowering, self.schedule, self.tensors = lowering, schedule, lowering.tensors
         self.graph, self.accelerator = lowering.graph, lowering.accelerator
-        self.pitch = (
-            self.accelerator.beats(row_bytes(self.accelerator, Memory.SCRATCHPAD))
-            * self.accelerator.bus_bytes
-        )
+        self.pitch = self.accelerator.pitch(row_bytes(self.accelerator, Memory.SCRATCHPAD))
         self.homes: dict[str, Place] = {}
         """Places of whole tensors in DRAM; of the input and the output, in their regions."""
         self.data: dict[str, np.ndarray] = {}

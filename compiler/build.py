@@ -235,7 +235,7 @@ def _frame(tensors: Tensors) -> list[Item]:
 
 def _pitch(accelerator: Accelerator) -> int:
     """Bytes from row to row of the scratchpad's rows in DRAM."""
-    return accelerator.beats(row_bytes(accelerator, Memory.SCRATCHPAD)) * accelerator.bus_bytes
+    return accelerator.pitch(row_bytes(accelerator, Memory.SCRATCHPAD))
 
 
 def _program(tensors: Tensors, name: str, items: list[Item], found: Plan, outside: int) -> Program:

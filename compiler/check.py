@@ -142,7 +142,7 @@ def _known(instructions: list[Instruction]) -> np.ndarray:
 
 def _load_index(a: Accelerator, i: Instruction, weights: np.ndarray, index: np.ndarray) -> None:
     """The effect of a LOAD on the index memory."""
-    pitch = a.beats(TABLE_ROW_BYTES) * a.bus_bytes
+    pitch = a.pitch(TABLE_ROW_BYTES)
     raw = weights[i.offset : i.offset + i.rows * pitch].reshape(i.rows, pitch)[:, :TABLE_ROW_BYTES]
     first = i.row * INDEX_ROW_ENTRIES
     index[first : first + i.rows * INDEX_ROW_ENTRIES] = np.ascontiguousarray(raw).view("<u2").ravel()
@@ -157,7 +157,7 @@ def accesses(
         memory = Memory(LoadTarget(i.target)) if loads else Memory.SCRATCHPAD
         found = [(memory, np.arange(i.row, i.row + i.rows), loads)]
         if i.region == Region.SCRATCH:
-            pitch = accelerator.beats(accelerator.scratchpad_row_bytes) * accelerator.bus_bytes
+            pitch = accelerator.pitch(accelerator.scratchpad_row_bytes)
             found.append((Memory.OUTSIDE, i.offset // pitch + np.arange(i.rows), not loads))
         return found
     return _matrix(accelerator, i) if i.opcode == Opcode.MATRIX else _vector(accelerator, i, index)

@@ -71,7 +71,7 @@ def capacity(accelerator: Accelerator, memory: Memory) -> int:
         Memory.RSQRT: 256,
         Memory.INDEX: a.index_rows // INDEX_ROW_ENTRIES,
         Memory.ROW_SCALE: a.row_scales,
-        Memory.OUTSIDE: (1 << 32) // (a.beats(a.scratchpad_row_bytes) * a.bus_bytes),
+        Memory.OUTSIDE: (1 << 32) // a.pitch(a.scratchpad_row_bytes),
     }[memory]
 
 

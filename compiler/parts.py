@@ -144,8 +144,8 @@ def _loads(a: Accelerator, item: Item, count: int) -> list[Item]:
     """A LOAD of the input in runs of rows."""
     (span,) = item.writes
     total, parts = item.values["rows"], []
-    pitch = a.beats(row_bytes(a, Memory.SCRATCHPAD)) * a.bus_bytes
-    count = max(1, min(count, total * (pitch // a.bus_bytes) // _LEAST_CYCLES))
+    pitch = a.pitch(row_bytes(a, Memory.SCRATCHPAD))
+    count = max(1, min(count, total * (pitch // a.line_bytes) // _LEAST_CYCLES))
     edges = [total * part // count for part in range(count + 1)]
     for first, end in itertools.pairwise(edges):
         if end > first:

@@ -316,7 +316,7 @@ class _Problem:
         }
         ends = {self.input, self.output} | {name for name, life in self.lives.items() if life.data}
         a = self.tensors.accelerator
-        pitch = a.beats(row_bytes(a, Memory.SCRATCHPAD)) * a.bus_bytes
+        pitch = a.pitch(row_bytes(a, Memory.SCRATCHPAD))
         return Schedule(
             groups=tuple(way.group for way in taken),
             chip=frozenset((name, at[k]) for (name, k), value in there.items() if value),

@@ -42,7 +42,7 @@ class Image:
         """Offset of memory rows (N, row bytes), which are appended unless equal ones are there."""
         key = data.tobytes()
         if key not in self._addresses:
-            pitch = self.accelerator.beats(data.shape[1]) * self.accelerator.bus_bytes
+            pitch = self.accelerator.pitch(data.shape[1])
             self._addresses[key] = self.size
             self._parts.append(np.pad(data, ((0, 0), (0, pitch - data.shape[1]))).ravel())
             self.size += self._parts[-1].size
@@ -279,7 +279,7 @@ class _Work:
                         return buffer.memory
                     copies.append(copy)
                     free[Engine.LOAD] = copy.end
-                    loaded += self.load_cycles(buffer) * self.accelerator.bus_bytes
+                    loaded += self.load_cycles(buffer) * self.accelerator.line_bytes
                 copy.last = index
                 uses.setdefault(index, {})[buffer] = copy
                 begin = max(begin, copy.end)

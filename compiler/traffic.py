@@ -53,7 +53,7 @@ def traffic(program: Program) -> Traffic:
         if i.opcode not in (Opcode.LOAD, Opcode.STORE):
             continue
         memory = Memory(LoadTarget(i.target)) if i.opcode == Opcode.LOAD else Memory.SCRATCHPAD
-        size = i.rows * a.beats(row_bytes(a, memory)) * a.bus_bytes
+        size = i.rows * a.pitch(row_bytes(a, memory))
         key = index >= program.frame_entry, i.opcode, Region(i.region)
         moved[key] = moved.get(key, 0) + size
 
@@ -61,7 +61,7 @@ def traffic(program: Program) -> Traffic:
         return moved.get((frame, opcode, region), 0)
 
     ends = program.input.rows(a) + program.output.rows(a)
-    pitch = a.beats(row_bytes(a, Memory.SCRATCHPAD)) * a.bus_bytes
+    pitch = a.pitch(row_bytes(a, Memory.SCRATCHPAD))
     return Traffic(
         resident=of(Opcode.LOAD, Region.WEIGHTS, False),
         weights=of(Opcode.LOAD, Region.WEIGHTS),

@@ -5,13 +5,22 @@ All bursts are INCR and as wide as the bus; there is one identifier, so response
 
 from __future__ import annotations
 
-from amaranth.hdl import Module
+from amaranth.hdl import Cat, Const, Module, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..arch.accelerator import Accelerator
 
-__all__ = ["ADDRESS_BITS", "LENGTH_BITS", "ReadChannel", "WriteChannel", "connect_master", "master_ports"]
+__all__ = [
+    "ADDRESS_BITS",
+    "LENGTH_BITS",
+    "ReadChannel",
+    "WriteChannel",
+    "connect_master",
+    "master_ports",
+    "port_address",
+    "prefixes",
+]
 
 ADDRESS_BITS = 32
 LENGTH_BITS = 9
@@ -59,6 +68,26 @@ class WriteChannel(wiring.Signature):
                 "bresp": In(2),
             }
         )
+
+
+def prefixes(accelerator: Accelerator) -> list[str]:
+    """Of the names of each master's ports."""
+    if accelerator.ports == 1:
+        return ["m_axi"]
+    return [f"m_axi_{port}" for port in range(accelerator.ports)]
+
+
+def port_address(accelerator: Accelerator, address: Value, port: Value | int) -> Value:
+    """Where `port` finds its beat of the line at `address` (docs/machine.md, "DRAM"): the number of the port moves from
+    below the number of the line in its block to above it."""
+    if accelerator.ports == 1:
+        return address
+    beat, line, block = (
+        (size - 1).bit_length()
+        for size in (accelerator.bus_bytes, accelerator.line_bytes, accelerator.block_bytes)
+    )
+    number = Const(port, line - beat) if isinstance(port, int) else port[: line - beat]
+    return Cat(Const(0, beat), *([address[line:block]] if block > line else []), number, address[block:])
 
 
 def _constants(prefix: str, bus_bytes: int) -> dict[str, tuple[int, int]]:

@@ -15,7 +15,8 @@ from ..arch.files import FileError
 from ..arch.isa import INSTRUCTION_WORDS
 from ..arch.program import Program
 from ..arch.registers import IDENTITY, address
-from .dram import AddressMap, image, pack
+from .axi import prefixes
+from .dram import AddressMap, footprint, image, pack, striped
 
 __all__ = ["ports", "write_bundle", "write_verilog"]
 
@@ -28,7 +29,10 @@ _PORT_DOCS = (
     (r"rst", "synchronous reset, active high; hold for at least one cycle"),
     (r"irq", "interrupt, high until ACKNOWLEDGE; enabled by IRQ_ENABLE"),
     (r"s_axil_.*", "AXI4-Lite slave, synchronous to clk: the registers"),
-    (r"m_axi_.*", "AXI4 master, synchronous to clk: program, weights, inputs, outputs"),
+    (
+        r"m_axi_.*",
+        "AXI4 master (several are numbered), synchronous to clk: program, weights, inputs, outputs",
+    ),
     (r"trace_.*", "for simulation and logic analysers; may be left open"),
 )
 _README = """# {name} for terrazzo_top
@@ -64,8 +68,14 @@ once and the frame entry once per image (START in CONTROL; INTERRUPT in STATUS t
 | input | {input:#010x} | {input_bytes} | INPUT_BASE, INPUT_LIMIT |
 | output | {output:#010x} | {output_bytes} | OUTPUT_BASE, OUTPUT_LIMIT |
 
+Addresses are multiples of 4096 and of a block, {block} bytes, and a buffer takes whole blocks.{stripes}
+
 Setup entry {setup_entry}, frame entry {frame_entry}. Accelerator hash {hash:016x}.
 """
+
+_STRIPES = """
+There are {ports} ports, and a line is {bus_bytes} bytes of each. In every block of a buffer (not of the program) the bytes of a port come
+together: byte b of port p in line l lies at p * {stripe} + l * {bus_bytes} + b."""
 
 
 def write_bundle(
@@ -150,6 +160,8 @@ def _files(
         "name": program.name,
         "frames": len(codes),
         "bus_bytes": accelerator.bus_bytes,
+        "block": accelerator.block_bytes,
+        "stripes": "" if accelerator.ports == 1 else _stripes(accelerator),
         "program": places.program,
         "program_bytes": 4 * INSTRUCTION_WORDS + program.instructions.nbytes,
         "weights": places.weights,
@@ -166,9 +178,9 @@ def _files(
     }
     return {
         **_documents(verilog),
-        "testbench.v": _TESTBENCH.read_text().replace(
-            "//PARAMETERS", _parameters(accelerator, program, places)
-        ),
+        "testbench.v": _TESTBENCH.read_text()
+        .replace("//PARAMETERS", _parameters(accelerator, program, places))
+        .replace("//MASTERS", _masters(accelerator)),
         "memory.hex": _hex(dram, accelerator.bus_bytes),
         "expected.hex": _expected_hex(accelerator, program, expected),
         "README.md": _README.format(**facts),
@@ -185,11 +197,34 @@ def _documents(verilog: str) -> dict[str, str]:
     }
 
 
+def _stripes(accelerator: Accelerator) -> str:
+    a = accelerator
+    return _STRIPES.format(ports=a.ports, bus_bytes=a.bus_bytes, stripe=a.burst_beats * a.bus_bytes)
+
+
+def _masters(accelerator: Accelerator) -> str:
+    """The test's connections to the device's masters."""
+    widths = dict.fromkeys(("awaddr", "araddr"), "32") | dict.fromkeys(("awlen", "arlen"), "8")
+    widths |= {"wdata": "BUS_BITS", "rdata": "BUS_BITS", "wstrb": "BUS_BYTES"}
+    channels = ("aw", "w", "b", "ar", "r")
+    single = [*(f"{channel}{name}" for channel in channels for name in ("valid", "ready")), "wlast", "rlast"]
+    constant = {"bid": "1'b0", "bresp": "2'b0", "rid": "1'b0", "rresp": "2'b0"}
+    connections = []
+    for port, prefix in enumerate(prefixes(accelerator)):
+        connections += [f".{prefix}_{name}({value})" for name, value in constant.items()]
+        connections += [f".{prefix}_{name}(m_{name}[{port}])" for name in single]
+        connections += [
+            f".{prefix}_{name}(m_{name}[{port}*{width} +: {width}])" for name, width in widths.items()
+        ]
+    return ",\n    ".join(connections)
+
+
 def _parameters(accelerator: Accelerator, program: Program, places: AddressMap) -> str:
     """The test's local parameters, and the register offsets that it uses."""
     frames = len(places.inputs)
     values = {
         "BUS_BYTES": accelerator.bus_bytes,
+        "PORTS": accelerator.ports,
         "LATENCY": _LATENCY,
         "MAX_CYCLES": _MAX_CYCLES,
         "MEMORY_WORDS": -(-places.size // accelerator.bus_bytes),
@@ -207,7 +242,7 @@ def _parameters(accelerator: Accelerator, program: Program, places: AddressMap) 
         "OUTPUT_ADDRESS": places.outputs[0],
         "OUTPUT_BYTES": places.output_bytes,
         "OUTPUT_STEP": places.outputs[1] - places.outputs[0] if frames > 1 else 0,
-        "OUTPUT_WORDS": places.output_bytes // accelerator.bus_bytes,
+        "OUTPUT_WORDS": footprint(accelerator, places.output_bytes) // accelerator.bus_bytes,
         "IDENTITY_VALUE": IDENTITY,
     }
     used = ["IDENTITY", "CONTROL", "STATUS", "CAUSE", "IRQ_ENABLE", "PROGRAM", "ENTRY", "CYCLES"]
@@ -231,10 +266,14 @@ def _expected_hex(accelerator: Accelerator, program: Program, expected: np.ndarr
     """A word per line: a bit per byte that carries a code, then the bytes."""
     layout, bus = program.output, accelerator.bus_bytes
     shape = (layout.positions, layout.channels)
-    counts = pack(accelerator, layout.pack(accelerator, np.full(shape, -1))).reshape(-1, bus) != 0
+
+    def words(codes: np.ndarray) -> np.ndarray:
+        return striped(accelerator, pack(accelerator, layout.pack(accelerator, codes))).reshape(-1, bus)
+
+    counts = words(np.full(shape, -1)) != 0
     lines = []
     for codes in expected:
-        rows = pack(accelerator, layout.pack(accelerator, codes.reshape(shape))).reshape(-1, bus)
+        rows = words(codes.reshape(shape))
         for mask, word in zip(counts, rows, strict=True):
             bits = sum(int(bit) << i for i, bit in enumerate(mask))
             number = bits << (8 * bus) | int.from_bytes(word.tobytes(), "little")

@@ -1,4 +1,4 @@
-"""From a transfer in a region of DRAM to its bursts: bounds, addresses and lengths."""
+"""From a transfer in a region of DRAM to its bursts: bounds, addresses and lengths, the same for all ports."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ REGIONS = data.ArrayLayout(data.StructLayout({"base": ADDRESS_BITS, "limit": ADD
 FAULT = data.StructLayout({"cause": range(max(Cause) + 1), "info": 32})
 """Why a run stops; a cause of NONE is no fault."""
 BURST = data.StructLayout({"address": ADDRESS_BITS, "length": LENGTH_BITS, "last": 1})
-"""One burst: byte address, number of beats, and whether it is the transfer's last."""
+"""One burst of every port: byte address, number of lines, and whether it is the transfer's last."""
 
 
 def row_beats_limit(accelerator: Accelerator) -> int:
-    """Beats of the widest row of any memory."""
+    """Lines of the widest row of any memory."""
     return max(accelerator.beats(load_bytes(accelerator, target)) for target in isa.LoadTarget)
 
 
 class Bursts(wiring.Component):
     """Checks one transfer and cuts it into bursts.
 
-    `start` (while `idle`) takes region, offset, rows and beats of a row. Two cycles later (or once `enable` is high)
+    `start` (while `idle`) takes region, offset, rows and lines of a row. Two cycles later (or once `enable` is high)
     either `fault` holds OUT_OF_BOUNDS until reset, or `begin` is high for one cycle; the bursts follow on `o` from the
-    cycle after, at one per cycle. `idle` rises when the last one has been taken.
+    cycle after, at one per cycle; `left` is the number of lines that they still have. `idle` rises when the last one has
+    been taken.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -49,18 +50,19 @@ class Bursts(wiring.Component):
                 "idle": Out(1),
                 "begin": Out(1),
                 "fault": Out(FAULT),
+                "left": Out(16 + row_beats_limit(accelerator).bit_length()),
                 "o": Out(stream.Signature(BURST)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        bus_bytes, burst_beats = self._accelerator.bus_bytes, self._accelerator.burst_beats
-        shift = bus_bytes.bit_length() - 1
+        burst_beats = self._accelerator.burst_beats
+        shift = self._accelerator.line_bytes.bit_length() - 1
         region, offset = Signal(isa.Region), Signal(ADDRESS_BITS)
         rows, row_beats = Signal.like(self.rows), Signal.like(self.row_beats)
         address = Signal(ADDRESS_BITS)
-        remaining = Signal(len(rows) + len(row_beats))
+        remaining = self.left
         misaligned = Signal()
 
         index = (address >> shift)[: (burst_beats - 1).bit_length()] if burst_beats > 1 else 0

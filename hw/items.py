@@ -49,7 +49,7 @@ class Items(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         accelerator, instruction = self._accelerator, self.i.payload
-        shift = accelerator.bus_bytes.bit_length() - 1
+        shift = accelerator.line_bytes.bit_length() - 1
         beats = Array(accelerator.beats(load_bytes(accelerator, target)) for target in isa.LoadTarget)
         ins = Signal(instruction_layout(isa.Opcode.LOAD), reset_less=True)
         item_beats = Signal(16 + row_beats_limit(accelerator).bit_length(), reset_less=True)
@@ -88,7 +88,7 @@ class Items(wiring.Component):
                 m.next = "OFFER"
             with m.State("OFFER"):
                 last = ins.rows <= ins.item_rows
-                beyond = (1 << ADDRESS_BITS) - accelerator.bus_bytes
+                beyond = (1 << ADDRESS_BITS) - accelerator.line_bytes
                 m.d.comb += [
                     *describe(ins),
                     self.o.payload.offset.eq(Mux(offset >> ADDRESS_BITS, beyond, offset)),

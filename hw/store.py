@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal
-from amaranth.lib import wiring
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..arch import isa
 from ..arch.accelerator import Accelerator
 from ..arch.registers import Cause
-from .axi import ADDRESS_BITS, LENGTH_BITS, WriteChannel
+from .axi import ADDRESS_BITS, LENGTH_BITS, WriteChannel, port_address
 from .bursts import FAULT, REGIONS, Bursts
 from .ports import EngineSignature, ReadPort
+from .queue import Queue
 
-__all__ = ["PENDING", "Engine"]
+__all__ = ["PENDING", "TRANSFERS", "Engine", "rows_ahead"]
 
 PENDING = 255
 """Most bursts that wait for their response."""
+TRANSFERS = 4
+"""Instructions that are written or wait for responses, besides the one that is being checked."""
+
+
+def rows_ahead(accelerator: Accelerator) -> int:
+    """Rows that are read ahead of the one that is being sent: enough for a line per cycle, as a row arrives three cycles
+    after its request."""
+    return -(-3 // accelerator.beats(accelerator.scratchpad_row_bytes))
 
 
 class Engine(wiring.Component):
-    """Reads rows, one ahead of the row that is being sent, and writes them in bursts; one instruction at a time.
+    """Reads rows ahead of the row that is being sent, and writes them in bursts: a line per cycle.
 
-    An instruction is done when all its responses have arrived. Only the bytes of rows are strobed. `axi.bready` is
-    always 1. `stalled` is high in the cycles in which an instruction is worked on but no beat is put on the bus. With
-    `halt` no row is read and no burst is begun; the burst that was begun is finished with all strobes low; `quiet`
-    rises when it is and all responses have arrived.
+    The next instruction starts when all rows of the one before have been read and all its bursts begun; an instruction
+    is done when all its responses have arrived. Only the bytes of rows are strobed. All ports send together: a line is
+    put on the bus when none holds one that waits. `stalled` is high in the cycles in which an instruction is worked on
+    but no line is put on the bus. With `halt` no row is read and no burst is begun; the burst that was begun is finished
+    with all strobes low; `quiet` rises when it is and all responses have arrived.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -35,121 +45,165 @@ class Engine(wiring.Component):
                 "control": Out(EngineSignature(isa.Opcode.STORE)),
                 "regions": In(REGIONS),
                 "read": Out(ReadPort(accelerator)),
-                "axi": Out(WriteChannel(accelerator)),
+                "axi": Out(WriteChannel(accelerator)).array(accelerator.ports),
                 "fault": Out(FAULT),
                 "quiet": Out(1),
             }
         )
 
     def elaborate(self, platform):
-        accelerator, control, axi, read = self._accelerator, self.control, self.axi, self.read
+        accelerator, control = self._accelerator, self.control
         m = Module()
         m.submodules.bursts = bursts = Bursts(accelerator)
-        instruction, halt = control.i.payload, control.halt
-        row_bytes, bus_bytes = accelerator.scratchpad_row_bytes, accelerator.bus_bytes
-        row_beats = accelerator.beats(row_bytes)
+        layout = data.StructLayout({"address": ADDRESS_BITS, "end": ADDRESS_BITS, "signal": 16, "tag": 10})
+        m.submodules.transfers = transfers = Queue(layout, TRANSFERS)
+        instruction, transfer = control.i.payload, transfers.i.payload
+        row_beats = accelerator.beats(accelerator.scratchpad_row_bytes)
 
-        active, start, finished = Signal(), Signal(), Signal()
-        row, rows, rows_left = Signal(16), Signal(16), Signal(16)
+        row, rows, rows_left, signal, tag = Signal(16), Signal(16), Signal(16), Signal(16), Signal(10)
         m.d.comb += [
-            control.i.ready.eq(~active),
-            start.eq(control.i.valid & ~active),
+            control.i.ready.eq(bursts.idle & (rows_left == 0)),
             bursts.regions.eq(self.regions),
-            bursts.start.eq(start),
+            bursts.start.eq(control.i.valid & control.i.ready),
             bursts.region.eq(instruction.region),
             bursts.offset.eq(instruction.offset),
             bursts.rows.eq(instruction.rows),
             bursts.row_beats.eq(row_beats),
-            bursts.enable.eq(1),
+            bursts.enable.eq(transfers.i.ready),
+            transfers.i.valid.eq(bursts.begin),
+            transfer.address.eq(bursts.o.payload.address),
+            transfer.signal.eq(signal),
+            transfer.tag.eq(tag),
+            transfer.end.eq(bursts.o.payload.address + rows * (row_beats * accelerator.line_bytes) - 1),
         ]
-        with m.If(start):
+        with m.If(bursts.start):
             m.d.sync += [
-                active.eq(1),
                 row.eq(instruction.row),
                 rows.eq(instruction.rows),
-                control.done_signal.eq(instruction.signal),
-                control.done_tag.eq(instruction.tag),
+                signal.eq(instruction.signal),
+                tag.eq(instruction.tag),
             ]
+        with m.If(bursts.begin):
+            m.d.sync += rows_left.eq(rows)
 
-        # Rows: `ahead` takes what the scratchpad returns, `current` is shifted out beat by beat.
-        ahead, current = Signal(row_bytes * 8), Signal(row_beats * bus_bytes * 8)
-        claimed, arriving, ahead_full = Signal(), Signal(2), Signal()
-        current_beats = Signal(range(row_beats + 1))
-        grant, move, send = Signal(), Signal(), Signal()
+        send = Signal()
+        current, current_beats = self._rows(m, row, rows_left, send)
+        pending = self._bursts(m, bursts.o, current, current_beats, send)
+        answered = self._responses(m, transfers.o, bursts.fault)
+        m.d.sync += pending.eq(pending + bursts.o.ready - answered)
         m.d.comb += [
-            read.valid.eq((rows_left != 0) & (~claimed | move) & ~halt),
+            control.busy.eq(~bursts.idle | transfers.o.valid),
+            control.stalled.eq(control.busy & ~send),
+        ]
+        return m
+
+    def _rows(self, m: Module, row, rows_left, send):
+        """`ahead` takes what the scratchpad returns, the first row in place 0; `current` is shifted out line by line, and
+        the second result is how many lines it still has."""
+        accelerator, read = self._accelerator, self.read
+        line_bits = accelerator.line_bytes * 8
+        row_beats = accelerator.beats(accelerator.scratchpad_row_bytes)
+        places = rows_ahead(accelerator)
+        ahead = [Signal(len(read.data), name=f"ahead_{place}") for place in range(places)]
+        claimed, level, arriving = Signal(range(places + 1)), Signal(range(places + 1)), Signal(2)
+        current = Signal(row_beats * line_bits)
+        current_beats = Signal(range(row_beats + 1))
+        grant, move = Signal(), Signal()
+        m.d.comb += [
+            read.valid.eq((rows_left != 0) & ((claimed != places) | move) & ~self.control.halt),
             read.row.eq(row),
             grant.eq(read.valid & read.ready),
-            move.eq(ahead_full & ((current_beats == 0) | ((current_beats == 1) & send))),
+            move.eq((level != 0) & ((current_beats == 0) | ((current_beats == 1) & send))),
         ]
         m.d.sync += [
             arriving.eq(grant | (arriving << 1)),
-            claimed.eq(grant | (claimed & ~move)),
-            ahead_full.eq(arriving[1] | (ahead_full & ~move)),
+            claimed.eq(claimed + grant - move),
+            level.eq(level + arriving[1] - move),
         ]
-        with m.If(bursts.begin):
-            m.d.sync += rows_left.eq(rows)
-        with m.Elif(grant):
+        with m.If(grant):
             m.d.sync += [row.eq(row + 1), rows_left.eq(rows_left - 1)]
-        with m.If(arriving[1]):
-            m.d.sync += ahead.eq(read.data)
+        for place, entry in enumerate(ahead):
+            with m.If(arriving[1] & (level - move == place)):
+                m.d.sync += entry.eq(read.data)
+            with m.Elif(move):
+                m.d.sync += entry.eq(ahead[min(place + 1, places - 1)])
         with m.If(move):
-            m.d.sync += [current.eq(ahead), current_beats.eq(row_beats)]
+            m.d.sync += [current.eq(ahead[0]), current_beats.eq(row_beats)]
         with m.Elif(send & (current_beats != 0)):
-            m.d.sync += [current.eq(current >> (bus_bytes * 8)), current_beats.eq(current_beats - 1)]
+            m.d.sync += [current.eq(current >> line_bits), current_beats.eq(current_beats - 1)]
+        return current, current_beats
 
-        # Bursts: the next one is opened in the cycle in which the last beat of the one before is put on the bus.
-        beats_left = Signal(LENGTH_BITS)
-        opened, pending = Signal(), Signal(range(PENDING + 1))
+    def _bursts(self, m: Module, bursts, current, current_beats, send):
+        """Lines in bursts to all ports: the next burst is opened in the cycle in which the last line of the one before is
+        put on the bus. Returns how many wait for their responses."""
+        accelerator, halt = self._accelerator, self.control.halt
+        bus_bytes = accelerator.bus_bytes
+        beats_left, pending, opened = Signal(LENGTH_BITS), Signal(range(PENDING + 1)), Signal()
+        waits = Cat(axi.wvalid & ~axi.wready for axi in self.axi).any()
+        address_waits = Cat(axi.awvalid & ~axi.awready for axi in self.axi).any()
         m.d.comb += [
-            send.eq((beats_left != 0) & ((current_beats != 0) | halt) & (~axi.wvalid | axi.wready)),
+            send.eq((beats_left != 0) & ((current_beats != 0) | halt) & ~waits),
             opened.eq(
-                bursts.o.valid
+                bursts.valid
                 & ~halt
-                & (~axi.awvalid | axi.awready)
+                & ~address_waits
                 & ((beats_left == 0) | ((beats_left == 1) & send))
                 & (pending != PENDING)
             ),
-            bursts.o.ready.eq(opened),
-            axi.bready.eq(1),
+            bursts.ready.eq(opened),
+            self.quiet.eq(
+                (beats_left == 0) & (pending == 0) & ~Cat(axi.awvalid | axi.wvalid for axi in self.axi).any()
+            ),
         ]
-        m.d.sync += [
-            beats_left.eq(Mux(opened, bursts.o.payload.length, beats_left - send)),
-            pending.eq(pending + opened - axi.bvalid),
-        ]
-        with m.If(~axi.awvalid | axi.awready):
-            m.d.sync += [
-                axi.awvalid.eq(opened),
-                axi.awaddr.eq(bursts.o.payload.address),
-                axi.awlen.eq(bursts.o.payload.length - 1),
-            ]
-        with m.If(~axi.wvalid | axi.wready):
-            m.d.sync += [
-                axi.wvalid.eq(send),
-                axi.wdata.eq(current[: bus_bytes * 8]),
-                axi.wstrb.eq(Mux(halt, 0, (1 << min(row_bytes, bus_bytes)) - 1)),
-                axi.wlast.eq(beats_left == 1),
-            ]
+        m.d.sync += beats_left.eq(Mux(opened, bursts.payload.length, beats_left - send))
+        strobes = (1 << min(accelerator.scratchpad_row_bytes, accelerator.line_bytes)) - 1
+        for number, axi in enumerate(self.axi):
+            low = number * bus_bytes
+            with m.If(~axi.awvalid | axi.awready):
+                m.d.sync += [
+                    axi.awvalid.eq(opened),
+                    axi.awaddr.eq(port_address(accelerator, bursts.payload.address, number)),
+                    axi.awlen.eq(bursts.payload.length - 1),
+                ]
+            with m.If(~axi.wvalid | axi.wready):
+                m.d.sync += [
+                    axi.wvalid.eq(send),
+                    axi.wdata.eq(current[low * 8 : (low + bus_bytes) * 8]),
+                    axi.wstrb.eq(Mux(halt, 0, strobes >> low & ((1 << bus_bytes) - 1))),
+                    axi.wlast.eq(beats_left == 1),
+                ]
+        return pending
 
-        # Completion and errors: responses come in order, so their bursts' addresses are counted.
+    def _responses(self, m: Module, transfers, check_fault):
+        """Each port keeps one response until all have theirs: then their burst is answered (the result). Bursts are
+        followed from the transfer's first address to its last; the last one's answer completes the instruction."""
+        accelerator, transfer, control = self._accelerator, transfers.payload, self.control
+        burst, following, first, port = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS), Signal(init=1), Signal(2)
+        kept, failed = (Signal(accelerator.ports, name=name) for name in ("kept", "failed"))
+        answered, last = Signal(), Signal()
+        bits = (accelerator.block_bytes - 1).bit_length()
         m.d.comb += [
-            finished.eq(active & bursts.idle & (beats_left == 0) & (pending == 0)),
-            control.done.eq(finished & ~halt),
-            control.busy.eq(active),
-            control.stalled.eq(active & ~send),
-            self.quiet.eq((beats_left == 0) & ~axi.awvalid & ~axi.wvalid & (pending == 0)),
+            answered.eq(kept.all()),
+            burst.eq(Mux(first, transfer.address, following)),
+            last.eq(burst[bits:] == transfer.end[bits:]),
+            transfers.ready.eq(answered & last),
+            control.done.eq(transfers.ready & ~control.halt),
+            control.done_signal.eq(transfer.signal),
+            control.done_tag.eq(transfer.tag),
+            self.fault.info.eq(port_address(accelerator, burst, port)),
         ]
-        with m.If(control.done):
-            m.d.sync += active.eq(0)
-        response_address = Signal(ADDRESS_BITS)
-        burst_bytes = accelerator.burst_beats * bus_bytes
-        m.d.comb += self.fault.info.eq(response_address)
-        with m.If(bursts.begin):
-            m.d.sync += response_address.eq(bursts.o.payload.address)
-        with m.Elif(axi.bvalid):
-            m.d.sync += response_address.eq((response_address | (burst_bytes - 1)) + 1)
-        with m.If(axi.bvalid & axi.bresp[1]):
+        for number, axi in enumerate(self.axi):
+            m.d.comb += axi.bready.eq(~kept[number] | answered)
+            m.d.sync += kept[number].eq(axi.bvalid | (kept[number] & ~answered))
+            with m.If(axi.bvalid & axi.bready):
+                m.d.sync += failed[number].eq(axi.bresp[1])
+        for number in reversed(range(accelerator.ports)):
+            with m.If(failed[number]):
+                m.d.comb += port.eq(number)
+        with m.If(answered):
+            m.d.sync += [first.eq(last), following.eq((burst | ((1 << bits) - 1)) + 1)]
+        with m.If(answered & failed.any()):
             m.d.comb += self.fault.cause.eq(Cause.WRITE_ERROR)
-        with m.Elif(bursts.fault.cause != Cause.NONE):
-            m.d.comb += self.fault.eq(bursts.fault)
-        return m
+        with m.Elif(check_fault.cause != Cause.NONE):
+            m.d.comb += self.fault.eq(check_fault)
+        return answered

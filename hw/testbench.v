@@ -25,14 +25,15 @@ module testbench;
   wire [1:0]  bresp, rresp;
   wire [31:0] rdata;
 
-  wire [31:0] m_awaddr, m_araddr;
-  wire [7:0]  m_awlen, m_arlen;
-  wire        m_awvalid, m_wvalid, m_wlast, m_bready, m_arvalid, m_rready;
-  wire        m_awready, m_wready, m_arready;
-  wire [BUS_BITS-1:0]  m_wdata;
-  wire [BUS_BYTES-1:0] m_wstrb;
-  reg                  m_bvalid = 0, m_rvalid = 0, m_rlast = 0;
-  reg  [BUS_BITS-1:0]  m_rdata = 0;
+  // A bit, or as many as the signal has, for each AXI4 port of the device.
+  wire [PORTS*32-1:0] m_awaddr, m_araddr;
+  wire [PORTS*8-1:0]  m_awlen, m_arlen;
+  wire [PORTS-1:0]    m_awvalid, m_wvalid, m_wlast, m_bready, m_arvalid, m_rready;
+  wire [PORTS-1:0]    m_awready, m_wready, m_arready;
+  wire [PORTS*BUS_BITS-1:0]  m_wdata;
+  wire [PORTS*BUS_BYTES-1:0] m_wstrb;
+  reg  [PORTS-1:0]           m_bvalid = 0, m_rvalid = 0, m_rlast = 0;
+  reg  [PORTS*BUS_BITS-1:0]  m_rdata = 0;
 
   terrazzo_top dut (
     .clk(clk), .rst(rst), .irq(irq),
@@ -41,70 +42,65 @@ module testbench;
     .s_axil_bresp(bresp), .s_axil_bvalid(bvalid), .s_axil_bready(bready),
     .s_axil_araddr(araddr), .s_axil_arprot(3'b0), .s_axil_arvalid(arvalid), .s_axil_arready(arready),
     .s_axil_rdata(rdata), .s_axil_rresp(rresp), .s_axil_rvalid(rvalid), .s_axil_rready(rready),
-    .m_axi_awaddr(m_awaddr), .m_axi_awlen(m_awlen), .m_axi_awvalid(m_awvalid), .m_axi_awready(m_awready),
-    .m_axi_wdata(m_wdata), .m_axi_wstrb(m_wstrb), .m_axi_wlast(m_wlast), .m_axi_wvalid(m_wvalid),
-    .m_axi_wready(m_wready),
-    .m_axi_bid(1'b0), .m_axi_bresp(2'b0), .m_axi_bvalid(m_bvalid), .m_axi_bready(m_bready),
-    .m_axi_araddr(m_araddr), .m_axi_arlen(m_arlen), .m_axi_arvalid(m_arvalid), .m_axi_arready(m_arready),
-    .m_axi_rid(1'b0), .m_axi_rdata(m_rdata), .m_axi_rresp(2'b0), .m_axi_rlast(m_rlast), .m_axi_rvalid(m_rvalid),
-    .m_axi_rready(m_rready)
+    //MASTERS
   );
 
-  // ---- memory: one burst at a time on each side, LATENCY cycles each ----
+  // ---- memory: one burst at a time on each side of each port, LATENCY cycles each ----
   reg [BUS_BITS-1:0] memory [0:MEMORY_WORDS-1];
 
-  reg         reading = 0, writing = 0, responding = 0;
-  reg  [31:0] read_word = 0, write_word = 0;
-  reg  [8:0]  read_left = 0;
-  integer     read_wait = 0, response_wait = 0, i;
+  reg  [PORTS-1:0] reading = 0, writing = 0, responding = 0;
+  reg  [31:0] read_word [0:PORTS-1], write_word [0:PORTS-1];
+  integer     read_left [0:PORTS-1], read_wait [0:PORTS-1], response_wait [0:PORTS-1];
+  integer     i, p;
 
-  assign m_arready = !reading;
-  assign m_awready = !writing && !responding;
+  assign m_arready = ~reading;
+  assign m_awready = ~writing & ~responding;
   assign m_wready  = writing;
 
-  always @(posedge clk) begin
-    if (m_arvalid && m_arready) begin
-      reading   <= 1;
-      read_word <= m_araddr / BUS_BYTES;
-      read_left <= m_arlen + 1;
-      read_wait <= LATENCY;
-    end else if (reading) begin
-      if (read_wait != 0) read_wait <= read_wait - 1;
-      else if (!m_rvalid || m_rready) begin
-        m_rvalid <= read_left != 0;
-        m_rlast  <= read_left == 1;
-        m_rdata  <= memory[read_word];
-        if (read_left == 0) reading <= 0;
-        else begin
-          read_word <= read_word + 1;
-          read_left <= read_left - 1;
+  always @(posedge clk)
+    for (p = 0; p < PORTS; p = p + 1) begin
+      if (m_arvalid[p] && m_arready[p]) begin
+        reading[p]   <= 1;
+        read_word[p] <= m_araddr[p*32 +: 32] / BUS_BYTES;
+        read_left[p] <= m_arlen[p*8 +: 8] + 1;
+        read_wait[p] <= LATENCY;
+      end else if (reading[p]) begin
+        if (read_wait[p] != 0) read_wait[p] <= read_wait[p] - 1;
+        else if (!m_rvalid[p] || m_rready[p]) begin
+          m_rvalid[p] <= read_left[p] != 0;
+          m_rlast[p]  <= read_left[p] == 1;
+          m_rdata[p*BUS_BITS +: BUS_BITS] <= memory[read_word[p]];
+          if (read_left[p] == 0) reading[p] <= 0;
+          else begin
+            read_word[p] <= read_word[p] + 1;
+            read_left[p] <= read_left[p] - 1;
+          end
         end
       end
-    end
 
-    if (m_awvalid && m_awready) begin
-      writing    <= 1;
-      write_word <= m_awaddr / BUS_BYTES;
-    end
-    if (m_wvalid && m_wready) begin
-      for (i = 0; i < BUS_BYTES; i = i + 1)
-        if (m_wstrb[i]) memory[write_word][i*8 +: 8] <= m_wdata[i*8 +: 8];
-      write_word <= write_word + 1;
-      if (m_wlast) begin
-        writing       <= 0;
-        responding    <= 1;
-        response_wait <= LATENCY;
+      if (m_awvalid[p] && m_awready[p]) begin
+        writing[p]    <= 1;
+        write_word[p] <= m_awaddr[p*32 +: 32] / BUS_BYTES;
+      end
+      if (m_wvalid[p] && m_wready[p]) begin
+        for (i = 0; i < BUS_BYTES; i = i + 1)
+          if (m_wstrb[p*BUS_BYTES + i]) memory[write_word[p]][i*8 +: 8] <= m_wdata[(p*BUS_BYTES + i)*8 +: 8];
+        write_word[p] <= write_word[p] + 1;
+        if (m_wlast[p]) begin
+          writing[p]       <= 0;
+          responding[p]    <= 1;
+          response_wait[p] <= LATENCY;
+        end
+      end
+      if (responding[p] && !m_bvalid[p]) begin
+        if (response_wait[p] != 0) response_wait[p] <= response_wait[p] - 1;
+        else m_bvalid[p] <= 1;
+      end
+      if (m_bvalid[p] && m_bready[p]) begin
+        m_bvalid[p]   <= 0;
+        responding[p] <= 0;
       end
     end
-    if (responding && !m_bvalid) begin
-      if (response_wait != 0) response_wait <= response_wait - 1;
-      else m_bvalid <= 1;
-    end
-    if (m_bvalid && m_bready) begin
-      m_bvalid   <= 0;
-      responding <= 0;
-    end
-  end
 
   // ---- host: drives on falling edges, samples on rising ones ----
   reg [31:0] value;

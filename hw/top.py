@@ -1,4 +1,4 @@
-"""The machine: all engines, the scratchpad and control behind one AXI4-Lite slave and one AXI4 master."""
+"""The machine: all engines, the scratchpad and control behind one AXI4-Lite slave and the AXI4 masters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..arch import isa
 from ..arch.accelerator import Accelerator
 from ..arch.files import write_bytes
 from . import load, matrix, store, vector
-from .axi import ReadChannel, connect_master, master_ports
+from .axi import ReadChannel, connect_master, master_ports, prefixes
 from .axilite import slave_ports
 from .control import Control
 from .dispatch import Dispatch
@@ -45,7 +45,7 @@ _VECTOR_TARGETS = (
 
 
 class Top(wiring.Component):
-    """Ports: `s_axil_*` (registers), `m_axi_*` (DRAM), `irq`, and traces.
+    """Ports: `s_axil_*` (registers), `m_axi_*` (DRAM; with several ports `m_axi_0_*` and so on), `irq`, and traces.
 
     `trace_<engine>_start` is high in the cycle in which an instruction goes into the engine, `trace_<engine>_done` in
     the one in which it is completed; the tags beside them are those of the instructions. `trace_run_start` and
@@ -58,9 +58,10 @@ class Top(wiring.Component):
         for name in TRACED:
             traces |= {f"trace_{name}_{what}": Out(1) for what in ("start", "done")}
             traces |= {f"trace_{name}_{what}_tag": Out(10) for what in ("start", "done")}
-        super().__init__(
-            {**slave_ports("s_axil"), **master_ports(accelerator, "m_axi"), "irq": Out(1), **traces}
-        )
+        masters = {}
+        for prefix in prefixes(accelerator):
+            masters |= master_ports(accelerator, prefix)
+        super().__init__({**slave_ports("s_axil"), **masters, "irq": Out(1), **traces})
 
     def elaborate(self, platform):
         m = Module()
@@ -138,18 +139,7 @@ class Top(wiring.Component):
         )
         self._connect_load(m, load_engine.bus, scratchpad.load, destinations)
 
-        # DRAM: the program is loaded while no engine reads.
-        read = ReadChannel(accelerator).create()
-        for name in ("arvalid", "araddr", "arlen", "rready"):
-            m.d.comb += getattr(read, name).eq(
-                Mux(program.busy, getattr(program.axi, name), getattr(load_engine.axi, name))
-            )
-        for axi, selected in ((program.axi, program.busy), (load_engine.axi, ~program.busy)):
-            for name in ("rdata", "rresp", "rlast"):
-                m.d.comb += getattr(axi, name).eq(getattr(read, name))
-            m.d.comb += [axi.arready.eq(read.arready & selected), axi.rvalid.eq(read.rvalid & selected)]
-        connect_master(m, self, accelerator, "m_axi", read, engines["store"].axi)
-
+        self._connect_dram(m, program, load_engine, engines["store"])
         m.d.comb += [self.trace_run_start.eq(control.run_start), self.trace_run_end.eq(dispatch.end)]
         for name, engine in engines.items():
             i = engine.control.i
@@ -160,6 +150,23 @@ class Top(wiring.Component):
                 getattr(self, f"trace_{name}_done_tag").eq(engine.control.done_tag),
             ]
         return m
+
+    def _connect_dram(self, m, program, load_engine, store_engine):
+        """The program is loaded through the first port, while no engine reads."""
+        accelerator = self._accelerator
+        read = ReadChannel(accelerator).create()
+        first, *others = load_engine.axi
+        for name in ("arvalid", "araddr", "arlen", "rready"):
+            m.d.comb += getattr(read, name).eq(
+                Mux(program.busy, getattr(program.axi, name), getattr(first, name))
+            )
+        for axi, selected in ((program.axi, program.busy), (first, ~program.busy)):
+            for name in ("rdata", "rresp", "rlast"):
+                m.d.comb += getattr(axi, name).eq(getattr(read, name))
+            m.d.comb += [axi.arready.eq(read.arready & selected), axi.rvalid.eq(read.rvalid & selected)]
+        masters = zip(prefixes(accelerator), (read, *others), store_engine.axi, strict=True)
+        for prefix, reading, writing in masters:
+            connect_master(m, self, accelerator, prefix, reading, writing)
 
     def _connect_load(self, m, bus, scratchpad, destinations):
         """The load engine's rows to the memory that each one names; tables go to both engines."""

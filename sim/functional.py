@@ -323,7 +323,7 @@ def _wrapped(acc: np.ndarray) -> np.ndarray:
 
 def pack_rows(accelerator: Accelerator, rows: np.ndarray) -> np.ndarray:
     """Scratchpad rows (N, row bytes) to a DRAM buffer: every row starts a bus beat."""
-    pitch = accelerator.beats(rows.shape[1]) * accelerator.bus_bytes
+    pitch = accelerator.pitch(rows.shape[1])
     return np.pad(rows, ((0, 0), (0, pitch - rows.shape[1]))).ravel()
 
 

@@ -28,6 +28,7 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "Vtop.h"
@@ -45,7 +46,24 @@ namespace {
 using Bytes = std::vector<uint8_t>;
 using Model = Vtop;
 
-constexpr size_t BUS_BYTES = sizeof(Model::m_axi_rdata);
+// The masters' prefixes, as hw/axi.py names them.
+#if AXI_PORTS == 1
+#define AXI_FIRST(name) m_axi_##name
+#define AXI_EACH(X) X(m_axi)
+#elif AXI_PORTS == 2
+#define AXI_FIRST(name) m_axi_0_##name
+#define AXI_EACH(X) X(m_axi_0) X(m_axi_1)
+#else
+#define AXI_FIRST(name) m_axi_0_##name
+#define AXI_EACH(X) X(m_axi_0) X(m_axi_1) X(m_axi_2) X(m_axi_3)
+#endif
+#define AXI_SIGNALS(X, p)                                                                                       \
+    X(p, arvalid) X(p, arready) X(p, arid) X(p, araddr) X(p, arlen) X(p, arsize) X(p, arburst)                 \
+    X(p, rvalid) X(p, rready) X(p, rid) X(p, rdata) X(p, rresp) X(p, rlast)                                    \
+    X(p, awvalid) X(p, awready) X(p, awid) X(p, awaddr) X(p, awlen) X(p, awsize) X(p, awburst)                 \
+    X(p, wvalid) X(p, wready) X(p, wdata) X(p, wstrb) X(p, wlast) X(p, bvalid) X(p, bready) X(p, bid) X(p, bresp)
+
+constexpr size_t BUS_BYTES = sizeof(Model::AXI_FIRST(rdata));
 constexpr size_t STROBE_BYTES = (BUS_BYTES + 7) / 8;
 constexpr int64_t NEVER = -(int64_t{1} << 40);
 constexpr int OKAY = 0, DECODE_ERROR = 3;
@@ -55,7 +73,7 @@ void report(const char* kind, uint64_t a, int64_t b) {
     std::printf("%s %llu %lld\n", kind, static_cast<unsigned long long>(a), static_cast<long long>(b));
 }
 
-// A DRAM behind an AXI4 slave port; arch/memory.py states its timing.
+// A DRAM; arch/memory.py states its timing.
 class Memory {
 public:
     int64_t latency = 1, interval = 1, refresh = 0, period = 1, origin = 0;
@@ -67,67 +85,89 @@ public:
         m_random.seed(seed);
     }
 
+    bool refreshing(int64_t c) const { return (c - origin) % period >= period - refresh; }
+
+    bool stalled() { return m_permille && static_cast<int>(m_random() % 1000) < m_permille; }
+
+private:
+    int m_permille = 0;
+    std::mt19937_64 m_random;
+};
+
+// Signals of one of the machine's masters.
+struct Master {
+#define AXI_MEMBER(p, name) std::remove_reference_t<decltype(Model::AXI_FIRST(name))>& name;
+    AXI_SIGNALS(AXI_MEMBER, first)
+};
+
+// An AXI4 slave port of the DRAM.
+class Port {
+public:
+    Port(Memory& memory, Master master) : m_memory(memory), m_axi(master) {}
+
     // Outputs of cycle `c`.
-    void drive(Model& top, int64_t c) {
-        top.m_axi_arready = !stalled();
-        top.m_axi_awready = !stalled();
-        top.m_axi_wready = c >= m_last_w + interval && !refreshing(c) && !stalled();
-        if (!top.m_axi_rvalid && !m_reads.empty()) {
+    void drive(int64_t c) {
+        m_axi.arready = !m_memory.stalled();
+        m_axi.awready = !m_memory.stalled();
+        m_axi.wready = c >= m_last_w + m_memory.interval && !m_memory.refreshing(c) && !m_memory.stalled();
+        if (!m_axi.rvalid && !m_reads.empty()) {
             Read& burst = m_reads.front();
-            if (c >= std::max({burst.eligible, m_presented + interval, m_read_accepted + 1}) && !refreshing(c) && !stalled()) {
-                bool inside = burst.address + BUS_BYTES <= data.size();
-                if (inside) std::memcpy(&top.m_axi_rdata, &data[burst.address], BUS_BYTES);
-                top.m_axi_rvalid = 1;
-                top.m_axi_rid = burst.id;
-                top.m_axi_rresp = inside ? OKAY : DECODE_ERROR;
-                top.m_axi_rlast = burst.beats == 1;
+            int64_t from = std::max({burst.eligible, m_presented + m_memory.interval, m_read_accepted + 1});
+            if (c >= from && !m_memory.refreshing(c) && !m_memory.stalled()) {
+                bool inside = burst.address + BUS_BYTES <= m_memory.data.size();
+                if (inside) std::memcpy(&m_axi.rdata, &m_memory.data[burst.address], BUS_BYTES);
+                m_axi.rvalid = 1;
+                m_axi.rid = burst.id;
+                m_axi.rresp = inside ? OKAY : DECODE_ERROR;
+                m_axi.rlast = burst.beats == 1;
                 m_presented = c;
             }
         }
-        if (!top.m_axi_bvalid && !m_responses.empty()) {
+        if (!m_axi.bvalid && !m_responses.empty()) {
             const Response& response = m_responses.front();
-            if (c >= std::max(response.from, m_b_accepted + 1) && !refreshing(c) && !stalled()) {
-                top.m_axi_bvalid = 1;
-                top.m_axi_bid = response.id;
-                top.m_axi_bresp = response.code;
+            int64_t from = std::max(response.from, m_b_accepted + 1);
+            if (c >= from && !m_memory.refreshing(c) && !m_memory.stalled()) {
+                m_axi.bvalid = 1;
+                m_axi.bid = response.id;
+                m_axi.bresp = response.code;
             }
         }
     }
 
     // Handshakes of cycle `c`; `next` will be the inputs after its edge.
-    void sample(Model& top, int64_t c) {
-        check(top, c);
+    void sample(int64_t c) {
+        check(c);
         m_drop_r = m_drop_b = false;
-        if (top.m_axi_rvalid && top.m_axi_rready) {
+        if (m_axi.rvalid && m_axi.rready) {
             m_read_accepted = c;
             m_drop_r = true;
             Read& burst = m_reads.front();
             burst.address += BUS_BYTES;
             if (--burst.beats == 0) m_reads.pop_front();
         }
-        if (top.m_axi_bvalid && top.m_axi_bready) {
+        if (m_axi.bvalid && m_axi.bready) {
             m_b_accepted = c;
             m_drop_b = true;
             m_responses.pop_front();
         }
-        if (top.m_axi_arvalid && top.m_axi_arready)
-            m_reads.push_back({top.m_axi_araddr, top.m_axi_arlen + 1, c + latency, top.m_axi_arid});
-        if (top.m_axi_awvalid && top.m_axi_awready)
-            m_writes.push_back({top.m_axi_awaddr, top.m_axi_awlen + 1, c, top.m_axi_awid, OKAY});
-        if (top.m_axi_wvalid && top.m_axi_wready) {
+        if (m_axi.arvalid && m_axi.arready)
+            m_reads.push_back({m_axi.araddr, m_axi.arlen + 1, c + m_memory.latency, m_axi.arid});
+        if (m_axi.awvalid && m_axi.awready)
+            m_writes.push_back({m_axi.awaddr, m_axi.awlen + 1, c, m_axi.awid, OKAY});
+        if (m_axi.wvalid && m_axi.wready) {
             m_last_w = c;
-            Beat beat{c, top.m_axi_wlast != 0, {}, {}};
-            std::memcpy(beat.bytes, &top.m_axi_wdata, BUS_BYTES);
-            std::memcpy(beat.strobe, &top.m_axi_wstrb, STROBE_BYTES);
+            Beat beat{c, m_axi.wlast != 0, {}, {}};
+            std::memcpy(beat.bytes, &m_axi.wdata, BUS_BYTES);
+            std::memcpy(beat.strobe, &m_axi.wstrb, STROBE_BYTES);
             m_beats.push_back(beat);
         }
         while (!m_writes.empty() && !m_beats.empty()) store();
     }
 
     // Lowers what was accepted in the cycle just sampled; after the edge.
-    void settle(Model& top) {
-        if (m_drop_r) top.m_axi_rvalid = 0;
-        if (m_drop_b) top.m_axi_bvalid = 0;
+    void settle() {
+        if (m_drop_r) m_axi.rvalid = 0;
+        if (m_drop_b) m_axi.bvalid = 0;
     }
 
 private:
@@ -139,16 +179,17 @@ private:
     void store() {
         Write& burst = m_writes.front();
         const Beat& beat = m_beats.front();
-        bool inside = burst.address + BUS_BYTES <= data.size();
+        bool inside = burst.address + BUS_BYTES <= m_memory.data.size();
         if (!inside) burst.code = DECODE_ERROR;
         for (size_t i = 0; i < BUS_BYTES; ++i) {
             if (!(beat.strobe[i / 8] >> (i % 8) & 1)) continue;
             uint64_t address = burst.address + i;
+            const auto& allowed = m_memory.allowed;
             bool legal = inside && std::any_of(allowed.begin(), allowed.end(), [&](const auto& range) {
                 return range.first <= address && address < range.second;
             });
             if (legal) {
-                data[address] = beat.bytes[i];
+                m_memory.data[address] = beat.bytes[i];
             } else {
                 report("stray", address, beat.cycle);
                 break;
@@ -157,22 +198,22 @@ private:
         burst.address += BUS_BYTES;
         if ((--burst.beats == 0) != beat.last) report("protocol wlast", burst.address, beat.cycle);
         if (burst.beats == 0) {
-            m_responses.push_back({std::max(beat.cycle + latency, burst.accepted + 1), burst.id, burst.code});
+            m_responses.push_back({std::max(beat.cycle + m_memory.latency, burst.accepted + 1), burst.id, burst.code});
             m_writes.pop_front();
         }
         m_beats.pop_front();
     }
 
     // AXI rules: full-width INCR bursts inside 4 KiB; a valid stays, unchanged, until it is accepted.
-    void check(Model& top, int64_t c) {
-        burst("protocol ar", top.m_axi_arvalid, top.m_axi_arready, top.m_axi_araddr, top.m_axi_arlen,
-              top.m_axi_arsize, top.m_axi_arburst, m_ar, c);
-        burst("protocol aw", top.m_axi_awvalid, top.m_axi_awready, top.m_axi_awaddr, top.m_axi_awlen,
-              top.m_axi_awsize, top.m_axi_awburst, m_aw, c);
-        bool changed = !top.m_axi_wvalid || std::memcmp(m_w, &top.m_axi_wdata, BUS_BYTES) != 0;
+    void check(int64_t c) {
+        burst("protocol ar", m_axi.arvalid, m_axi.arready, m_axi.araddr, m_axi.arlen, m_axi.arsize, m_axi.arburst, m_ar,
+              c);
+        burst("protocol aw", m_axi.awvalid, m_axi.awready, m_axi.awaddr, m_axi.awlen, m_axi.awsize, m_axi.awburst, m_aw,
+              c);
+        bool changed = !m_axi.wvalid || std::memcmp(m_w, &m_axi.wdata, BUS_BYTES) != 0;
         if (m_w_waiting && changed) report("protocol w", 0, c);
-        m_w_waiting = top.m_axi_wvalid && !top.m_axi_wready;
-        if (m_w_waiting) std::memcpy(m_w, &top.m_axi_wdata, BUS_BYTES);
+        m_w_waiting = m_axi.wvalid && !m_axi.wready;
+        if (m_w_waiting) std::memcpy(m_w, &m_axi.wdata, BUS_BYTES);
     }
 
     struct Waiting { bool waiting = false; uint64_t address = 0; int length = 0; };
@@ -188,12 +229,8 @@ private:
             report(kind, address, c);
     }
 
-    bool refreshing(int64_t c) const { return (c - origin) % period >= period - refresh; }
-
-    bool stalled() { return m_permille && static_cast<int>(m_random() % 1000) < m_permille; }
-
-    int m_permille = 0;
-    std::mt19937_64 m_random;
+    Memory& m_memory;
+    Master m_axi;
     std::deque<Read> m_reads;
     std::deque<Write> m_writes;
     std::deque<Beat> m_beats;
@@ -270,6 +307,10 @@ public:
         m_top->trace(&m_wave, 99);
         m_wave.open((directory + "/wave.fst").c_str());
 #endif
+        Model& top = *m_top;
+#define AXI_REFERENCE(p, name) top.p##_##name,
+#define AXI_PORT(p) m_ports.emplace_back(memory, Master{AXI_SIGNALS(AXI_REFERENCE, p)});
+        AXI_EACH(AXI_PORT)
         m_top->rst = 1;
         for (int i = 0; i < 4; ++i) tick();
         m_top->rst = 0;
@@ -287,11 +328,11 @@ public:
 
     void tick() {
         Model& top = *m_top;
-        memory.drive(top, m_cycle);
+        for (Port& port : m_ports) port.drive(m_cycle);
         top.clk = 0;
         top.eval();
         dump(10 * m_cycle);
-        memory.sample(top, m_cycle);
+        for (Port& port : m_ports) port.sample(m_cycle);
         m_log.sample(top, m_cycle);
         if (top.trace_run_start) memory.origin = m_cycle;
         m_irq = top.irq;
@@ -305,7 +346,7 @@ public:
         top.clk = 1;
         top.eval();
         dump(10 * m_cycle + 5);
-        memory.settle(top);
+        for (Port& port : m_ports) port.settle();
         ++m_cycle;
     }
 
@@ -359,6 +400,7 @@ private:
 
     std::unique_ptr<VerilatedContext> m_context;
     std::unique_ptr<Model> m_top;
+    std::deque<Port> m_ports;
     Log m_log;
 #if VM_TRACE_FST
     VerilatedFstC m_wave;

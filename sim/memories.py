@@ -84,14 +84,14 @@ class Memories:
             )
 
     def _pitch(self, row_bytes: int) -> int:
-        return self.accelerator.beats(row_bytes) * self.accelerator.bus_bytes
+        return self.accelerator.pitch(row_bytes)
 
     def _transfer(self, i: Instruction, row_bytes: int, offset: int, rows: int) -> np.ndarray:
         """A view of `rows` rows of the instruction's region from `offset` on: (rows, row bytes)."""
         length, limit = rows * self._pitch(row_bytes), len(self.dram[i.region])
-        if rows < 1 or offset % self.accelerator.bus_bytes or offset + length > limit:
+        if rows < 1 or offset % self.accelerator.line_bytes or offset + length > limit:
             self._fail(
-                f"transfer of {length} bytes at offset {offset} must be aligned to {self.accelerator.bus_bytes} "
+                f"transfer of {length} bytes at offset {offset} must be aligned to {self.accelerator.line_bytes} "
                 f"bytes and lie inside the {limit} bytes of region {Region(i.region).name}"
             )
         return self.dram[i.region][offset : offset + length].reshape(rows, -1)[:, :row_bytes]

@@ -22,7 +22,7 @@ from ..arch.memory import MemoryModel
 from ..arch.program import Program
 from ..arch.registers import REGISTERS, Cause, Control, Status, address
 from ..hw import verilator
-from ..hw.dram import AddressMap, image, read_output
+from ..hw.dram import AddressMap, footprint, image, read_output
 from ..hw.verilog import module_bodies, module_instances
 from . import taps
 
@@ -118,7 +118,9 @@ class RtlSimulator:
         self.watch = watch
         separate = _separate_modules(verilog)
         verilog, header = taps.instrument(accelerator, verilog) if watch else (verilog, "")
-        self.executable = build(verilog, trace=trace, tap_sizes=header, separate=separate)
+        self.executable = build(
+            verilog, ports=accelerator.ports, trace=trace, tap_sizes=header, separate=separate
+        )
 
     def run(
         self,
@@ -200,7 +202,10 @@ def _script(
 
     stalls = round(memory.stall * 1000)
     refresh = f"{memory.refresh_cycles} {memory.refresh_period}"
-    scratch = f"allow {places.scratch} {program.scratch_bytes}"
+    scratch, output = (
+        footprint(program.accelerator, size) for size in (program.scratch_bytes, places.output_bytes)
+    )
+    scratch = f"allow {places.scratch} {scratch}"
     lines = [f"memory {memory.latency} {memory.interval} {refresh} {stalls} {memory.seed}", scratch]
     if wave is not None:
         lines.append(f"wave {wave.first} {wave.last}")
@@ -220,7 +225,7 @@ def _script(
         *run(program.setup_entry),
     ]
     for i, (source, target) in enumerate(zip(places.inputs, places.outputs, strict=True)):
-        lines += ["deny", scratch, f"allow {target} {places.output_bytes}"]
+        lines += ["deny", scratch, f"allow {target} {output}"]
         lines += [write("INPUT_BASE", source), write("OUTPUT_BASE", target), *run(program.frame_entry)]
         lines += [f"read {address(name)}" for name in COUNTERS]
         lines.append(f"note {i + 1}")
@@ -308,17 +313,19 @@ def cache_directory() -> Path:
     return Path(platformdirs.user_cache_dir("terrazzo")) / "rtl"
 
 
-def build(verilog: str, *, trace: bool = False, tap_sizes: str = "", separate: Sequence[str] = ()) -> Path:
-    """The executable simulation of `verilog`, compiled unless the cache has it; modules named in `separate` are not
+def build(
+    verilog: str, *, ports: int = 1, trace: bool = False, tap_sizes: str = "", separate: Sequence[str] = ()
+) -> Path:
+    """The executable simulation of `verilog` with AXI `ports`, compiled unless the cache has it; modules named in `separate` are not
     compiled into those around them. Raises ToolError."""
     verilator.require_tools()
     tools = [verilator.version(), verilator.compiler_version(), _FLAGS, _VARIABLES, trace]
-    design = [verilog, _HARNESS.read_text(), tap_sizes, *separate, *(_SHARING if separate else [])]
+    design = [verilog, _HARNESS.read_text(), ports, tap_sizes, *separate, *(_SHARING if separate else [])]
     executable = cache_directory() / _digest(tools + design)
     if not executable.exists():
         runtime = cache_directory() / f"runtime-{_digest(tools)}"
         with tempfile.TemporaryDirectory(prefix="terrazzo-build-") as name:
-            _install(_compile(Path(name), verilog, trace, tap_sizes, separate, runtime), executable)
+            _install(_compile(Path(name), verilog, ports, trace, tap_sizes, separate, runtime), executable)
     return executable
 
 
@@ -337,7 +344,13 @@ def _digest(values: list) -> str:
 
 
 def _compile(
-    directory: Path, verilog: str, trace: bool, tap_sizes: str, separate: Sequence[str], runtime: Path
+    directory: Path,
+    verilog: str,
+    ports: int,
+    trace: bool,
+    tap_sizes: str,
+    separate: Sequence[str],
+    runtime: Path,
 ) -> Path:
     (directory / "top.v").write_text(verilog)
     (directory / "taps.h").write_text(tap_sizes)
@@ -345,7 +358,7 @@ def _compile(
     (directory / "separate.vlt").write_text(f"`verilator_config\n{rules}")
     arguments = ["--cc", "--exe", "--top-module", verilator.TOP, "--prefix", "Vtop", "--Mdir", "model"]
     arguments += [*_FLAGS, *(_SHARING if separate else []), *(["--trace-fst"] if trace else [])]
-    cflags = f"-I{directory} -I{_FST} -std=c++17" + (" -DTAPS" if tap_sizes else "")
+    cflags = f"-I{directory} -I{_FST} -std=c++17 -DAXI_PORTS={ports}" + (" -DTAPS" if tap_sizes else "")
     arguments += ["-CFLAGS", cflags, "separate.vlt", "top.v", str(_HARNESS)]
     result = verilator.verilate(arguments, directory)
     if result.returncode:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import bandwidth
 from .arch.accelerator import Accelerator
 from .arch.errors import UserError
 from .arch.files import FileError, write_text
@@ -21,7 +22,7 @@ from .arch.graph import Graph, Preprocessing
 from .arch.memory import MemoryModel
 from .arch.program import Program
 from .arch.schemes import Scheme
-from .boards import BOARDS, Board, demo_accelerator, fit
+from .boards import BOARDS, Board, demo_accelerator, fit, require_interface
 from .boards.synthesis import Resources
 from .boards.synthesis import count as count_resources
 from .compiler import compile, compiled, listing
@@ -82,7 +83,10 @@ def make_accelerator(
             values = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
             raise FileError(f"{path}: accelerator file must be readable JSON: {error}") from None
-        return Accelerator.from_dict(values)
+        accelerator = Accelerator.from_dict(values)
+        if board is not None:
+            require_interface(accelerator, board_named(board))
+        return accelerator
     if board is not None:
         return fit(board_named(board), requested)
     values = demo_accelerator().to_dict()
@@ -449,7 +453,8 @@ def sim(
     if level not in levels:
         raise UserError(f"level must be one of {', '.join(levels)}, not {level!r}")
     memory = memory or MemoryModel()
-    clock_mhz = board_named(board).clock_mhz
+    target = board_named(board)
+    clock_mhz = target.clock_mhz
     raw, names, labels = _images(graph, images, count)
     codes = reference.quantize_batch(graph, raw)
     progress(f"{level}: {len(codes)} images")
@@ -472,7 +477,7 @@ def sim(
         | ({} if labels is None else {"label": int(labels[i])})
         for i, (name, c) in enumerate(zip(names, classes, strict=True))
     ]
-    result = {"level": level, "predictions": predictions, "layers": [], "frame": []}
+    result = {"level": level, "predictions": predictions, "layers": [], "frame": [], "memory": []}
     if level in ("cycle", "rtl"):
         result["layers"] = layer_rows(program, spans)
         result["frame"] = [
@@ -484,6 +489,7 @@ def sim(
                 "utilization": f"{utilization(program, cycles):.1%}",
             }
         ]
+        result["memory"] = bandwidth.rows(program, cycles, target)
     return result
 
 

@@ -350,7 +350,8 @@ def sim(
             memory=_memory(latency, interval, 0.0, 0),
             progress=progress,
         )
-    tables = {"Predictions": result["predictions"], "Layers": result["layers"], "Frame": result["frame"]}
+    names = ("predictions", "layers", "frame", "memory")
+    tables = {name.capitalize(): result[name] for name in names}
     _emit(json, result, tables)
 
 

@@ -33,10 +33,10 @@ _OFFSET, _ROW, _ROWS, _TARGET = (COLUMN[name] for name in ("offset", "row", "row
 _GATHER, _FIRST_ITEM, _ITEM_ROWS = (COLUMN[name] for name in ("gather", "index", "item_rows"))
 _NEVER = -(1 << 40)
 
-# Parameters; from _TARGET_BEATS on: beats of a row of each load target.
+# Parameters; from _TARGET_BEATS on: lines of a row of each load target.
 (
     _BURST,
-    _BUS,
+    _LINE,
     _LATENCY,
     _INTERVAL,
     _REFRESH,
@@ -44,11 +44,13 @@ _NEVER = -(1 << 40)
     _REGION_ROWS,
     _REGIONS,
     _STORE_BEATS,
+    _ROWS_AHEAD,
     _TARGET_BEATS,
-) = range(10)
+) = range(11)
 
-# Constants of the hardware: beats in the load buffer, transfers described, responses awaited.
-_BUFFER, _TRANSFERS, _PENDING_MOST = 512, 4, 255
+# Constants of the hardware: lines in the load buffers, transfers described, responses awaited,
+# cycles from a row's request to its arrival.
+_BUFFER, _TRANSFERS, _PENDING_MOST, _READ_CYCLES = 512, 4, 255, 3
 
 # States of hw/bursts.py, and the first words of both engines' state: the transfer being cut.
 _IDLE, _SUM, _CHECK, _ISSUE = range(4)
@@ -95,7 +97,6 @@ _LOAD_WORDS = _LENGTHS + _BUFFER
 
 # Store: registers by their names there, then the memory's.
 (
-    _ACTIVE,
     _ROW_NEXT,
     _ROWS_LEFT,
     _CLAIMED,
@@ -108,11 +109,16 @@ _LOAD_WORDS = _LENGTHS + _BUFFER
     _PENDING,
     _LAST_W,
     _B,
+    _KEPT,
     _LAST_B,
     _RESPONSES,
     _RESPONSE_HEAD,
-) = range(5, 21)
-_DUE = 21
+    _WRITTEN,
+    _WRITTEN_HEAD,
+) = range(5, 23)
+_UNANSWERED = 23
+"""Transfers that are not done: instruction, bursts without response."""
+_DUE = _UNANSWERED + 2 * _TRANSFERS
 _STORE_WORDS = _DUE + _PENDING_MOST + 1
 
 
@@ -126,9 +132,10 @@ def config(accelerator: Accelerator, memory: MemoryModel) -> np.ndarray:
         isa.LoadTarget.NORM: NORM_BYTES * a.vector,
     }
     beats = [a.beats(row_bytes.get(target, TABLE_ROW_BYTES)) for target in isa.LoadTarget]
-    outside = (a.burst_beats, a.bus_bytes, memory.latency, memory.interval)
+    outside = (a.burst_beats, a.line_bytes, memory.latency, memory.interval)
     refresh = (memory.refresh_cycles, memory.refresh_period)
-    inside = (a.scratchpad_rows, a.scratchpad_regions, a.beats(a.scratchpad_row_bytes))
+    row_beats = a.beats(a.scratchpad_row_bytes)
+    inside = (a.scratchpad_rows, a.scratchpad_regions, row_beats, -(-_READ_CYCLES // row_beats))
     return np.array([*outside, *refresh, *inside, *beats], dtype=np.int64)
 
 
@@ -161,13 +168,13 @@ def _region(row, cfg):
 
 @numba.njit
 def _length(s, cfg):
-    """Beats of the next burst."""
+    """Lines of the next burst."""
     return min(s[_REMAINING], cfg[_BURST] - s[_ADDRESS] % cfg[_BURST])
 
 
 @numba.njit
 def _cut(s, cfg, start, address, rows, row_beats, enable, taken):
-    """One clock edge of hw/bursts.py; `start` is the instruction of a transfer that begins, `address` in beats."""
+    """One clock edge of hw/bursts.py; `start` is the instruction of a transfer that begins, `address` in lines."""
     state = s[_STATE]
     if state == _IDLE and start >= 0:
         s[_INDEX], s[_ADDRESS], s[_CUT_ROWS] = start, address, rows
@@ -207,14 +214,14 @@ def load_stalled(s, granted):
 
 @numba.njit
 def _offer(s, T, cfg, items, start):
-    """One clock edge of hw/items.py: (instruction or -1, address in beats, rows) of the transfer that begins."""
+    """One clock edge of hw/items.py: (instruction or -1, address in lines, rows) of the transfer that begins."""
     state = s[_ITEMS_STATE]
     if state == _PASS:
         if start < 0:
             return -1, 0, 0
         if T[start, _GATHER] == 0:
             s[_DESCRIBED_ROW], s[_DESCRIBED_LAST] = T[start, _ROW], 1
-            return start, T[start, _OFFSET] // cfg[_BUS], T[start, _ROWS]
+            return start, T[start, _OFFSET] // cfg[_LINE], T[start, _ROWS]
         s[_ITEMS_STATE], s[_ITEMS_INDEX], s[_ITEM] = _LOOK, start, T[start, _FIRST_ITEM]
         s[_ITEMS_ROW], s[_ITEMS_LEFT] = T[start, _ROW], T[start, _ROWS]
     elif state == _LOOK:
@@ -232,7 +239,7 @@ def _offer(s, T, cfg, items, start):
         s[_ITEMS_ROW] += size
         s[_ITEMS_LEFT] -= size
         s[_ITEMS_STATE] = _PASS if last else _LOOK
-        return index, T[index, _OFFSET] // cfg[_BUS] + first, rows
+        return index, T[index, _OFFSET] // cfg[_LINE] + first, rows
     return -1, 0, 0
 
 
@@ -314,19 +321,19 @@ def _sends(s, cfg, cycle):
 @numba.njit
 def _moves(s, cfg, cycle):
     """Whether the row ahead becomes the current one in this cycle."""
-    return s[_AHEAD] == 1 and (s[_CURRENT] == 0 or (s[_CURRENT] == 1 and _sends(s, cfg, cycle)))
+    return s[_AHEAD] > 0 and (s[_CURRENT] == 0 or (s[_CURRENT] == 1 and _sends(s, cfg, cycle)))
 
 
 @numba.njit
 def store_ready(s, cfg):
     """Whether an instruction is accepted in this cycle."""
-    return s[_ACTIVE] == 0
+    return s[_STATE] == _IDLE and s[_ROWS_LEFT] == 0
 
 
 @numba.njit
 def store_request(s, T, cfg, cycle):
     """Region that is read, or -1."""
-    if s[_ROWS_LEFT] == 0 or (s[_CLAIMED] == 1 and not _moves(s, cfg, cycle)):
+    if s[_ROWS_LEFT] == 0 or (s[_CLAIMED] == cfg[_ROWS_AHEAD] and not _moves(s, cfg, cycle)):
         return -1
     return _region(s[_ROW_NEXT], cfg)
 
@@ -342,15 +349,21 @@ def store_step(s, T, cfg, cycle, start, granted):
     """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
     done = -1
     send, move = _sends(s, cfg, cycle), _moves(s, cfg, cycle)
-    if s[_ACTIVE] == 1 and s[_STATE] == _IDLE and s[_BEATS_LEFT] == 0 and s[_PENDING] == 0:
-        done = s[_INDEX]
-        s[_ACTIVE] = 0
+    begin = s[_STATE] == _CHECK and s[_WRITTEN] < _TRANSFERS
     opened = (
         s[_STATE] == _ISSUE
         and (s[_BEATS_LEFT] == 0 or (s[_BEATS_LEFT] == 1 and send))
         and s[_PENDING] != _PENDING_MOST
     )
-    responded = s[_B]
+    answered = s[_KEPT]
+    if answered == 1:
+        head = _UNANSWERED + 2 * s[_WRITTEN_HEAD]
+        s[head + 1] -= 1
+        if s[head + 1] == 0:
+            done = s[head]
+            s[_WRITTEN_HEAD] = (s[_WRITTEN_HEAD] + 1) % _TRANSFERS
+            s[_WRITTEN] -= 1
+    s[_KEPT] = s[_B]
 
     # The memory takes the beat, and decides about the next cycle.
     accepted = s[_W] == 1 and _accepts(s, cfg, cycle)
@@ -377,23 +390,26 @@ def store_step(s, T, cfg, cycle, start, granted):
         s[_BEATS_LEFT] = _length(s, cfg)
     elif send:
         s[_BEATS_LEFT] -= 1
-    s[_PENDING] += opened - responded
+    s[_PENDING] += opened - answered
 
     # Rows.
     if move:
         s[_CURRENT] = cfg[_STORE_BEATS]
     elif send:
         s[_CURRENT] -= 1
-    s[_AHEAD] = s[_ARRIVING] >> 1 & 1 or (s[_AHEAD] == 1 and not move)
+    s[_AHEAD] += (s[_ARRIVING] >> 1 & 1) - move
     s[_ARRIVING] = (s[_ARRIVING] << 1 | granted) & 3
-    s[_CLAIMED] = granted or (s[_CLAIMED] == 1 and not move)
-    if s[_STATE] == _CHECK:
+    s[_CLAIMED] += granted - move
+    if begin:
+        slot = _UNANSWERED + 2 * ((s[_WRITTEN_HEAD] + s[_WRITTEN]) % _TRANSFERS)
+        last = s[_ADDRESS] + s[_REMAINING] - 1
+        s[slot], s[slot + 1] = s[_INDEX], last // cfg[_BURST] - s[_ADDRESS] // cfg[_BURST] + 1
+        s[_WRITTEN] += 1
         s[_ROWS_LEFT] = T[s[_INDEX], _ROWS]
     elif granted:
         s[_ROWS_LEFT] -= 1
         s[_ROW_NEXT] += 1
-    _cut(s, cfg, start, T[start, _OFFSET] // cfg[_BUS], T[start, _ROWS], cfg[_STORE_BEATS], True, opened)
+    _cut(s, cfg, start, T[start, _OFFSET] // cfg[_LINE], T[start, _ROWS], cfg[_STORE_BEATS], begin, opened)
     if start >= 0:
-        s[_ACTIVE] = 1
         s[_ROW_NEXT] = T[start, _ROW]
     return done

@@ -95,7 +95,7 @@ class _Values:
             found = [int(value) for value in self.written[number]]
         elif row[COLUMN["region"]] == Region.WEIGHTS:
             numbers = [start * item_rows + i for start in starts for i in range(item_rows)][:rows]
-            pitch, found = a.beats(TABLE_ROW_BYTES) * a.bus_bytes, []
+            pitch, found = a.pitch(TABLE_ROW_BYTES), []
             for at in (int(row[COLUMN["offset"]]) + i * pitch for i in numbers):
                 raw = int.from_bytes(self.program.weights[at : at + TABLE_ROW_BYTES].tobytes(), "little")
                 bits = isa.REGISTER_BITS if target == LoadTarget.REGISTER else isa.INDEX_BITS

@@ -1,5 +1,6 @@
 """Board records, and parameters picked for them."""
 
+import dataclasses
 import re
 
 import pytest
@@ -12,12 +13,16 @@ from terrazzo.boards import (
     estimate,
     fit,
     large_accelerator,
+    require_interface,
     second_accelerator,
 )
 from terrazzo.boards.synthesis import count
 from terrazzo.hw import top
 
 ZCU102, ULX3S = BOARDS["zcu102"], BOARDS["ulx3s-85f"]
+SLOW = dataclasses.replace(
+    ZCU102, name="slow", interface=dataclasses.replace(ZCU102.interface, bandwidth_bytes_per_second=5e9)
+)
 
 
 def fits(accelerator: Accelerator, board) -> bool:
@@ -60,7 +65,14 @@ def test_request_is_kept_and_the_rest_adapts(request_):
         (
             ULX3S,
             {"bus_bytes": 16},
-            "needs 16 bus bytes, ulx3s-85f has 4. The nearest that fits: bus_bytes=4.",
+            r"needs 16 bus bytes, ulx3s-85f has 4; needs 800 MB/s of DRAM at full rate, ulx3s-85f has 200\. "
+            r"The nearest that fits: bus_bytes=4\.",
+        ),
+        (
+            ULX3S,
+            {"ports": 2},
+            r"needs 2 AXI ports, ulx3s-85f has 1; needs 400 MB/s of DRAM at full rate, ulx3s-85f has 200\. "
+            r"The nearest that fits: ports=1\.",
         ),
         (ZCU102, {"columns": 16, "depth": 32, "lanes": {"fixed8": 64}}, r"DSP, zcu102 has 2,520"),
         (ULX3S, {"weight_rows": 65536}, r"block RAM, ulx3s-85f has 208"),
@@ -73,6 +85,25 @@ def test_what_cannot_fit_is_named_with_the_nearest(board, request_, message):
     again = {name: int(value) for name, value in nearest.items() if not name.startswith("lanes.")}
     lanes = {name[6:]: int(value) for name, value in nearest.items() if name.startswith("lanes.")}
     assert fits(fit(board, {**again, "lanes": lanes}), board)
+
+
+@pytest.mark.parametrize(
+    "board, widths, message",
+    [
+        (ULX3S, dict(ports=2), r"needs 2 AXI ports, ulx3s-85f has 1.* works: ports=1, bus_bytes=4\.$"),
+        (
+            ZCU102,
+            dict(bus_bytes=32),
+            r"needs 32 bus bytes, zcu102 has 16\. .* works: ports=2, bus_bytes=16\.$",
+        ),
+        (ZCU102, dict(bus_bytes=32, ports=4), r"needs 32 bus bytes.* works: ports=4, bus_bytes=16\.$"),
+        (SLOW, dict(ports=4), r"needs 9,600 MB/s.*, slow has 5,000\. .* works: ports=2, bus_bytes=16\.$"),
+    ],
+)
+def test_way_to_dram(board, widths, message):
+    require_interface(board.default, board)
+    with pytest.raises(BoardError, match=message):
+        require_interface(dataclasses.replace(board.default, **widths), board)
 
 
 def test_unknown_parameters_are_refused():

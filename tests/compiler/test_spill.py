@@ -131,7 +131,7 @@ def test_traffic_is_reported_against_its_bounds():
     for rows, least in ((512, True), (128, False)):
         machine = dataclasses.replace(DEMO, **ROOMY, scratchpad_regions=1, scratchpad_rows=rows)
         found = compiled(graph, machine)
-        pitch = machine.beats(machine.scratchpad_row_bytes) * machine.bus_bytes
+        pitch = machine.pitch(machine.scratchpad_row_bytes)
         assert found.traffic.activations == pitch * sum(moved(found.program).values())
         assert found.traffic.resident + found.traffic.weights >= len(found.program.weights)
         assert (found.traffic.activations == found.traffic.input + found.traffic.output) == least

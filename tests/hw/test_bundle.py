@@ -1,5 +1,6 @@
 """The bundle for hardware engineers: its test runs without Python, passes, and can fail."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from terrazzo import compiler
 from terrazzo.arch.files import FileError
 from terrazzo.arch.registers import REGISTERS
 from terrazzo.hw import verilator
@@ -69,6 +71,24 @@ def test_verilator_passes_and_fails(bundle, tmp_path, monkeypatch):
     wrong = write(tmp_path / "wrong", expected_change=1)
     bad = run([tmp_path / "obj" / "Vtestbench"], wrong)
     assert bad.returncode != 0 and "FAIL" in bad.stdout and "PASS" not in bad.stdout
+
+
+@pytest.mark.skipif(IVERILOG is None, reason="iverilog is not installed")
+def test_ports(tmp_path):
+    """The test of a machine with four ports passes, and fails where two of them answer for each other."""
+    machine = dataclasses.replace(tiny.MACHINE, ports=4)
+    program, codes = compiler.compile(tiny.graph(), machine), tiny.codes(1)
+    expected = reference.run(tiny.graph(), codes).reshape(1, program.output.positions, -1)
+    directory = write_bundle(tmp_path / "ports", machine, program, codes, expected)
+    assert "| `m_axi_3_rdata` |" in (directory / "ports.md").read_text()
+    bench = directory / "testbench.v"
+    right, swapped = ".m_axi_1_rdata(m_rdata[1*", ".m_axi_1_rdata(m_rdata[2*"
+    assert right in bench.read_text()
+    for result in ("PASS", "FAIL"):
+        built = run([IVERILOG, "-g2005", "-o", "test", "testbench.v", "-f", "filelist.f"], directory)
+        assert built.returncode == 0, built.stderr
+        assert result in run(["vvp", "-n", "test"], directory).stdout
+        bench.write_text(bench.read_text().replace(right, swapped))
 
 
 @pytest.mark.skipif(IVERILOG is None, reason="iverilog is not installed")

@@ -40,7 +40,7 @@ def add(opcode: Opcode, *slots: tuple[str, int, int]) -> dict[str, int]:
 
 def as_program(machine, instructions, weights: np.ndarray) -> Program:
     """A program whose OUTPUT buffer has LIMIT bytes."""
-    positions = LIMIT // (machine.beats(machine.scratchpad_row_bytes) * machine.bus_bytes) * machine.columns
+    positions = LIMIT // machine.pitch(machine.scratchpad_row_bytes) * machine.columns
     layout = Layout(positions=positions, channels=1, wide=False, stride=1)
     return Program(
         name="indirect",
@@ -59,7 +59,7 @@ def as_program(machine, instructions, weights: np.ndarray) -> Program:
 def weights(machine, entries) -> np.ndarray:
     """The WEIGHTS region: rows of registers from 0 on, rows of index entries from row 16 on, the rest at random."""
     image = np.random.default_rng(7).integers(0, 256, LIMIT, dtype=np.uint8)
-    pitch = machine.beats(8) * machine.bus_bytes
+    pitch = machine.pitch(8)
     for r, value in enumerate(VALUES):
         image[r * pitch : r * pitch + 3] = np.frombuffer(value.to_bytes(3, "little"), np.uint8)
         image[r * pitch + 2] |= 0xF8  # bits beyond a register's do not count
@@ -70,7 +70,7 @@ def weights(machine, entries) -> np.ndarray:
 
 def preamble(machine, entries) -> list[Instruction]:
     """Fills all registers and the index memory."""
-    pitch = machine.beats(8) * machine.bus_bytes
+    pitch = machine.pitch(8)
     kind = dict(region=Region.WEIGHTS)
     return [
         load(0, 0, 16, target=LoadTarget.REGISTER, **kind),
@@ -82,7 +82,7 @@ def preamble(machine, entries) -> list[Instruction]:
 def transfers(seed: int, machine) -> tuple[list[Instruction], list[int]]:
     """LOADs of items and STOREs whose counts, bases and strides come from registers too; the index memory's entries."""
     rng = random.Random(seed)
-    pitch = machine.beats(machine.scratchpad_row_bytes) * machine.bus_bytes
+    pitch = machine.pitch(machine.scratchpad_row_bytes)
     entries = [rng.randrange(10) for _ in range(machine.index_rows)]
     instructions = preamble(machine, entries)
     for tag in range(6):
@@ -99,7 +99,7 @@ def transfers(seed: int, machine) -> tuple[list[Instruction], list[int]]:
         some = slots[: rng.randrange(len(slots) + 1)]
         values |= dict(wait=FREE if tag else 0, signal=READY)
         instructions.append(load(**values | add(Opcode.LOAD, *some)))
-        some = [("offset", 8, 0)] * (machine.bus_bytes <= 64) + [("rows", 5, rng.randrange(2))]
+        some = [("offset", 8, 0)] * (machine.line_bytes <= 64) + [("rows", 5, rng.randrange(2))]
         place = dict(wait=READY, signal=FREE, tag=tag, **add(Opcode.STORE, *some[: rng.randrange(3)]))
         instructions.append(store(tag * 9 * pitch, rng.randrange(8), rng.randrange(1, 4), **place))
     return [*instructions, load(0, 0, 1, wait=FREE), END], entries
@@ -111,7 +111,8 @@ def test_registers_and_gather(bench, seed):
     rng = random.Random(1000 + seed)
     stall = 0.3 if seed == 6 else 0.0
     model = MemoryModel(latency=rng.choice((1, 7, 30)), interval=rng.choice((1, 1, 3)), stall=stall)
-    b = bench(model, bus_bytes=(4, 8, 16, 32, 64, 8, 4)[seed], burst_beats=rng.choice((1, 2, 8, 32)))
+    widths = dict(bus_bytes=(4, 8, 16, 32, 64, 8, 4)[seed], ports=(4, 2, 4, 1, 1, 1, 2)[seed])
+    b = bench(model, burst_beats=rng.choice((1, 2, 8, 32)), **widths)
     instructions, entries = transfers(seed, b.accelerator)
     program = as_program(b.accelerator, instructions, weights(b.accelerator, entries))
     b.memory[: len(b.memory) // 2] = np.random.default_rng(seed).integers(0, 256, len(b.memory) // 2)

@@ -14,31 +14,36 @@ from terrazzo.arch import isa
 from terrazzo.arch.isa import LoadTarget, Region
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.hw import load
-from terrazzo.hw.axi import WriteChannel, connect_master, master_ports
+from terrazzo.hw.axi import WriteChannel, connect_master, master_ports, prefixes
+from terrazzo.hw.lines import BUFFER_LINES
 from terrazzo.hw.ports import load_bytes
 
 from .top_bench import Bench, accelerator
 
 
 class _Shell(wiring.Component):
-    """A load engine with the ports of a master."""
+    """A load engine with the ports of the masters."""
 
     def __init__(self, machine):
         self.machine, self.engine = machine, load.Engine(machine)
-        super().__init__(master_ports(machine, "m_axi"))
+        ports = [master_ports(machine, prefix) for prefix in prefixes(machine)]
+        super().__init__(dict(itertools.chain.from_iterable(port.items() for port in ports)))
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.engine = self.engine
-        write = WriteChannel(self.machine).create()
-        connect_master(m, self, self.machine, "m_axi", self.engine.axi, write)
+        for prefix, read in zip(prefixes(self.machine), self.engine.axi, strict=True):
+            connect_master(m, self, self.machine, prefix, read, WriteChannel(self.machine).create())
         return m
 
 
-@pytest.mark.parametrize("bus_bytes", (4, 16, 128))
+@pytest.mark.parametrize(
+    ("bus_bytes", "ports"), ((4, 1), (4, 2), (8, 4), (16, 1), (32, 2), (128, 1), (128, 4))
+)
 @pytest.mark.parametrize("stall", (0.0, 0.5))
-def test_rows(bus_bytes, stall):
-    machine = accelerator(bus_bytes=bus_bytes, burst_beats=8)
+def test_rows(bus_bytes, ports, stall):
+    """Rows much wider, little wider, as wide and narrower than a line."""
+    machine = accelerator(bus_bytes=bus_bytes, burst_beats=8, ports=ports)
     shell, rng = _Shell(machine), random.Random(bus_bytes)
     b = Bench(machine, MemoryModel(latency=7, stall=stall, seed=5), top=shell)
     b.memory[:] = np.random.default_rng(1).integers(0, 256, len(b.memory))
@@ -46,13 +51,20 @@ def test_rows(bus_bytes, stall):
     for tag in range(20):
         target, rows = rng.choice(list(LoadTarget)), rng.choice((1, 2, 7))
         jobs.append(
-            (tag, target, rng.randrange(16) * bus_bytes, rng.randrange(1000), rows, rng.randrange(1 << 16))
+            (
+                tag,
+                target,
+                rng.randrange(16) * machine.line_bytes,
+                rng.randrange(1000),
+                rows,
+                rng.randrange(1 << 16),
+            )
         )
     expected, signals = [], []
     for tag, target, offset, row, rows, signal in jobs:
         size = load_bytes(machine, target)
         for r in range(rows):
-            address = 0x1000 + offset + r * machine.beats(size) * bus_bytes
+            address = 0x1000 + offset + r * machine.pitch(size)
             expected.append((target, row + r, b.memory[address : address + size].tobytes()))
         signals.append((tag, signal))
     seen, done = [], []
@@ -102,12 +114,12 @@ def test_full_buffer():
     b = Bench(machine, MemoryModel(latency=7), top=shell)
     b.memory[:] = np.random.default_rng(2).integers(0, 256, len(b.memory))
     engine, size = shell.engine, load_bytes(machine, LoadTarget.SCRATCHPAD)
-    assert rows * machine.beats(size) > load.BUFFER_BEATS + 200 and closed > load.BUFFER_BEATS + 200
+    assert rows * machine.beats(size) > BUFFER_LINES + 200 and closed > BUFFER_LINES + 200
     beats, seen = [], []
 
     async def sink(ctx):
         for cycle in itertools.count():
-            beats.append(ctx.get(engine.axi.rvalid))
+            beats.append(ctx.get(engine.axi[0].rvalid))
             ctx.set(engine.bus.ready, cycle >= closed)
             if ctx.get(engine.bus.valid & engine.bus.ready):
                 seen.append(ctx.get(engine.bus.data).to_bytes(len(engine.bus.data) // 8, "little")[:size])
@@ -127,5 +139,5 @@ def test_full_buffer():
 
     b.simulate(host, sink, deadline=5000)
     held = machine.beats(size) + 1  # a row and a beat have left the buffer
-    assert load.BUFFER_BEATS - machine.burst_beats < sum(beats[:closed]) <= load.BUFFER_BEATS + held
+    assert BUFFER_LINES - machine.burst_beats < sum(beats[:closed]) <= BUFFER_LINES + held
     assert b"".join(seen) == b.memory[0x1000 : 0x1000 + rows * size].tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -74,9 +75,10 @@ def test_random_stalls(bench, seed):
         host_seed=seed,
         bus_bytes=(4, 8, 16, 32, 64, 128)[seed],
         burst_beats=rng.choice((1, 4, 16)),
+        ports=(1, 2, 4, 2, 2, 1)[seed],
     )
     fill(b, seed)
-    row_stride = max(32, b.accelerator.bus_bytes)
+    row_stride = b.accelerator.pitch(32)
     free = pair(Engine.STORE, Engine.LOAD)
     instructions, expected = [], b.memory.copy()
     for i in range(5):
@@ -109,11 +111,12 @@ def test_random_stalls(bench, seed):
     assert (b.memory[:0x9000] == expected[:0x9000]).all()
 
 
-def test_bandwidth(bench):
-    """Load and store move a beat per cycle, apart from a start that does not depend on the length."""
+@pytest.mark.parametrize("ports", (1, 2, 4))
+def test_bandwidth(bench, ports):
+    """Load and store move a line per cycle, apart from a start that does not depend on the length."""
     cycles = {}
     for rows in (16, 32):
-        b = bench(MemoryModel(latency=50), bus_bytes=4)
+        b = bench(MemoryModel(latency=60), bus_bytes=4, ports=ports)
 
         async def host(ctx, b=b, rows=rows):
             await b.setup(ctx, [load(0, 0, rows, signal=LOADED), store(0, 0, rows, wait=LOADED), END])
@@ -123,7 +126,29 @@ def test_bandwidth(bench):
         b.simulate(host)
         (run,) = b.runs
         cycles[rows] = [run.dones[e][0] - run.starts[e][0] for e in ("load", "store")]
-    assert cycles[32] == [c + 16 * 8 for c in cycles[16]]
+    assert cycles[32] == [c + 16 * 8 // ports for c in cycles[16]]
+
+
+@pytest.mark.parametrize("ports", (1, 4))
+def test_stores_overlap(bench, ports):
+    """A store does not wait for the responses of those before it; each is done when its own have come."""
+    b = bench(MemoryModel(latency=300), bus_bytes=4, burst_beats=4, ports=ports)
+    fill(b)
+    instructions = [load(0, 0, 32, signal=LOADED)]
+    instructions += [store(256 * i, 8 * i, 8, wait=0 if i else LOADED) for i in range(4)]
+
+    async def host(ctx):
+        await b.setup(ctx, [*instructions, END])
+        await b.command(ctx, Control.START)
+        assert not await b.settle(ctx) & Status.ERROR
+
+    b.simulate(host)
+    (run,) = b.runs
+    starts, dones = run.starts["store"], run.dones["store"]
+    assert starts[3] < dones[0]
+    lines = 256 // b.accelerator.line_bytes
+    assert all(lines <= after - before <= lines + 4 for before, after in itertools.pairwise(dones))
+    assert (b.memory[OUTPUT : OUTPUT + 1024] == b.memory[INPUT : INPUT + 1024]).all()
 
 
 def test_starts(bench):
@@ -211,13 +236,15 @@ def test_out_of_bounds(bench, name):
     assert b.written <= set(range(OUTPUT + 0x1FE0, OUTPUT + 0x2000))
 
 
+@pytest.mark.parametrize("ports", (1, 2, 4))
 @pytest.mark.parametrize("stall", (0.0, 0.4))
 @pytest.mark.parametrize("channel", ("read", "write"))
-def test_bus_error(bench, channel, stall):
-    """The cause names the failing burst, outstanding bursts are completed, and CLEAR makes all well again."""
-    b = bench(MemoryModel(latency=30, stall=stall, seed=3), burst_beats=4)
+def test_bus_error(bench, channel, stall, ports):
+    """The cause names the failing burst (with several ports one of the last), outstanding bursts are completed, and
+    CLEAR makes all well again."""
+    b = bench(MemoryModel(latency=30, stall=stall, seed=3), burst_beats=4, ports=ports)
     fill(b)
-    address = INPUT + 5 * 32 if channel == "read" else OUTPUT + 0x80 + 5 * 32
+    address = INPUT + 7 * 32 if channel == "read" else OUTPUT + 0x80 + 7 * 32
     (b.read_errors if channel == "read" else b.write_errors).add(address)
     expected = b.memory.copy()
     expected[OUTPUT + 0x80 :][:288] = expected[INPUT:][:288]
@@ -243,9 +270,10 @@ def test_bus_error(bench, channel, stall):
     assert len(b.runs) == 1
 
 
-def test_halted_store(bench):
+@pytest.mark.parametrize("ports", (1, 2))
+def test_halted_store(bench, ports):
     """A burst that was begun is finished with all strobes low after an error elsewhere, and nothing follows it."""
-    b = bench(MemoryModel(latency=10, interval=12), bus_bytes=4, burst_beats=16)
+    b = bench(MemoryModel(latency=10, interval=12), bus_bytes=4, burst_beats=16, ports=ports)
     b.memory[OUTPUT : OUTPUT + 0x2000] = 7
 
     async def host(ctx):
@@ -257,9 +285,9 @@ def test_halted_store(bench):
 
     b.simulate(host)
     writes = [burst for burst in b.bursts if burst[0] == "aw"]
-    assert len(writes) == 1
-    assert 0 < len(b.written) < 64
-    assert (b.memory[OUTPUT + 64 : OUTPUT + 0x2000] == 7).all()
+    assert len(writes) == ports
+    assert 0 < len(b.written) < 64 * ports
+    assert (b.memory[OUTPUT + 64 * ports : OUTPUT + 0x2000] == 7).all()
 
 
 HEADERS = {

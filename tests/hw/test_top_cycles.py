@@ -24,7 +24,7 @@ def transfers(seed: int, machine) -> list[Instruction]:
         opcode = rng.choice((Opcode.LOAD, Opcode.LOAD, Opcode.STORE))
         target = rng.choice(list(LoadTarget)) if opcode == Opcode.LOAD else LoadTarget.SCRATCHPAD
         rows = rng.choice((1, 1, 2, 3, 5, 9, 16))
-        offset = rng.randrange(0, 256) * machine.bus_bytes
+        offset = rng.randrange(0, 4096 // machine.line_bytes) * machine.line_bytes
         values = dict(region=rng.choice(list(Region)), offset=offset, row=rng.randrange(40), rows=rows)
         values["tag"] = rng.randrange(5)
         if opcode == Opcode.LOAD:
@@ -66,7 +66,8 @@ def test_cycles(bench, seed):
         refresh_cycles=rng.choice((0, 1, 9)),
         refresh_period=rng.choice((20, 97)),
     )
-    b = bench(model, bus_bytes=rng.choice((4, 8, 16)), burst_beats=rng.choice((1, 2, 8, 32)))
+    widths = dict(bus_bytes=rng.choice((4, 8, 16)), burst_beats=rng.choice((1, 2, 8, 32)))
+    b = bench(model, ports=(1, 2, 4)[seed % 3], **widths)
     instructions = transfers(seed, b.accelerator)
     measured = {}
 

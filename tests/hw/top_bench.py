@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections import deque
 
@@ -15,6 +16,7 @@ from amaranth.sim import Simulator
 from terrazzo.arch import isa, program, registers
 from terrazzo.arch.accelerator import VERSION, Accelerator, Lanes
 from terrazzo.arch.memory import MemoryModel
+from terrazzo.hw.axi import prefixes
 from terrazzo.hw.ports import (
     EngineSignature,
     IndexRead,
@@ -111,7 +113,8 @@ class Run:
 
 
 class Bench:
-    """A top, or another component with the ports of an AXI4 master, in simulation. `memory` is the DRAM; bursts at `read_errors` and `write_errors` answer SLVERR."""
+    """A top, or another component with the ports of the AXI4 masters, in simulation. `memory` is the DRAM as the engines
+    see it, whatever the ports; bursts at `read_errors` and `write_errors` (addresses on the bus) answer SLVERR."""
 
     def __init__(
         self,
@@ -142,7 +145,8 @@ class Bench:
         m.submodules.top = ResetInserter(self.reset)(self.top)
         simulator = Simulator(m)
         simulator.add_clock(1e-6)
-        simulator.add_process(self._memory)
+        for number, prefix in enumerate(prefixes(self.accelerator)):
+            simulator.add_process(functools.partial(self._memory, number, prefix))
         if isinstance(self.top, Top):
             simulator.add_process(self._trace)
         finished = []
@@ -246,7 +250,8 @@ class Bench:
         image = np.zeros((len(words) + 1, isa.INSTRUCTION_WORDS), "<u4")
         image[0, :6] = list((header | changes).values())
         image[1:] = words
-        self.memory[address : address + image.nbytes] = image.view(np.uint8).ravel()
+        for i, byte in enumerate(image.view(np.uint8).ravel()):
+            self.memory[self._seen(address + i)] = byte
 
     async def command(self, ctx, bits: registers.Control) -> None:
         """Write CONTROL."""
@@ -258,6 +263,15 @@ class Bench:
         assert status & registers.Status.ERROR
         assert status & registers.Status.INTERRUPT
         return registers.Cause(await self.read(ctx, "CAUSE")), await self.read(ctx, "CAUSE_INFO")
+
+    def _seen(self, address: int) -> int:
+        """The byte of `memory` that lies at `address` of the bus: there, `burst_beats` beats of a port follow each other,
+        here a beat of each port."""
+        size, burst, ports = self.accelerator.bus_bytes, self.accelerator.burst_beats, self.accelerator.ports
+        beat, byte = divmod(address, size)
+        stripe, line = divmod(beat, burst)
+        block, port = divmod(stripe, ports)
+        return ((block * burst + line) * ports + port) * size + byte
 
     def _host_delay(self) -> int:
         return self._host_random.randrange(4) if self._host_random else 0
@@ -290,10 +304,11 @@ class Bench:
                     run = None
             cycle += 1
 
-    async def _memory(self, ctx):
+    async def _memory(self, number, prefix, ctx):
         names = [name for valid, ready, payload in CHANNELS.values() for name in (valid, ready, *payload)]
         names += ["rvalid", "rready", "bvalid", "bready"]
-        port = {name: getattr(self.top, f"m_axi_{name}") for name in names}
+        port = {name: getattr(self.top, f"{prefix}_{name}") for name in names}
+        driven = functools.partial(getattr, self.top)
         model, size, before = self.model, self.accelerator.bus_bytes, {}
         reads, writes, responses = deque(), deque(), deque()
         early = deque()
@@ -301,7 +316,7 @@ class Bench:
         read_valid = response_valid = False
         cycle = 0
         for ready in ("arready", "awready", "wready"):
-            ctx.set(getattr(self.top, f"m_axi_{ready}"), 1)
+            ctx.set(driven(f"{prefix}_{ready}"), 1)
         async for _, _, reset, *values in ctx.tick().sample(self.reset, *port.values()):
             now = dict(zip(names, values, strict=True))
             if reset:
@@ -313,7 +328,7 @@ class Bench:
                 self._check(before, now)
                 before = now
                 if now["arvalid"] and now["arready"]:
-                    self._record("ar", now)
+                    self._record("ar", now, number)
                     error = 2 * (now["araddr"] in self.read_errors)
                     for beat in range(now["arlen"] + 1):
                         address = now["araddr"] + beat * size
@@ -321,7 +336,7 @@ class Bench:
                 if now["rvalid"] and now["rready"]:
                     last_accepted, read_valid = cycle, False
                 if now["awvalid"] and now["awready"]:
-                    self._record("aw", now)
+                    self._record("aw", now, number)
                     writes.append([now["awaddr"], now["awaddr"], now["awlen"] + 1])
                 if now["wvalid"] and now["wready"]:
                     last_w = cycle
@@ -339,7 +354,7 @@ class Bench:
                 ("w", cycle >= last_w + model.interval and not refreshing),
             ):
                 ready = allowed and not self._stalled() and not self.silent
-                ctx.set(getattr(self.top, f"m_axi_{channel}ready"), ready)
+                ctx.set(driven(f"{prefix}_{channel}ready"), ready)
             if not read_valid and reads and not self._stalled() and not self.silent:
                 eligible, address, error, last = reads[0]
                 if (
@@ -348,25 +363,30 @@ class Bench:
                 ):
                     reads.popleft()
                     read_valid, last_presented = True, cycle
-                    data = int.from_bytes(self.memory[address : address + size].tobytes(), "little")
-                    ctx.set(self.top.m_axi_rdata, data if not error else 0)
-                    ctx.set(self.top.m_axi_rresp, error)
-                    ctx.set(self.top.m_axi_rlast, last)
-            ctx.set(self.top.m_axi_rvalid, read_valid)
+                    first = self._seen(address)
+                    data = int.from_bytes(self.memory[first : first + size].tobytes(), "little")
+                    ctx.set(driven(f"{prefix}_rdata"), data if not error else 0)
+                    ctx.set(driven(f"{prefix}_rresp"), error)
+                    ctx.set(driven(f"{prefix}_rlast"), last)
+            ctx.set(driven(f"{prefix}_rvalid"), read_valid)
             if not response_valid and responses and not self._stalled() and not self.silent:
                 ready_at, error = responses[0]
                 if cycle >= max(ready_at, last_b + 1) and not refreshing:
                     responses.popleft()
                     response_valid = True
-                    ctx.set(self.top.m_axi_bresp, error)
-            ctx.set(self.top.m_axi_bvalid, response_valid)
+                    ctx.set(driven(f"{prefix}_bresp"), error)
+            ctx.set(driven(f"{prefix}_bvalid"), response_valid)
 
-    def _record(self, channel: str, now: dict) -> None:
+    def _record(self, channel: str, now: dict, number: int) -> None:
         address, length, size = now[f"{channel}addr"], now[f"{channel}len"] + 1, self.accelerator.bus_bytes
         assert now[f"{channel}size"] == size.bit_length() - 1
         assert now[f"{channel}burst"] == 1
         assert address % size == 0
         assert length <= self.accelerator.burst_beats
+        stripe = self.accelerator.burst_beats * size
+        assert address // stripe == (address + length * size - 1) // stripe or address >= PROGRAM
+        if channel == "aw" or number:
+            assert address // stripe % self.accelerator.ports == number
         assert address // 4096 == (address + length * size - 1) // 4096
         self.bursts.append((channel, address, length))
 
@@ -382,8 +402,8 @@ class Bench:
         address = burst[1]
         for i in range(self.accelerator.bus_bytes):
             if strobes >> i & 1:
-                self.memory[address + i] = data >> (8 * i) & 255
-                self.written.add(address + i)
+                self.memory[self._seen(address + i)] = data >> (8 * i) & 255
+                self.written.add(self._seen(address + i))
         burst[1] += self.accelerator.bus_bytes
         burst[2] -= 1
         assert last == (burst[2] == 0)

@@ -51,7 +51,7 @@ def program(seed: int) -> Program:
     parts, instructions = [], []
 
     def fill(target: LoadTarget, data: np.ndarray) -> None:
-        pitch = a.beats(data.shape[1]) * a.bus_bytes
+        pitch = a.pitch(data.shape[1])
         offset = sum(map(len, parts))
         parts.append(np.pad(data, ((0, 0), (0, pitch - data.shape[1]))).ravel())
         values = dict(target=target, region=Region.WEIGHTS, offset=offset, rows=len(data))
@@ -135,7 +135,7 @@ def pruning(tokens: int) -> Program:
         slot = dict(b_field=isa.slot(opcode, field), b_register=5, b_shift=shift)
         return Instruction(opcode, slot | values)
 
-    pitch = a.beats(a.scratchpad_row_bytes) * a.bus_bytes
+    pitch = a.pitch(a.scratchpad_row_bytes)
     weights = np.random.default_rng(3).integers(0, 256, 4096, dtype=np.uint8)
     filled, compacted = order(Engine.LOAD, Engine.VECTOR), order(Engine.VECTOR, Engine.VECTOR)
     gathered, multiplied = order(Engine.VECTOR, Engine.MATRIX), order(Engine.MATRIX, Engine.STORE)

@@ -48,6 +48,7 @@ def machine(seed: int) -> Accelerator:
         instructions=256,
         bus_bytes=int(random.choice([4, 8, 16, 32])),
         burst_beats=int(random.choice([4, 16, 64])),
+        ports=(4, 2, 1, 4)[seed],
     )
 
 
