@@ -96,6 +96,9 @@ class Accelerator:
     """Longest burst; a power of two with burst_beats * bus_bytes <= 4096."""
     ports: int = 1
     """AXI4 ports to DRAM, which move data together; 1, 2 or 4."""
+    private: int = 1
+    """Chunks of channels that depthwise windows read at once, each for `depth` Fixed-8 lanes of its own; a power of two,
+    at most fixed8 / depth. 1: there are no such windows."""
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -109,7 +112,7 @@ class Accelerator:
                 yield f"{field.name} must be positive, not {value}"
                 return
         powers = "columns depth drain vector scratchpad_regions scratchpad_rows operand_chunks bus_bytes burst_beats"
-        for name in powers.split():
+        for name in [*powers.split(), "private"]:
             value = getattr(self, name)
             if value & (value - 1):
                 yield f"{name} must be a power of two, not {value}"
@@ -126,6 +129,11 @@ class Accelerator:
         fixed8 = self.lanes.fixed8
         if fixed8 < max(2, self.columns) or fixed8 & (fixed8 - 1):
             yield f"lanes.fixed8 must be a power of two and at least columns ({self.columns}), not {fixed8}"
+        if self.private > 1 and not self.private * self.depth <= min(fixed8, 16 * self.depth):
+            yield f"private must be at most fixed8 / depth ({fixed8 // self.depth}) and 16, not {self.private}"
+        for name in ("operand_chunks", "scratchpad_rows"):
+            if self.private > 1 and getattr(self, name) < 4 * self.private:
+                yield f"{name} must be at least 4 * private ({4 * self.private}), not {getattr(self, name)}"
         if self.lanes.total // self.drain > 255:
             yield f"lanes / drain must be at most 255, not {self.lanes.total // self.drain}"
         if not 4 <= self.bus_bytes <= 128:

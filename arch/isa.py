@@ -215,6 +215,9 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("mode", 2, "operand fetch", kind=FetchMode),
         Field("unsigned", 1, "operand bytes are unsigned (softmax numerators)"),
         Field("maximum", 1, "accumulate by maximum instead of sum"),
+        Field(
+            "private", 1, "depthwise: lanes l // depth have chunks of their own, and a product each (CONV)"
+        ),
         Field("positions", 18, "output positions, at least 1", least=1),
         Field("src", 16, "scratchpad row of the operand"),
         Field("src_stride", 12, "scratchpad rows per tile of `columns` positions of the operand"),
@@ -223,7 +226,11 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("chunks", 12, "chunks summed per block, at least 1: taps_y * taps_x * tap_chunks", least=1),
         Field("taps_y", 8, "window rows (CONV, JOIN)"),
         Field("taps_x", 4, "window columns (CONV)"),
-        Field("tap_chunks", 10, "chunks per tap (CONV) or per window row (JOIN), of one group"),
+        Field(
+            "tap_chunks",
+            10,
+            "chunks per tap (CONV) or per window row (JOIN), of one group; with private at once",
+        ),
         Field("stride_y", 6, "window step in rows (CONV, JOIN)"),
         Field("stride_x", 12, "window step in columns (CONV) or bytes (JOIN)"),
         Field("start_y", 12, "first window's begin in rows, negative in padding (CONV, JOIN)", signed=True),

@@ -79,5 +79,7 @@ def large_accelerator() -> Accelerator:
 
 
 def fixed8_accelerator() -> Accelerator:
-    """4,096 multipliers of one kind: the ZCU102's default with a wider drain and vector engine and two ports."""
-    return dataclasses.replace(ZCU102.default, lanes=Lanes(fixed8=64), columns=4, ports=2, drain=8, vector=8)
+    """4,096 multipliers of one kind: the ZCU102's default with a wider drain and vector engine, two ports and private lanes."""
+    return dataclasses.replace(
+        ZCU102.default, lanes=Lanes(fixed8=64), columns=4, ports=2, drain=8, vector=8, private=4
+    )

@@ -88,10 +88,10 @@ COSTS = {
 def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
     """(copies, words, bits) of each memory; those that `Costs` includes left out."""
     a = accelerator
-    yield a.scratchpad_regions, a.scratchpad_rows, a.scratchpad_row_bytes * 8
+    yield a.scratchpad_regions * a.private, a.scratchpad_rows // a.private, a.scratchpad_row_bytes * 8
     for kind, lanes in a.lanes.by_scheme.items():
         yield lanes, a.weight_rows, storage_bits(kind) * a.depth
-    yield a.columns, a.operand_chunks, a.depth * 8
+    yield a.columns * a.private, a.operand_chunks // a.private, a.depth * 8
     yield 1, a.param_rows, PARAM_BYTES * 8 * a.drain
     yield 1, a.norm_rows, NORM_BYTES * 8 * a.vector
     yield 1, a.row_scales, 22 * a.columns

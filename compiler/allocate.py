@@ -68,8 +68,9 @@ def peak(lives: dict[Buffer, Life]) -> int:
 
 def allocate(accelerator: Accelerator, items: list[Item], memory: Memory) -> int:
     """Choose `row` of every buffer of `memory` in `items`: those of the scratchpad with data one after the other from
-    row 0, those that items write above them for their lifetimes. Returns the rows taken. Raises Overflow."""
+    row 0, those that items write above them for their lifetimes; in the scratchpad at multiples of `private`. Returns the rows taken. Raises Overflow."""
     size, base = capacity(accelerator, memory), 0
+    unit = accelerator.private if memory == Memory.SCRATCHPAD else 1
     found = lifetimes(items, memory)
     lives = {buffer: life for buffer, life in found.items() if buffer.data is None}
     for buffer in [b for b in found if b not in lives and memory == Memory.SCRATCHPAD]:
@@ -79,7 +80,7 @@ def allocate(accelerator: Accelerator, items: list[Item], memory: Memory) -> int
         if buffer.whole and crosses:
             base = -(-base // accelerator.scratchpad_rows) * accelerator.scratchpad_rows
         buffer.row = base
-        base += buffer.rows
+        base += -(-buffer.rows // unit) * unit
     if base + peak(lives) > size:
         raise Overflow(memory, max(found, key=lambda b: b.rows), base + peak(lives))
     if not lives:
@@ -89,13 +90,13 @@ def allocate(accelerator: Accelerator, items: list[Item], memory: Memory) -> int
     for rest, near in ((rest, near) for rest in _RESTS for near in ((region, rivals), (size, {}))):
         try:
             longer = {buffer: Life(life.first, life.last + rest) for buffer, life in lives.items()}
-            _pack(longer, base, size, *near, accelerator.scratchpad_rows)
+            _pack(longer, base, size, *near, accelerator.scratchpad_rows, unit)
             return max(buffer.row + buffer.rows for buffer in lives)
         except Overflow as overflow:
             last = overflow
     for order in _ORDERS[1:]:
         try:
-            _pack(lives, base, size, size, {}, accelerator.scratchpad_rows, order)
+            _pack(lives, base, size, size, {}, accelerator.scratchpad_rows, unit, order)
             return max(buffer.row + buffer.rows for buffer in lives)
         except Overflow as overflow:
             last = overflow
@@ -109,13 +110,15 @@ def _pack(
     region: int,
     rivals: dict[Buffer, dict[Buffer, int]],
     border: int,
+    step: int,
     order: Callable[[int, int, int], tuple[int, ...]] = _ORDERS[0],
 ) -> None:
-    """Place in `order`, `whole` buffers not across a multiple of `border`. Of the places that fit, the one whose
+    """Place in `order`, `whole` buffers not across a multiple of `border`, all at multiples of `step`. Of the places that fit, the one whose
     region has the fewest rivals, then the smallest gap, then the lowest row."""
     placed: list[Buffer] = []
     for buffer in sorted(lives, key=lambda b: order(b.rows, lives[b].first, lives[b].last)):
-        taken = sorted((b.row, b.row + b.rows) for b in placed if lives[b].meets(lives[buffer]))
+        ends = {b: -(-(b.row + b.rows) // step) * step for b in placed if lives[b].meets(lives[buffer])}
+        taken = sorted((b.row, end) for b, end in ends.items())
         gaps, at = [], base
         for first, end in [*taken, (size, size)]:
             if first - at >= buffer.rows:

@@ -175,6 +175,7 @@ def _table(i: Instruction) -> np.ndarray:
 def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bool]]:
     tiles, blocks = -(-i.positions // a.columns), i.groups * i.blocks
     channels = blocks * i.steps * a.drain
+    weight_rows = -(-i.chunks // a.depth) if i.private else i.chunks
     if i.mode == FetchMode.LINEAR:
         source = _tiles(i.src, i.src_stride, tiles, i.groups * i.chunks)
     else:
@@ -187,7 +188,7 @@ def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
         source = _tiles(i.src + first * i.src_stride, i.src_stride, last - first + 1, rows)
     found = [
         (Memory.SCRATCHPAD, source, False),
-        (Memory.WEIGHT, _tiles(i.weight, i.weight_stride, blocks, i.chunks), False),
+        (Memory.WEIGHT, _tiles(i.weight, i.weight_stride, blocks, weight_rows), False),
     ]
     if i.param_mode == ParamMode.TOKEN:
         found.append((Memory.ROW_SCALE, np.arange(i.param, i.param + tiles), False))

@@ -77,11 +77,12 @@ def emit(
     params: Params,
     output: Output,
 ) -> None:
-    """Append the instructions of one layer: `weights` (rows, chunks, depth) int8 in the order of the operand,
+    """Append the instructions of one layer: `weights` (rows, chunks, depth) int8 in the order of the operand (of a private
+    one as many chunks as its taps fill),
     `order` the weight row of each output channel or -1. With groups > 1 there is one segment of `groups` times its
     blocks per group. Problems go to `tensors.problems`."""
     a = tensors.accelerator
-    k, per_unit = operand.chunks, output.unit(a)
+    k, weight_rows, per_unit = operand.chunks, weights.shape[1], output.unit(a)
     for part in parts:
         assert not (part.permute and params.tensor), (
             "the lane groups of a permutation are in its own parameters"
@@ -89,7 +90,11 @@ def emit(
         size = part.steps * a.drain
         step = part.blocks // groups if groups > 1 else 1
         unit = step * max(1, per_unit // np.gcd(per_unit, step * size))
-        limits = [tensors.limits[Memory.WEIGHT] // k, tensors.limits[Memory.PARAM] // part.steps, 2047 * step]
+        limits = [
+            tensors.limits[Memory.WEIGHT] // weight_rows,
+            tensors.limits[Memory.PARAM] // part.steps,
+            2047 * step,
+        ]
         if groups == 1 and k > a.operand_chunks:
             limits.append(1)
         count = min(limits)
@@ -100,7 +105,7 @@ def emit(
         if count < 1 or (groups > 1 and step > 1 and k > a.operand_chunks):
             tensors.problem(
                 name,
-                f"a block of outputs must fit: {unit} x {k} weight rows in {tensors.limits[Memory.WEIGHT]}, "
+                f"a block of outputs must fit: {unit} x {weight_rows} weight rows in {tensors.limits[Memory.WEIGHT]}, "
                 f"{unit} x {part.steps} parameter rows in {tensors.limits[Memory.PARAM]}, {k} operand chunks in "
                 f"{a.operand_chunks}. Raise weight_rows, param_rows or operand_chunks, or make the layer narrower",
             )
@@ -167,7 +172,7 @@ def _piece(
             "chunks": k,
             **operand.window,
             "weight": At(weight),
-            "weight_stride": 0 if shared else k,
+            "weight_stride": 0 if shared else weights.shape[1],
             "steps": part.steps,
             "param_mode": ParamMode.TENSOR if params.tensor else ParamMode.CHANNEL,
             "param": At(param),

@@ -84,11 +84,14 @@ def convolution(tensors: Tensors, operator: g.Conv) -> tuple[Operand, np.ndarray
 def grouped(tensors: Tensors, operator: g.Conv) -> list[tuple[Operand, np.ndarray, Segment, int]]:
     """Operand, weights, segment and group count of each part of a grouped convolution.
 
-    So many groups are joined, block-diagonally, that they read whole chunks and write whole rows.
+    So many groups are joined, block-diagonally, that they read whole chunks and write whole rows; groups of one channel
+    have private lanes where the machine has them.
     """
     a = tensors.accelerator
     weights, channels = _weights(tensors, operator), tensors.places[operator.input].channels
     count, inputs, outputs = operator.groups, channels // operator.groups, len(weights) // operator.groups
+    if inputs == outputs == 1 and a.private > 1:
+        return [_private(tensors, operator, channels, weights.reshape(count, -1))]
     unit = a.depth if outputs == 1 else max(a.depth, a.lanes.fixed8)
     joined = math.lcm(a.depth // math.gcd(a.depth, inputs), unit // math.gcd(unit, outputs))
     joined = min(joined, count)
@@ -120,12 +123,33 @@ def pooling(tensors: Tensors, operator: g.MaxPool | g.AvgPool) -> tuple[Operand,
     """A depthwise convolution with weights of one."""
     a, x = tensors.accelerator, tensors.places[operator.input]
     _, _, (kh, kw) = _image(tensors, operator)
+    if a.private > 1:
+        return _private(tensors, operator, x.channels, np.ones((1, kh * kw), np.int8))
     groups = -(-x.channels // a.depth)
     weights = np.zeros((groups * a.depth, kh * kw, a.depth), np.int8)
     channel = np.arange(len(weights))
     weights[channel, :, channel % a.depth] = 1
     part = plain(0, len(weights), a, min(a.lanes.fixed8, a.depth))
     return _operand(tensors, operator, 1, kh * kw), weights, part, groups
+
+
+def _private(
+    tensors: Tensors, operator: Window, channels: int, weights: np.ndarray
+) -> tuple[Operand, np.ndarray, Segment, int]:
+    """A window of each channel by itself, with weights (channels, taps), or (1, taps) for all: as many chunks of channels
+    at once as divide the rows of a tile, of the input and of what is written."""
+    a, x = tensors.accelerator, tensors.places[operator.input]
+    chunks, width, room = -(-channels // a.depth), a.private, tensors.rows_of(channels, False)
+    while x.stride % width or x.offset % width or -(-chunks // width) * width > room:
+        width //= 2
+    groups, size, taps = -(-chunks // width), width * a.depth, weights.shape[1]
+    packed = np.zeros((len(weights), -(-taps // a.depth), a.depth), np.int8)
+    packed.reshape(len(weights), -1)[:, :taps] = weights
+    if len(weights) < channels:
+        packed = np.broadcast_to(packed, (groups * size, *packed.shape[1:]))
+    operand = _operand(tensors, operator, width, taps)
+    operand.window["private"] = 1
+    return operand, packed, plain(0, groups * size, a, size), groups
 
 
 def _in_order(weights: np.ndarray, chunks: int) -> np.ndarray:

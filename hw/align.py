@@ -32,7 +32,7 @@ def element_layout(accelerator: Accelerator) -> data.StructLayout:
 
     Rows of words follow each other as `low`, `high`; column c takes word `words[c]` of `high` if that is below
     `first`, else of `low`. `join`: of word 0's number and the one before it, bytes from `shift`; of those, bytes
-    first_byte <= i < last_byte are data, others padding.
+    first_byte <= i < last_byte are data, others padding. `private`: the same of every row that was read.
     """
     columns, byte_bits = accelerator.columns, exact_log2(accelerator.depth)
     word_bits = exact_log2(columns)
@@ -50,6 +50,7 @@ def element_layout(accelerator: Accelerator) -> data.StructLayout:
             "high": Source,
             "pad_value": 8,
             "join": 1,
+            "private": 1,
             "shift": byte_bits,
             "first_byte": byte_bits + 1,
             "last_byte": byte_bits + 1,
@@ -66,7 +67,7 @@ class Align(wiring.Component):
             {
                 "valid": In(1),
                 "element": In(element_layout(accelerator)),
-                "row": In(accelerator.scratchpad_row_bytes * 8),
+                "row": In(accelerator.private * accelerator.scratchpad_row_bytes * 8),
                 "write": Out(WriteSignature(accelerator)),
                 "counts": Out(1),
             }
@@ -75,34 +76,43 @@ class Align(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         columns, bits = self.accelerator.columns, self.accelerator.depth * 8
+        banks = range(self.accelerator.private)
 
         # One row of words out of up to two.
         older, newer = Signal.like(self.row, reset_less=True), Signal.like(self.row, reset_less=True)
         with m.If(self.valid & self.element.keep):
             m.d.sync += [older.eq(newer), newer.eq(self.row)]
-        mixed = []
+        mixed = [[] for _ in banks]
         for number in range(columns):
-            part = [row.word_select(number, bits) for row in (older, newer, self.row)]
             source = self.element.low
             if number < columns - 1:  # `first` is at most columns - 1
                 source = Mux(number < self.element.first, self.element.high, source)
-            word = Mux(source == Source.ARRIVING, part[2], Mux(source == Source.NEWER, part[1], part[0]))
-            mixed.append(delayed(m, word, 1))
+            for bank in banks:
+                at = bank * columns + number
+                part = [row.word_select(at, bits) for row in (older, newer, self.row)]
+                word = Mux(source == Source.ARRIVING, part[2], Mux(source == Source.NEWER, part[1], part[0]))
+                mixed[bank].append(delayed(m, word, 1))
         s1_serve = delayed(m, self.valid & self.element.serve, 1, reset_less=False)
         s1 = delayed(m, self.element, 1)
 
         # A word for each column.
-        words = [delayed(m, Array(mixed)[s1.words[column]], 1) for column in range(columns)]
+        words = [[delayed(m, Array(row)[s1.words[column]], 1) for column in range(columns)] for row in mixed]
         s2_serve, s2 = delayed(m, s1_serve, 1, reset_less=False), delayed(m, s1, 1)
 
-        joined = self.joined(m, s2_serve, s2, words[0])
-        m.d.sync += [self.write.address.eq(s2.address), self.counts.eq(s2_serve & s2.counts)]
-        for column, word in enumerate(words):
-            padded = Mux(s2.padding[column], s2.pad_value.replicate(self.accelerator.depth), word)
-            m.d.sync += [
-                self.write.enable[column].eq(s2_serve & s2.writes[column]),
-                self.write.data[column].eq(Mux(s2.join, joined, padded)),
-            ]
+        joined = self.joined(m, s2_serve, s2, words[0][0])
+        m.d.sync += [
+            self.write.address.eq(s2.address),
+            self.write.wide.eq(s2.private),
+            self.counts.eq(s2_serve & s2.counts),
+        ]
+        for column in range(columns):
+            m.d.sync += self.write.enable[column].eq(s2_serve & s2.writes[column])
+            for bank in banks:
+                word = words[bank][column]
+                if bank:
+                    word = Mux(s2.private, word, words[0][column])
+                padded = Mux(s2.padding[column], s2.pad_value.replicate(self.accelerator.depth), word)
+                m.d.sync += self.write.data[bank * columns + column].eq(Mux(s2.join, joined, padded))
         return m
 
     def joined(self, m: Module, serve, element, word):

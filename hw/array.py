@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth import hdl
+from amaranth.hdl import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from ..arch.accelerator import Accelerator
 from ..arch.numerics import ACCUMULATOR_BITS
@@ -21,7 +23,11 @@ MOVE_CYCLES = 1 + lanes.LATENCY
 
 
 class Array(wiring.Component):
-    """`chunk`, `operand` and `weights` are of one cycle; inputs are registered here (the broadcast)."""
+    """`chunk`, `operand` and `weights` are of one cycle; inputs are registered here (the broadcast).
+
+    All lanes take chunk number `chunk.bank` of `operand` (`columns` words each). With `chunk.private` lane l takes
+    number l // depth, and multiplies byte l % depth by its weight number `chunk.tap`.
+    """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -29,7 +35,7 @@ class Array(wiring.Component):
         super().__init__(
             {
                 "chunk": In(ChunkLayout),
-                "operand": In(accelerator.depth * 8).array(accelerator.columns),
+                "operand": In(accelerator.depth * 8).array(accelerator.private * accelerator.columns),
                 **{
                     f"weights_{lane}": In(storage_bits(kind) * accelerator.depth)
                     for lane, kind in enumerate(accelerator.lanes.kinds)
@@ -46,11 +52,7 @@ class Array(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         columns, depth = self.accelerator.columns, self.accelerator.depth
-        operand = Signal(data.ArrayLayout(data.ArrayLayout(signed(9), depth), columns), reset_less=True)
-        for column, word in enumerate(self.operand):
-            for i in range(depth):
-                byte = word[i * 8 : i * 8 + 8]
-                m.d.sync += operand[column][i].eq(Cat(byte, byte[7] & ~self.chunk.unsigned).as_signed())
+        operands = self.operands(m)
         chunk = delayed(m, self.chunk, 1)
         valid = delayed(m, self.chunk.valid, 1, reset_less=False)
         move = delayed(m, valid & chunk.last, lanes.LATENCY, reset_less=False)
@@ -59,9 +61,9 @@ class Array(wiring.Component):
         while lane < self.accelerator.lanes.total:
             row = Shared(lanes.Row, self.accelerator.lanes.kinds[lane], columns, depth)
             m.submodules[f"row_{lane}"] = row
-            weights = Cat(delayed(m, self.weights[lane + i], 1) for i in range(row.lanes))
+            weights = Cat(delayed(m, self.weight(lane + i), 1) for i in range(row.lanes))
             m.d.comb += [
-                row.operand.eq(operand),
+                row.operand.eq(operands[lane // depth if lane // depth < len(operands) else 0]),
                 row.weights.eq(weights),
                 row.valid.eq(valid),
                 row.first.eq(chunk.first),
@@ -75,3 +77,28 @@ class Array(wiring.Component):
                 m.d.comb += self.sums[lane + i].eq(shadow)
             lane += row.lanes
         return m
+
+    def operands(self, m: Module) -> list[Signal]:
+        """What the lanes of each private chunk multiply; other lanes take the first."""
+        columns, depth, private = self.accelerator.columns, self.accelerator.depth, self.accelerator.private
+        layout = data.ArrayLayout(data.ArrayLayout(signed(9), depth), columns)
+        operands = [Signal(layout, name=f"operand_{i}", reset_less=True) for i in range(private)]
+        for column in range(columns):
+            own = [self.operand[i * columns + column] for i in range(private)]
+            common = hdl.Array(own)[self.chunk.bank] if private > 1 else own[0]
+            for operand, word in zip(operands, own, strict=True):
+                chosen = Signal.like(word)
+                m.d.comb += chosen.eq(Mux(self.chunk.private, word, common) if private > 1 else word)
+                for i in range(depth):
+                    byte = chosen[i * 8 : i * 8 + 8]
+                    m.d.sync += operand[column][i].eq(Cat(byte, byte[7] & ~self.chunk.unsigned).as_signed())
+        return operands
+
+    def weight(self, lane: int):
+        """What the lane multiplies its operand by."""
+        word, depth = self.weights[lane], self.accelerator.depth
+        if self.accelerator.private == 1 or lane >= self.accelerator.private * depth:
+            return word
+        place, tap = lane % depth, self.chunk.tap[: exact_log2(depth)]
+        alone = Cat(C(0, 8 * place), word.word_select(tap, 8), C(0, 8 * (depth - 1 - place)))
+        return Mux(self.chunk.private, alone, word)

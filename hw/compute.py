@@ -10,13 +10,16 @@ from amaranth.utils import exact_log2
 from ..arch import isa
 from ..arch.accelerator import Accelerator
 from .decode import instruction_layout
-from .operand import count_bits
+from .operand import aligned, count_bits
 from .ports import ROW_BITS, IndexRead
 
 __all__ = ["BlockLayout", "ChunkLayout", "Compute"]
 
-ChunkLayout = data.StructLayout({"valid": 1, "first": 1, "last": 1, "maximum": 1, "unsigned": 1})
-"""What accompanies an operand chunk: position within its block, and how to accumulate it."""
+ChunkLayout = data.StructLayout(
+    {"valid": 1, "first": 1, "last": 1, "maximum": 1, "unsigned": 1, "private": 1, "tap": 6, "bank": 4}
+)
+"""What accompanies an operand chunk: position within its block, how to accumulate it, and which chunk of those that the
+buffer shows it is. `private`: it is all of them, one for each `depth` lanes, and of every lane's weights `tap` counts."""
 
 BlockLayout = data.StructLayout({"valid": 1, "tile_end": 1, "end": 1})
 """A block's last chunk: whether it is the last block of its tile of positions and of its instruction."""
@@ -57,18 +60,24 @@ class Compute(wiring.Component):
         ins, valid = Signal(layout, reset_less=True), Signal()
         left, group, block, chunk = Signal(18), Signal(11), Signal(11), Signal(12)
         block_row, row = Signal(ROW_BITS), Signal(ROW_BITS)
-        base, index = Signal.like(self.written), Signal.like(self.written)
+        base, index, following = (Signal.like(self.written) for _ in range(3))
         countdown = Signal(9)
 
+        private, step, written = self.accelerator.private, 1, self.written
+        if private > 1:
+            step = Mux(ins.private, private, 1)
+            written = Mux(ins.private, aligned(written, private), written)
+        tap = chunk[: exact_log2(self.accelerator.depth)]
         chunk_last = chunk + 1 == ins.chunks
         block_last = block + 1 == ins.blocks
         group_last = group + 1 == ins.groups
         tile_end = Signal()
         end, finish, take = Signal(), Signal(), Signal()
         m.d.comb += [
+            following.eq(index + step),
             tile_end.eq(block_last & group_last),
             end.eq(tile_end & (left <= self.accelerator.columns)),
-            self.issue.eq(valid & ~self.halt & (index != self.written) & ~(chunk_last & (countdown != 0))),
+            self.issue.eq(valid & ~self.halt & (index != written) & ~(chunk_last & (countdown != 0))),
             finish.eq(self.issue & chunk_last & end),
             self.o.valid.eq(pending_valid & (~valid | finish) & ~self.halt),
             self.o.payload.eq(pending),
@@ -79,15 +88,15 @@ class Compute(wiring.Component):
         with m.If(countdown != 0):
             m.d.sync += countdown.eq(countdown - 1)
         with m.If(self.issue):
-            m.d.sync += [chunk.eq(chunk + 1), row.eq(row + 1), index.eq(index + 1)]
+            m.d.sync += [chunk.eq(chunk + 1), row.eq(row + (~ins.private | tap.all())), index.eq(following)]
             with m.If(block_last):
-                m.d.sync += self.freed.eq(index + 1)
+                m.d.sync += self.freed.eq(following)
             with m.If(chunk_last):
                 next_row = Mux(tile_end, ins.weight, (block_row + ins.weight_stride)[:ROW_BITS])
                 m.d.sync += [
                     chunk.eq(0),
-                    index.eq(Mux(block_last, index + 1, base)),
-                    base.eq(Mux(block_last, index + 1, base)),
+                    index.eq(Mux(block_last, following, base)),
+                    base.eq(Mux(block_last, following, base)),
                     block.eq(Mux(block_last, 0, block + 1)),
                     group.eq(Mux(block_last, Mux(group_last, 0, group + 1), group)),
                     left.eq(Mux(tile_end, left - self.accelerator.columns, left)),
@@ -102,21 +111,28 @@ class Compute(wiring.Component):
         with m.If(take):
             m.d.sync += [pending_valid.eq(0), valid.eq(1), ins.eq(pending), left.eq(pending.positions)]
             m.d.sync += [row.eq(pending.weight), block_row.eq(pending.weight)]
+            if private > 1:
+                start = aligned(Mux(valid, following, index), private)
+                with m.If(pending.private):
+                    m.d.sync += [index.eq(start), base.eq(start)]
 
         # Gather: the entry of the next issue is read ahead of it.
-        entry, following = Signal(16, reset_less=True), Signal(16)
-        m.d.comb += [following.eq(entry), self.index.entry.eq(following)]
-        m.d.sync += entry.eq(following)
+        entry, next_entry = Signal(16, reset_less=True), Signal(16)
+        m.d.comb += [next_entry.eq(entry), self.index.entry.eq(next_entry)]
+        m.d.sync += entry.eq(next_entry)
         with m.If(take):
-            m.d.comb += following.eq(pending.index)
+            m.d.comb += next_entry.eq(pending.index)
         with m.Elif(self.issue):
-            m.d.comb += following.eq(Mux(chunk_last & tile_end, ins.index, entry + 1))
+            m.d.comb += next_entry.eq(Mux(chunk_last & tile_end, ins.index, entry + 1))
         m.d.sync += [
             self.chunk.valid.eq(self.issue),
             self.chunk.first.eq(chunk == 0),
             self.chunk.last.eq(chunk_last),
             self.chunk.maximum.eq(ins.maximum),
             self.chunk.unsigned.eq(ins.unsigned),
+            self.chunk.private.eq(ins.private),
+            self.chunk.tap.eq(tap),
+            self.chunk.bank.eq(index & (private - 1)),
             self.block.valid.eq(self.issue & chunk_last),
             self.block.tile_end.eq(tile_end),
             self.block.end.eq(end),

@@ -17,7 +17,7 @@ from ..arch.accelerator import Accelerator
 from .align import Align, Source, element_layout
 from .decode import instruction_layout
 from .delay import delayed
-from .operand import WriteSignature, count_bits
+from .operand import WriteSignature, aligned, count_bits
 from .ports import ROW_BITS, ReadPort
 from .walk import POSITION_BITS, TILE_BITS, Walk
 
@@ -31,7 +31,7 @@ class Fetch(wiring.Component):
     """Accepts an instruction when the previous one's last row is requested. One element per cycle.
 
     Padding needs no read. While a request is not granted the address pipeline stands; rows already granted go on.
-    `written` counts complete chunks since reset, 11 cycles after their last element left the walk.
+    `written` counts chunks in the buffer since reset (up to the end of the last one that is complete), 11 cycles after their last element left the walk.
     JOIN takes a column at a time; the buffer must hold the chunks of one window row.
     """
 
@@ -42,7 +42,7 @@ class Fetch(wiring.Component):
                 "i": In(stream.Signature(instruction_layout(isa.Opcode.MATRIX))),
                 "halt": In(1),
                 "busy": Out(1),
-                "read": Out(ReadPort(accelerator)),
+                "read": Out(ReadPort(accelerator, accelerator.private)),
                 "write": Out(WriteSignature(accelerator)),
                 "freed": In(count_bits(accelerator)),
                 "written": Out(count_bits(accelerator)),
@@ -61,7 +61,8 @@ class Fetch(wiring.Component):
 
         self.moves, self.flows = Signal(), Signal()
         """The request leaves; the stages before it move on."""
-        room = (walk.index - self.freed)[: len(walk.index)] < self.accelerator.operand_chunks
+        step = Mux(ins.private, self.accelerator.private, 1)
+        room = (walk.index - self.freed)[: len(walk.index)] + step <= self.accelerator.operand_chunks
         m.d.comb += [walk.start.eq(start_walk), walk.ins.eq(ins)]
         tap = self.taps(m, walk, room)
         unit = self.units(m, tap)
@@ -79,7 +80,10 @@ class Fetch(wiring.Component):
             align.row.eq(self.read.data),
         ]
         wiring.connect(m, align.write, wiring.flipped(self.write))
-        m.d.sync += self.written.eq(self.written + align.counts)
+        private = self.accelerator.private
+        with m.If(align.counts):
+            wide = aligned(self.written, private) + private
+            m.d.sync += self.written.eq(Mux(align.write.wide, wide, self.written + 1))
         m.d.comb += [
             self.busy.eq(walk.busy | start_walk | tap.valid | unit.valid | rows.valid | self.current.valid),
             self.i.ready.eq(~self.busy & ~self.halt),
@@ -131,6 +135,7 @@ class Fetch(wiring.Component):
                 tap.element.address.eq(walk.index),
                 tap.element.pad_value.eq(ins.pad_value),
                 tap.element.join.eq(join),
+                tap.element.private.eq(ins.private),
                 tap.element.shift.eq(walk.x),
                 tap.element.first_byte.eq(clip(low)),
                 tap.element.last_byte.eq(Mux(y_inside, clip(high), 0)),

@@ -36,7 +36,7 @@ class Engine(wiring.Component):
             {
                 "control": Out(EngineSignature(isa.Opcode.MATRIX)),
                 "residual": Out(ReadPort(accelerator)),
-                "fetch": Out(ReadPort(accelerator)),
+                "fetch": Out(ReadPort(accelerator, accelerator.private)),
                 "write": Out(WritePort(accelerator)),
                 "load": In(LoadPort(accelerator)),
                 "row_scales": In(RowScalePort(accelerator)),

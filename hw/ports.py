@@ -43,15 +43,18 @@ class EngineSignature(wiring.Signature):
 
 
 class ReadPort(wiring.Signature):
-    """Scratchpad read port, facing the reader: data belongs to the grant two cycles before."""
+    """Scratchpad read port, facing the reader: data belongs to the grant two cycles before.
 
-    def __init__(self, accelerator: Accelerator):
+    With `rows` > 1 (a power of two) row number i of `data` is the scratchpad's row | i.
+    """
+
+    def __init__(self, accelerator: Accelerator, rows: int = 1):
         super().__init__(
             {
                 "valid": Out(1),
                 "ready": In(1),
                 "row": Out(ROW_BITS),
-                "data": In(accelerator.scratchpad_row_bytes * 8),
+                "data": In(rows * accelerator.scratchpad_row_bytes * 8),
             }
         )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
+from amaranth.utils import exact_log2
 
 from ..arch.accelerator import Accelerator
+from .delay import delayed
 from .ports import ReadPort, WritePort
 
 __all__ = ["READERS", "WRITERS", "Scratchpad", "mask_bytes"]
@@ -24,6 +26,7 @@ def mask_bytes(accelerator: Accelerator) -> int:
 
 class Scratchpad(wiring.Component):
     """Ports `READERS` and `WRITERS`. Per region and cycle the first valid reader and the first valid writer are granted.
+    Rows are interleaved over `private` memories by their low bits, so that `fetch` gets one of each.
 
     Read data is valid two cycles after the grant (memory, then its output register). A row that is written must not
     be read in the same cycle. Of a write's mask, the first bit of every `mask_bytes` counts.
@@ -33,7 +36,10 @@ class Scratchpad(wiring.Component):
         self._accelerator = accelerator
         super().__init__(
             {
-                **{name: In(ReadPort(accelerator)) for name in READERS},
+                **{
+                    name: In(ReadPort(accelerator, accelerator.private if name == "fetch" else 1))
+                    for name in READERS
+                },
                 **{name: In(WritePort(accelerator)) for name in WRITERS},
             }
         )
@@ -43,6 +49,7 @@ class Scratchpad(wiring.Component):
         accelerator = self._accelerator
         regions, rows = accelerator.scratchpad_regions, accelerator.scratchpad_rows
         row_bits, region_bits = (rows - 1).bit_length(), (regions - 1).bit_length()
+        banks, bank_bits = accelerator.private, exact_log2(accelerator.private)
         group, width = mask_bytes(accelerator), accelerator.scratchpad_row_bytes * 8
         readers = [getattr(self, name) for name in READERS]
         writers = [getattr(self, name) for name in WRITERS]
@@ -56,30 +63,48 @@ class Scratchpad(wiring.Component):
                 m.d.comb += port.ready.eq(~Cat(conflicts).any() if conflicts else 1)
 
         outputs = []
+        """Of each region, the rows that a reader may get."""
         for r in range(regions):
-            m.submodules[f"region_{r}"] = storage = memory.Memory(shape=width, depth=rows, init=[])
-            read, write = storage.read_port(), storage.write_port(granularity=group * 8)
-            output, loaded = Signal(width, reset_less=True, name=f"output_{r}"), Signal(name=f"loaded_{r}")
-            outputs.append(output)
-            m.d.sync += loaded.eq(read.en)
-            with m.If(loaded):
-                m.d.sync += output.eq(read.data)
+            row, valid = Signal(row_bits, name=f"row_{r}"), Signal(name=f"valid_{r}")
+            written, mask = (
+                Signal(row_bits, name=f"written_{r}"),
+                Signal(width // 8 // group, name=f"mask_{r}"),
+            )
+            content, found = Signal(width, name=f"content_{r}"), []
             for port in reversed(readers):
                 with m.If(port.valid & (region(port) == r)):
-                    m.d.comb += [read.en.eq(1), read.addr.eq(port.row)]
+                    m.d.comb += [valid.eq(1), row.eq(port.row)]
             for port in reversed(writers):
                 with m.If(port.valid & (region(port) == r)):
-                    m.d.comb += [
-                        write.en.eq(port.mask[::group]),
-                        write.addr.eq(port.row),
-                        write.data.eq(port.data),
-                    ]
+                    m.d.comb += [written.eq(port.row), mask.eq(port.mask[::group]), content.eq(port.data)]
+            loaded = delayed(m, valid, 1, reset_less=False)
+            for b in range(banks):
+                name = f"{r}_{b}" if bank_bits else str(r)
+                storage = memory.Memory(shape=width, depth=rows // banks, init=[])
+                m.submodules[f"region_{name}"] = storage
+                read, write = storage.read_port(), storage.write_port(granularity=group * 8)
+                mine = written[:bank_bits] == b if bank_bits else 1
+                m.d.comb += [
+                    read.en.eq(valid),
+                    read.addr.eq(row[bank_bits:]),
+                    write.en.eq(Mux(mine, mask, 0)),
+                    write.addr.eq(written[bank_bits:]),
+                    write.data.eq(content),
+                ]
+                found.append(Signal(width, reset_less=True, name=f"output_{name}"))
+                with m.If(loaded):
+                    m.d.sync += found[b].eq(read.data)
+            if bank_bits:
+                low, banked = delayed(m, row[:bank_bits], 2), Array(found)
+                found = [Signal(width, name=f"found_{r}_{i}") for i in range(banks)]
+                m.d.comb += [signal.eq(banked[low | i]) for i, signal in enumerate(found)]
+            outputs.append(found)
 
-        for name, port in zip(READERS, readers, strict=True):
-            chosen = region(port)
-            for stage in range(2 if region_bits else 0):
-                delayed = Signal(region_bits, name=f"{name}_region_{stage}")
-                m.d.sync += delayed.eq(chosen)
-                chosen = delayed
-            m.d.comb += port.data.eq(Array(outputs)[chosen] if region_bits else outputs[0])
+        for port in readers:
+            parts = range(len(port.data) // width)
+            if region_bits:
+                chosen = delayed(m, region(port), 2)
+                m.d.comb += port.data.eq(Cat(Array(found[i] for found in outputs)[chosen] for i in parts))
+            else:
+                m.d.comb += port.data.eq(Cat(outputs[0][i] for i in parts))
         return m

@@ -10,7 +10,7 @@ from amaranth.utils import exact_log2
 from ..arch import isa
 from ..arch.accelerator import Accelerator
 from .decode import instruction_layout
-from .operand import count_bits
+from .operand import aligned, count_bits
 from .ports import ROW_BITS
 
 __all__ = ["POSITION_BITS", "TILE_BITS", "Walk"]
@@ -27,8 +27,9 @@ class Walk(wiring.Component):
     """Loop counters of one instruction: an element in every cycle with `advance`, while `valid`.
 
     An element is a chunk of all columns (LINEAR, CONV), or one read of one column (JOIN): `tap_chunks + 1` of them
-    make `tap_chunks` chunks. Loops, outermost first: tiles, groups, window rows, (JOIN: columns,) chunks, (CONV:
-    window columns). A column's window is its origin `x`, `y` and its distance in positions from a common one, which is
+    make `tap_chunks` chunks. With `private` it is all `tap_chunks` chunks of a tap, and `index` steps by the parameter
+    of that name, from a multiple of it on. Loops, outermost first: tiles, groups, window rows, (JOIN: columns,) chunks,
+    (CONV: window columns). A column's window is its origin `x`, `y` and its distance in positions from a common one, which is
     columns - 1 before the last column's. They are stepped once per tile, by columns // out_width lines and the rest,
     so nothing is divided.
 
@@ -72,7 +73,10 @@ class Walk(wiring.Component):
         base = Signal.like(self.index)
         xs, ys = self.windows(m, skip, self.advance)
 
-        inner_count = Mux(linear, ins.chunks, ins.tap_chunks + join)
+        private, step = self.accelerator.private, 1
+        if private > 1:
+            step = Mux(ins.private, private, 1)
+        inner_count = Mux(linear, ins.chunks, Mux(ins.private, 1, ins.tap_chunks + join))
         tap_x_last, inner_last, column_last = Signal(), Signal(), Signal()
         tap_y_last, group_last, tile_last = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -109,7 +113,7 @@ class Walk(wiring.Component):
             m.d.sync += [
                 tap_x.eq(Mux(tap_x_last, 0, tap_x + 1)),
                 inner.eq(Mux(inner_last, 0, inner + tap_x_last)),
-                self.index.eq(self.index + self.writes),
+                self.index.eq(self.index + Mux(self.writes, step, 0)),
                 tap_y.eq(Mux(tap_y_last, 0, tap_y + column_last)),
                 line.eq(Mux(tap_y_last, 0, Mux(column_last, line + ins.width, line))),
             ]
@@ -119,7 +123,7 @@ class Walk(wiring.Component):
                     self.index.eq(Mux(column_last, self.index + 1, base)),
                 ]
             with m.If(column_last):
-                m.d.sync += base.eq(self.index + 1)
+                m.d.sync += base.eq(self.index + step)
             with m.If(tap_y_last):
                 m.d.sync += [
                     group.eq(Mux(group_last, 0, group + 1)),
@@ -134,6 +138,8 @@ class Walk(wiring.Component):
                 ]
         with m.If(self.start):
             m.d.sync += [self.tile.eq(0), left.eq(ins.positions), skip.eq(ins.prefix)]
+            with m.If(ins.private):
+                m.d.sync += self.index.eq(aligned(self.index, private))
         with m.If(Mux(linear, self.start, self.placed)):
             m.d.sync += self.valid.eq(1)
         return m

@@ -134,7 +134,11 @@ class Machine(Memories):
         if min(i.positions, i.groups, i.blocks, i.chunks, i.steps) < 1:
             self._fail("positions, groups, blocks, chunks and steps must be at least 1")
         tiles, blocks = -(-i.positions // a.columns), i.groups * i.blocks
-        operand = self._operand(i, tiles)  # tiles * columns, groups, chunks, depth
+        if i.private:
+            self._check_private(i)
+        operand = self._operand(
+            i, tiles
+        )  # tiles * columns, groups, chunks, depth; with private all of a tap's
         lanes = a.lanes.total if i.permute else i.steps * a.drain
         if lanes > a.lanes.total or (i.maximum and lanes > a.lanes.fixed8):
             self._fail(f"steps * drain must not exceed the lanes that can run this, not {lanes}")
@@ -142,9 +146,11 @@ class Machine(Memories):
             entries = i.index + i.chunks * np.arange(blocks)[:, None] + np.arange(i.chunks)
             rows = i.weight + self.index[self._rows("INDEX", entries, len(self.index))]
         else:
-            rows = i.weight + i.weight_stride * np.arange(blocks)[:, None] + np.arange(i.chunks)
+            chunks = -(-i.chunks // a.depth) if i.private else i.chunks
+            rows = i.weight + i.weight_stride * np.arange(blocks)[:, None] + np.arange(chunks)
         weights = self.weights[self._rows("WEIGHT", rows, a.weight_rows)][:, :, :lanes]
-        acc = self._accumulate(i, operand, weights.reshape(i.groups, i.blocks, i.chunks, lanes, a.depth))
+        weights = weights.reshape(i.groups, i.blocks, -1, lanes, a.depth)
+        acc = (self._private if i.private else self._accumulate)(i, operand, weights)
 
         channels = blocks * i.steps * a.drain
         if i.param_mode == ParamMode.CHANNEL:
@@ -193,6 +199,29 @@ class Machine(Memories):
             acc = np.stack([product(x[:, g], w[g]) for g in range(groups)], axis=1)
         return _wrapped(acc.reshape(len(operand), groups * blocks, lanes))
 
+    def _check_private(self, i: Instruction) -> None:
+        a, width = self.accelerator, i.tap_chunks
+        if i.mode != FetchMode.CONV or i.gather or i.permute:
+            self._fail("private needs CONV, and neither gather nor permute")
+        if width & (width - 1) or not 1 <= width <= a.private or a.private == 1:
+            self._fail(f"tap_chunks must be a power of two up to {a.private} with private, not {width}")
+        if i.src % width or i.src_stride % width:
+            self._fail(f"src and src_stride must be multiples of tap_chunks ({width}) with private")
+        if i.steps * a.drain > width * a.depth:
+            self._fail(f"steps * drain must be at most tap_chunks * depth ({width * a.depth}) with private")
+
+    def _private(self, i: Instruction, operand: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Accumulators (positions, groups * blocks, lanes) of lanes with channels of their own."""
+        depth, lanes = self.accelerator.depth, weights.shape[3]
+        shape = (len(operand), i.groups, i.taps_y, i.tap_chunks, i.taps_x, depth)
+        x = operand.reshape(shape).transpose(2, 4, 0, 1, 3, 5)  # taps, positions, groups, channels
+        x = x.reshape(i.chunks, len(operand), i.groups, 1, -1)[..., :lanes].astype(np.int32)
+        acc = None
+        for k in range(i.chunks):
+            product = x[k] * weights[:, :, k // depth, :, k % depth].astype(np.int32)
+            acc = product if acc is None else np.maximum(acc, product) if i.maximum else acc + product
+        return _wrapped(acc.reshape(len(operand), -1, lanes).astype(np.int64))
+
     def _operand(self, i: Instruction, tiles: int) -> np.ndarray:
         """Operand bytes as numbers (tiles * columns, groups, chunks, depth)."""
         a, source = self.accelerator, self.scratchpad
@@ -205,11 +234,12 @@ class Machine(Memories):
             x = source[rows].transpose(0, 2, 1, 3).reshape(-1, i.groups, i.chunks, a.depth)
             return np.ascontiguousarray(x).view(dtype)
         taps_x = i.taps_x if i.mode == FetchMode.CONV else 1
-        if i.taps_y * taps_x * i.tap_chunks != i.chunks or not i.out_width:
+        tap_chunks = 1 if i.private else i.tap_chunks
+        if i.taps_y * taps_x * tap_chunks != i.chunks or not i.out_width:
             self._fail("chunks must be taps_y * taps_x * tap_chunks and out_width positive")
         p = np.arange(tiles * a.columns) - i.prefix
         oy, ox = p // i.out_width, p % i.out_width
-        k = np.arange(i.chunks)
+        k = np.arange(i.taps_y * taps_x * i.tap_chunks)
         ky, cc, kx = k // (taps_x * i.tap_chunks), k // taps_x % i.tap_chunks, k % taps_x
         iy = oy[:, None] * i.stride_y + ky + i.start_y
         visible = (p[:, None] >= 0) & (p[:, None] < i.positions - i.prefix) & (iy >= 0) & (iy < i.height)

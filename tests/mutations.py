@@ -53,7 +53,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "fetch: the operand buffer is overwritten before it is free",
         "hw/fetch.py",
-        "[: len(walk.index)] < self.accelerator.operand_chunks",
+        "[: len(walk.index)] + step <= self.accelerator.operand_chunks",
         "[: len(walk.index)] <= self.accelerator.operand_chunks",
         _FETCH,
     ),

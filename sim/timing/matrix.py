@@ -16,6 +16,7 @@ from .table import COLUMN
 __all__ = ["STATE", "busy", "config", "ready", "request", "stalled", "step"]
 
 _MODE, _POSITIONS, _GROUPS = COLUMN["mode"], COLUMN["positions"], COLUMN["groups"]
+_PRIVATE = COLUMN["private"]
 _BLOCKS, _CHUNKS, _STEPS = COLUMN["blocks"], COLUMN["chunks"], COLUMN["steps"]
 _SRC, _SRC_STRIDE = COLUMN["src"], COLUMN["src_stride"]
 _TAPS_Y, _TAPS_X, _TAP_CHUNKS = COLUMN["taps_y"], COLUMN["taps_x"], COLUMN["tap_chunks"]
@@ -36,7 +37,7 @@ _LINEAR, _CONV, _JOIN = map(int, (FetchMode.LINEAR, FetchMode.CONV, FetchMode.JO
 _SCRATCHPAD = int(Destination.SCRATCHPAD)
 
 # Parameters.
-_COLUMNS_LOG2, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS = range(6)
+_COLUMNS_LOG2, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS, _BANKS = range(7)
 
 # Fixed pipelines, in cycles.
 _LANES_LATENCY = 4
@@ -47,16 +48,18 @@ _RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 2, 14, 15, 16
 _WHEEL = 32
 _COLUMNS = 64
 """At most."""
-_SCALARS = 63
+_SCALARS = 66
 _ALIGN = 5
 """From a grant to the count of its chunk."""
 
 # State: registers by their names in hw/walk.py, hw/fetch.py, hw/compute.py and hw/drain.py. Where a stage holds rows,
 # NEEDS is 1 for a low row | 2 for a high one. REQUEST is 0 if empty, else 1 | counts << 1 | (row + 1) << 2, where
-# row = -1 needs no read; ARRIVING has a bit for each cycle after a grant: whether it completes a chunk.
+# row = -1 needs no read; ARRIVING has 8 bits for each cycle after a grant: what the chunk that it completes counts in
+# the operand buffer. F_STEP, REQUEST_STEP and C_STEP are that of a chunk of their instruction.
 (
     _CYCLE,
     _F_INS,
+    _F_STEP,
     _F_START,
     _W_VALID,
     _W_NUMBER,
@@ -92,11 +95,13 @@ _ALIGN = 5
     _CURRENT_READS,
     _CURRENT_ROW,
     _REQUEST,
+    _REQUEST_STEP,
     _ARRIVING,
     _WRITTEN,
     _PENDING,
     _PENDING_VALID,
     _C_INS,
+    _C_STEP,
     _C_VALID,
     _C_LEFT,
     _C_GROUP,
@@ -135,7 +140,7 @@ def config(accelerator: Accelerator) -> np.ndarray:
     a = accelerator
     powers = (a.columns, a.depth, a.drain, a.scratchpad_rows)
     logs = [value.bit_length() - 1 for value in powers]
-    return np.array([*logs, a.scratchpad_regions, a.operand_chunks], dtype=np.int64)
+    return np.array([*logs, a.scratchpad_regions, a.operand_chunks, a.private], dtype=np.int64)
 
 
 @numba.njit
@@ -157,9 +162,15 @@ def busy(s):
 
 
 @numba.njit
+def _aligned(count, unit):
+    """The first multiple of `unit` from `count` on."""
+    return (count + unit - 1) // unit * unit
+
+
+@numba.njit
 def _issues(s, T):
     """Whether compute issues a pair in this cycle."""
-    if s[_C_VALID] == 0 or s[_C_INDEX] == s[_WRITTEN]:
+    if s[_C_VALID] == 0 or s[_C_INDEX] == _aligned(s[_WRITTEN], s[_C_STEP]):
         return False
     return s[_COUNTDOWN] == 0 or s[_C_CHUNK] + 1 != T[s[_C_INS], _CHUNKS]
 
@@ -294,9 +305,9 @@ def _walk(s, T, cfg):
     mode = T[ins, _MODE]
     inner_count = T[ins, _CHUNKS]
     if mode != _LINEAR:
-        inner_count = T[ins, _TAP_CHUNKS] + (mode == _JOIN)
+        inner_count = 1 if T[ins, _PRIVATE] else T[ins, _TAP_CHUNKS] + (mode == _JOIN)
     if mode != _JOIN or s[_W_INNER] != 0:
-        s[_W_INDEX] += 1
+        s[_W_INDEX] += s[_F_STEP]
     if mode == _CONV:
         s[_W_TAP_X] += 1
         if s[_W_TAP_X] != T[ins, _TAPS_X]:
@@ -344,7 +355,7 @@ def _addresses(s, T, cfg, freed):
     if s[_TAP_VALID] == 1 and not _unit(s, T, cfg):
         return
     s[_TAP_VALID] = 0
-    if s[_W_VALID] == 1 and s[_W_INDEX] - freed < cfg[_OPERAND_CHUNKS]:
+    if s[_W_VALID] == 1 and s[_W_INDEX] - freed + s[_F_STEP] <= cfg[_OPERAND_CHUNKS]:
         s[_TAP_VALID] = 1
         _tap(s, T, cfg)
         _walk(s, T, cfg)
@@ -353,7 +364,7 @@ def _addresses(s, T, cfg, freed):
 @numba.njit
 def _requests(s, T, cfg, freed):
     """The request stage takes a read, or a unit that needs none, or both."""
-    s[_REQUEST] = 0
+    s[_REQUEST], s[_REQUEST_STEP] = 0, s[_F_STEP]
     stride = T[s[_F_INS], _SRC_STRIDE]
     if s[_CURRENT_VALID] == 0:
         _addresses(s, T, cfg, freed)
@@ -378,10 +389,12 @@ def _requests(s, T, cfg, freed):
 @numba.njit
 def _fetch(s, T, cfg, freed, granted):
     """One clock edge of the fetch, except its start."""
-    s[_WRITTEN] += s[_ARRIVING] >> _ALIGN - 1
-    s[_ARRIVING] = s[_ARRIVING] << 1 & (1 << _ALIGN) - 1
+    unit = s[_ARRIVING] >> 8 * (_ALIGN - 1)
+    if unit != 0:
+        s[_WRITTEN] = _aligned(s[_WRITTEN], unit) + unit
+    s[_ARRIVING] = s[_ARRIVING] << 8 & (1 << 8 * _ALIGN) - 1
     if s[_REQUEST] < 4 or granted:
-        s[_ARRIVING] |= s[_REQUEST] >> 1 & 1
+        s[_ARRIVING] |= (s[_REQUEST] >> 1 & 1) * s[_REQUEST_STEP]
         _requests(s, T, cfg, freed)
     if s[_W_NUMBER] != 0:
         s[_W_NUMBER] += 1
@@ -391,6 +404,8 @@ def _fetch(s, T, cfg, freed, granted):
             _windows(s, T, cfg)
     if s[_F_START] == 1:
         s[_F_START] = s[_W_TILE] = 0
+        s[_F_STEP] = cfg[_BANKS] if T[s[_F_INS], _PRIVATE] else 1
+        s[_W_INDEX] = _aligned(s[_W_INDEX], s[_F_STEP])
         s[_OLDER] = s[_NEWER] = -1
         s[_W_LEFT] = T[s[_F_INS], _POSITIONS]
         if T[s[_F_INS], _MODE] == _LINEAR:
@@ -407,7 +422,7 @@ def _compute(s, T, cfg, slot_free):
     if _issues(s, T):
         ins = s[_C_INS]
         block_last = s[_C_BLOCK] + 1 == T[ins, _BLOCKS]
-        s[_C_INDEX] += 1
+        s[_C_INDEX] += s[_C_STEP]
         s[_C_CHUNK] += 1
         if block_last:
             s[_FREED] = s[_C_INDEX]
@@ -435,6 +450,8 @@ def _compute(s, T, cfg, slot_free):
         s[_C_VALID] = 1
         s[_C_INS] = s[_PENDING]
         s[_C_LEFT] = T[s[_PENDING], _POSITIONS]
+        s[_C_STEP] = cfg[_BANKS] if T[s[_PENDING], _PRIVATE] else 1
+        s[_C_INDEX] = s[_C_BASE] = _aligned(s[_C_INDEX], s[_C_STEP])
         s[_SLOT_0 + s[_WRITING]] = s[_PENDING]
         s[_USED] |= 1 << s[_WRITING]
         s[_WRITING] ^= 1

@@ -40,8 +40,10 @@ def test_hash_names_every_parameter():
     assert Accelerator.from_dict(SMALL.to_dict()).hash == SMALL.hash
     for field in dataclasses.fields(Accelerator):
         value = getattr(SMALL, field.name)
-        if isinstance(value, int) and field.name not in ("depth", "columns", "drain", "vector"):
+        if isinstance(value, int) and field.name not in ("depth", "columns", "drain", "vector", "private"):
             assert dataclasses.replace(SMALL, **{field.name: value * 2}).hash != SMALL.hash
+    wide = dataclasses.replace(SMALL, lanes=Lanes(fixed8=16))
+    assert dataclasses.replace(wide, private=2).hash != wide.hash
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,7 @@ def test_hash_names_every_parameter():
             r"lanes\.fixed8 must be a power of two and at least columns \(4\), not 2",
         ),
         ({"burst_beats": 512}, r"burst_beats must be at most 256, not 512"),
+        ({"private": 2}, r"private must be at most fixed8 / depth \(1\) and 16, not 2"),
         ({"weight_rows": 0}, r"weight_rows must be positive, not 0"),
     ],
 )

@@ -38,6 +38,10 @@ CONFIGURATIONS = {
         SMALL, columns=4, lanes=Lanes(fixed8=4, fixed4=2, sp2_4=4), operand_chunks=32
     ),
     "deep": dataclasses.replace(SMALL, depth=8, drain=4, lanes=Lanes(fixed8=8, fixed4=4, pot4=4)),
+    "private_2": dataclasses.replace(SMALL, lanes=Lanes(fixed8=8, sp2_4=2), private=2),
+    "private_4": dataclasses.replace(
+        SMALL, columns=4, lanes=Lanes(fixed8=16, pot4=2), operand_chunks=32, private=4
+    ),
     "drain_1": dataclasses.replace(SMALL, drain=1, lanes=Lanes(fixed8=2, sp2_4=1)),
 }
 
@@ -136,6 +140,7 @@ class Bench:
         ctx.set(dut.residual.ready, 1)
         ctx.set(dut.write.ready, 1)
         arriving = {"fetch": [0, 0], "residual": [0, 0]}
+        private = self.accelerator.private
         sent = finished = 0
         while finished < len(instructions):
             assert len(self.cycles) < limit, f"watchdog: {finished} of {len(instructions)} instructions done"
@@ -168,7 +173,9 @@ class Bench:
                 started=started,
             )
             self.cycles.append(cycle)
-            arriving["fetch"].append(self.word(cycle.fetch) if cycle.granted else self.noise())
+            rows = [self.word(cycle.fetch | i) if cycle.granted else self.noise() for i in range(private)]
+            bits = self.accelerator.scratchpad_row_bytes * 8
+            arriving["fetch"].append(sum(word << i * bits for i, word in enumerate(rows)))
             arriving["residual"].append(self.word(cycle.residual) if cycle.residual >= 0 else self.noise())
             if cycle.write >= 0:
                 self.write(cycle.write, ctx.get(dut.write.data), ctx.get(dut.write.mask))
@@ -213,6 +220,12 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
 
     half = a.scratchpad_regions * a.scratchpad_rows // 2
     v = {"tag": tag, "signal": pick(0, 65535), "mode": pick(0, 2), "unsigned": pick(0, 1), **forced}
+    if a.private > 1 and v["mode"] == isa.FetchMode.CONV:
+        v.setdefault("private", int(random.random() < 0.7))
+    private, unit = v.get("private", 0), 1
+    if private:
+        unit = v["tap_chunks"] = 1 << pick(0, a.private.bit_length() - 1)
+        v["gather"], v["permute"], v["steps"] = 0, 0, pick(1, unit * a.depth // a.drain)
     linear, conv = v["mode"] == isa.FetchMode.LINEAR, v["mode"] == isa.FetchMode.CONV
     v.setdefault("positions", pick(1, 11))
     tiles = -(-v["positions"] // a.columns)
@@ -222,14 +235,15 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
     maximum = v.setdefault("maximum", int(random.random() < 0.2))
     fixed8_only = maximum or v["param_mode"] == isa.ParamMode.TOKEN
     v.setdefault("steps", pick(1, (a.lanes.fixed8 if fixed8_only else a.lanes.total) // a.drain))
-    v["permute"] = 0 if fixed8_only else forced.get("permute", pick(0, 1))
+    v["permute"] = 0 if fixed8_only or private else forced.get("permute", pick(0, 1))
     if linear:
         v.setdefault("chunks", pick(1, 6))
         v["src_stride"] = v["groups"] * v["chunks"] + pick(0, 2)
         v["src"] = pick(0, half - 1 - tiles * v["src_stride"])
     else:
-        v["taps_y"], v["taps_x"], v["tap_chunks"] = pick(1, 3), pick(1, 2), pick(1, 2)
-        v["chunks"] = v["taps_y"] * (v["taps_x"] if conv else 1) * v["tap_chunks"]
+        v["taps_y"], v["taps_x"] = pick(1, 3), pick(1, 2)
+        v.setdefault("tap_chunks", pick(1, 2))
+        v["chunks"] = v["taps_y"] * (v["taps_x"] if conv else 1) * (1 if private else v["tap_chunks"])
         v["stride_y"], v["stride_x"] = pick(1, 2), pick(1, 2) if conv else pick(1, 7)
         v["start_y"], v["start_x"], v["prefix"] = pick(-2, 1), pick(-3, 2), pick(0, 3)
         v["height"], v["width"], v["out_width"] = (
@@ -241,11 +255,11 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
         v["pad_value"] = pick(0, 127) if v["unsigned"] else pick(-128, 127)
         if conv:
             rows = -(-v["height"] * v["width"] // a.columns)
-            v["src_stride"] = v["groups"] * v["tap_chunks"] + pick(0, 1)
+            v["src_stride"] = v["groups"] * v["tap_chunks"] + unit * pick(0, 1)
         else:
             rows = -(-v["height"] // a.columns)
             v["src_stride"] = -(-v["width"] // a.depth) + pick(0, 2)
-        v["src"] = pick(0, half - 1 - rows * v["src_stride"])
+        v["src"] = pick(0, half - 1 - rows * v["src_stride"]) // unit * unit
     v["weight_stride"] = v["chunks"] if random.random() < 0.5 else pick(0, 2)
     v["weight"] = pick(
         0, max(0, a.weight_rows // 2 - v["groups"] * v["blocks"] * v["weight_stride"] - v["chunks"])

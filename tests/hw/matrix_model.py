@@ -55,16 +55,17 @@ def code16(word, index):
     return value - 65536 if value >= 32768 else value
 
 
-def operand(memory, ins, t, g, k, c):
-    """x[k][c] of tile t and group g: `depth` numbers."""
+def operand(memory, ins, t, g, k, c, own=0):
+    """x[k][c] of tile t and group g: `depth` numbers; with `private` those of chunk `own` of the tap."""
     a, pad = memory.accelerator, memory.scratchpad
+    tap_chunks = 1 if ins.private else ins.tap_chunks
     if ins.mode == FetchMode.LINEAR:
         raw = list(pad[ins.src + t * ins.src_stride + g * ins.chunks + k, c])
     else:
         columns_of_taps = ins.taps_x if ins.mode == FetchMode.CONV else 1
         kx = k % columns_of_taps
-        cc = k // columns_of_taps % ins.tap_chunks
-        ky = k // columns_of_taps // ins.tap_chunks
+        cc = k // columns_of_taps % tap_chunks + own
+        ky = k // columns_of_taps // tap_chunks
         p = t * a.columns + c - ins.prefix
         oy, ox = p // ins.out_width, p % ins.out_width
         iy = oy * ins.stride_y + ky + ins.start_y
@@ -89,10 +90,21 @@ def operand(memory, ins, t, g, k, c):
     return [int(v) & 255 if ins.unsigned else signed_byte(v) for v in raw]
 
 
+def taken(memory, ins, t, g, k, c):
+    """What the lanes take of a chunk: `operand`, or with `private` a list of them."""
+    if not ins.private:
+        return operand(memory, ins, t, g, k, c)
+    return [operand(memory, ins, t, g, k, c, own) for own in range(ins.tap_chunks)]
+
+
 def accumulate(memory, ins, x, j, lane):
     """The accumulator of one lane and column; x[k] are its operands."""
-    partial = []
+    depth, partial = memory.accelerator.depth, []
     for k in range(ins.chunks):
+        if ins.private:
+            row = ins.weight + j * ins.weight_stride + k // depth
+            partial.append(memory.weight(row, lane, k % depth) * x[k][lane // depth][lane % depth])
+            continue
         row = ins.weight + j * ins.weight_stride + k
         if ins.gather:
             row = ins.weight + int(memory.index[ins.index + j * ins.chunks + k])
@@ -106,7 +118,7 @@ def execute(memory, ins):
     writes = []
     for t in range(-(-ins.positions // a.columns)):
         for g in range(ins.groups):
-            x = [[operand(memory, ins, t, g, k, c) for k in range(ins.chunks)] for c in range(a.columns)]
+            x = [[taken(memory, ins, t, g, k, c) for k in range(ins.chunks)] for c in range(a.columns)]
             for b in range(ins.blocks):
                 j = g * ins.blocks + b
                 for s in range(ins.steps):

@@ -1,6 +1,7 @@
 """The operand fetch alone, at sizes of real layers, against the loops of docs/machine.md."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from .matrix_model import Memories, operand
 ACCELERATOR = dataclasses.replace(
     SMALL, columns=4, depth=16, operand_chunks=64, scratchpad_regions=4, scratchpad_rows=128
 )
+PRIVATE = dataclasses.replace(ACCELERATOR, lanes=Lanes(fixed8=64), private=4)
 WIDE = dataclasses.replace(
     ACCELERATOR, lanes=Lanes(fixed8=16), columns=16, scratchpad_regions=8, scratchpad_rows=64
 )
@@ -25,18 +27,20 @@ START_AND_LATENCY = 2 + 11
 
 
 def fetch(instructions, memory, *, grant=1.0, use=1.0, seed=0):
-    """Runs the fetch; returns chunks [number][column] in the order of their ring, and the cycles taken.
+    """Runs the fetch; returns chunks [number][column] in the order of their ring, and the cycles taken. With private
+    instructions, a list of chunks instead of one.
 
     The reader takes a written chunk with probability `use` in each cycle, so that the ring fills up."""
     a, random = memory.accelerator, np.random.default_rng(seed)
     dut = Fetch(a)
     simulator = Simulator(dut)
     simulator.add_clock(1e-9)
-    total = sum(-(-i.positions // a.columns) * i.groups * i.chunks for i in instructions)
-    chunks, cycles = [], 0
+    sizes = [(-(-i.positions // a.columns) * i.groups * i.chunks, i.private) for i in instructions]
+    wide = [bool(private) for count, private in sizes for _ in range(count)]
+    total, chunks, cycles, freed = len(wide), [], 0, 0
 
     async def testbench(ctx):
-        nonlocal cycles
+        nonlocal cycles, freed
         ring = [[None] * a.columns for _ in range(a.operand_chunks)]
         arriving, sent, mask = [0, 0], 0, 2 * a.operand_chunks - 1
         while len(chunks) < total:
@@ -47,20 +51,30 @@ def fetch(instructions, memory, *, grant=1.0, use=1.0, seed=0):
             ctx.set(dut.i.valid, sent < len(instructions))
             ctx.set(dut.read.ready, random.random() < grant)
             ctx.set(dut.read.data, arriving.pop(0))
-            ctx.set(dut.freed, len(chunks) & mask)
+            ctx.set(dut.freed, freed & mask)
             sent += ctx.get(dut.i.ready) and sent < len(instructions)
             read = ctx.get(dut.read.valid) and ctx.get(dut.read.ready)
             row = ctx.get(dut.read.row)
-            arriving.append(int.from_bytes(memory.scratchpad[row].tobytes(), "little") if read else 0x55)
+            word = b"".join(memory.scratchpad[row | i].tobytes() for i in range(a.private)) if read else b"U"
+            arriving.append(int.from_bytes(word, "little"))
             for c in range(a.columns):
                 if ctx.get(dut.write.enable) >> c & 1:
                     place = ctx.get(dut.write.address)
-                    assert ring[place][c] is None, "a chunk that was not read yet is overwritten"
-                    ring[place][c] = ctx.get(dut.write.data[c]).to_bytes(a.depth, "little")
-            if ctx.get(dut.written) != len(chunks) & mask and random.random() < use:
-                place = len(chunks) % a.operand_chunks
-                chunks.append(ring[place])
-                ring[place] = [None] * a.columns
+                    for bank in range(a.private) if ctx.get(dut.write.wide) else [place % a.private]:
+                        at = place // a.private * a.private + bank
+                        assert ring[at][c] is None, "a chunk that was not read yet is overwritten"
+                        word = ctx.get(dut.write.data[bank * a.columns + c])
+                        ring[at][c] = word.to_bytes(a.depth, "little")
+            step = a.private if len(chunks) < total and wide[len(chunks)] else 1
+            here = -(-freed // step) * step
+            room = (ctx.get(dut.written) - here) % (2 * a.operand_chunks)
+            if 0 < room <= a.operand_chunks and random.random() < use:
+                places = [(here + i) % a.operand_chunks for i in range(step)]
+                found = [ring[place] for place in places]
+                chunks.append(found[0] if step == 1 else found)
+                for place in places:
+                    ring[place] = [None] * a.columns
+                freed = here + step
             cycles += 1
             await ctx.tick()
 
@@ -170,3 +184,28 @@ def test_a_window_serves_all_columns_at_once(image, stride, rate):
     cycles = check(values, accelerator=WIDE)
     chunks = -(-values["positions"] // 16) * 2 * 9
     assert cycles <= rate * chunks * 1.03 + START_AND_LATENCY + WIDE.columns
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_private_chunks_between_others(width):
+    """Chunks of a tap for lanes of their own, before and after an instruction whose chunks fill half a row of the ring."""
+    private = {**window(9, 6, 3, 1, 1, groups=2, tap_chunks=width), "private": 1, "chunks": 9}
+    private |= {"src": 8, "src_stride": 2 * width, "unsigned": 1, "advance_y": 0, "advance_x": 4}
+    other = {**CASES["linear"], "positions": 6, "src": 5, "unsigned": 1}
+    memory = Memories(PRIVATE, np.random.default_rng(3))
+    order = [
+        isa.Instruction(isa.Opcode.MATRIX, values) for values in (other, private, private, other, private)
+    ]
+    chunks, _ = fetch(order, memory, grant=0.8, use=0.5)
+    expected = []
+    for ins in order:
+        for t in range(-(-ins.positions // PRIVATE.columns)):
+            for g, k in itertools.product(range(ins.groups), range(ins.chunks)):
+                taken = [
+                    [bytes(operand(memory, ins, t, g, k, c, own)) for c in range(PRIVATE.columns)]
+                    for own in range(ins.tap_chunks if ins.private else 1)
+                ]
+                expected.append(taken if ins.private else taken[0])
+    assert len(chunks) == len(expected)
+    for got, wanted in zip(chunks, expected, strict=True):
+        assert got[: len(wanted)] == wanted

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
+from terrazzo.arch.accelerator import Lanes
 from terrazzo.hw.scratchpad import READERS, WRITERS, Scratchpad, mask_bytes
 
 from .top_bench import accelerator
@@ -15,13 +16,14 @@ from .top_bench import accelerator
 LATENCY = 2
 
 
-@pytest.mark.parametrize("regions", (1, 2, 8))
+@pytest.mark.parametrize("regions, private", ((1, 1), (2, 1), (8, 1), (1, 2), (2, 4)))
 @pytest.mark.parametrize("seed", range(2))
-def test_against_model(regions, seed):
+def test_against_model(regions, private, seed):
     """Random requests on all ports: who is granted, what is written, and what is read two cycles later."""
-    machine = accelerator(scratchpad_regions=regions, scratchpad_rows=8, vector=4)
+    changes = {"lanes": Lanes(fixed8=8 * private), "operand_chunks": 16, "private": private}
+    machine = accelerator(scratchpad_regions=regions, scratchpad_rows=16, vector=4, **changes)
     rng, dut = random.Random(seed), Scratchpad(machine)
-    rows, row_bytes, group = regions * 8, machine.scratchpad_row_bytes, mask_bytes(machine)
+    rows, row_bytes, group = regions * 16, machine.scratchpad_row_bytes, mask_bytes(machine)
     assert group == 2
     model = np.zeros((rows, row_bytes), np.uint8)
     load = rng.choice((0.3, 0.9))
@@ -32,7 +34,7 @@ def test_against_model(regions, seed):
         due = {}
         for cycle in range(400):
             for name, expected in due.pop(cycle, []):
-                data = ctx.get(getattr(dut, name).data).to_bytes(row_bytes, "little")
+                data = ctx.get(getattr(dut, name).data).to_bytes(expected.size, "little")
                 assert data == expected.tobytes(), (cycle, name)
             requests = {}
             for name in (*READERS, *WRITERS):
@@ -56,7 +58,7 @@ def test_against_model(regions, seed):
             for kind in (READERS, WRITERS):
                 for name in kind:
                     if name in requests:
-                        region = requests[name][0] // 8
+                        region = requests[name][0] // 16
                         wins = region not in taken[kind]
                         assert ctx.get(getattr(dut, name).ready) == wins, (cycle, name)
                         taken[kind].add(region)
@@ -65,8 +67,9 @@ def test_against_model(regions, seed):
             written = {requests[name][0] for name in winners if name in WRITERS}
             for name in winners:
                 row = requests[name][0]
-                if name in READERS and row not in written:
-                    due.setdefault(cycle + LATENCY, []).append((name, model[row].copy()))
+                read = [row | i for i in range(private)] if name == "fetch" else [row]
+                if name in READERS and not written.intersection(read):
+                    due.setdefault(cycle + LATENCY, []).append((name, model[read].copy()))
             for name in winners:
                 if name in WRITERS:
                     row, data, mask = requests[name]

@@ -6,26 +6,30 @@ import numpy as np
 import pytest
 
 from terrazzo import compiler
+from terrazzo.arch import isa
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.hw import top
 from terrazzo.sim.compare import compare
 
-from ..graphs import random_codes, random_graph
+from ..graphs import Builder, random_codes, random_graph
 
 MACHINES = 4
 GRAPHS = 6
+PRIVATE = (1, 2, 1, 4)
+"""Of the machines."""
 
 
 @functools.cache
 def machine(seed: int) -> Accelerator:
     """Random parameters, small so that the Verilog compiles in seconds."""
     random = np.random.default_rng(1000 + seed)
-    depth = int(random.choice([4, 8, 16]))
+    private = PRIVATE[seed % len(PRIVATE)]
+    depth = int(random.choice([4, 8, 16] if private == 1 else [4]))
     columns = int(random.choice([c for c in (2, 4) if c <= depth]))
     drain = int(random.choice([d for d in (1, 2, 4) if d <= depth // 2]))
     lanes = Lanes(
-        fixed8=4 if drain < 4 else int(random.choice([4, 8])),
+        fixed8=private * depth if private > 1 else 4 if drain < 4 else int(random.choice([4, 8])),
         fixed4=drain * int(random.integers(0, 2)),
         pot4=drain * int(random.integers(0, 2)),
         sp2_4=drain * int(random.integers(0, 2)),
@@ -49,6 +53,7 @@ def machine(seed: int) -> Accelerator:
         bus_bytes=int(random.choice([4, 8, 16, 32])),
         burst_beats=int(random.choice([4, 16, 64])),
         ports=(4, 2, 1, 4)[seed],
+        private=private,
     )
 
 
@@ -69,10 +74,30 @@ def test_prediction_equals_rtl(machine_seed, graph_seed):
         refresh_cycles=int(random.integers(0, 20)),
         refresh_period=int(random.integers(20, 400)),
     )
-    accelerator = machine(machine_seed)
-    graph = random_graph(seed, accelerator)
-    program = compiler.compile(graph, accelerator)
+    check(random_graph(seed, machine(machine_seed)), machine_seed, seed, memory)
+
+
+def check(graph, machine_seed, seed, memory):
+    """Values of all simulators and cycles of every layer."""
+    program = compiler.compile(graph, machine(machine_seed))
     result = compare(graph, program, random_codes(graph, 2, seed), memory, verilog=verilog(machine_seed))
     assert result.messages() == []
     assert result.predicted_cycles == result.rtl_cycles == result.frame_cycles[1]
     assert result.predicted_layers == result.rtl_layers
+    return program
+
+
+@pytest.mark.parametrize("machine_seed", [seed for seed in range(MACHINES) if PRIVATE[seed] > 1])
+def test_private_windows(machine_seed):
+    """Windows of single channels, of any number of channels at once, between other layers."""
+    accelerator, memory = machine(machine_seed), MemoryModel(latency=30)
+    b = Builder(machine_seed, (9, 7, 13), accelerator.lanes, accelerator.drain)
+    x = b.conv(b.input, 13, (3, 3), padding=(1, 1, 1, 1), groups=13)
+    x = b.conv(b.conv(x, 24, (1, 1)), 24, (3, 2), (2, 2), (1, 1, 0, 1), groups=24, dilation=(2, 1))
+    x = b.maxpool(b.conv(x, 8, (3, 1), (1, 1), (1, 1, 0, 0)), (2, 2), (2, 1), (1, 0, 0, 1))
+    x = b.conv(x, 8, (5, 5), (1, 1), (2, 2, 2, 2), groups=8)
+    x = b.avgpool(b.conv(x, 3, (1, 1)), (2, 2))
+    program = check(b.graph(b.conv(x, 5, (1, 1))), machine_seed, 3, memory)
+    found = [isa.decode(words) for words in program.instructions]
+    widths = {i.tap_chunks for i in found if i.opcode == isa.Opcode.MATRIX and i.private}
+    assert len(widths) > 1
