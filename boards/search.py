@@ -14,12 +14,12 @@ import numpy as np
 
 from ..arch.accelerator import Accelerator, AcceleratorError
 from ..arch.graph import Attention, Conv, Graph, LayerNorm, Linear
-from ..arch.memory import MemoryModel
 from ..arch.schemes import Scheme, codebook
 from ..compiler import CompileError, compile
 from ..sim.cycle import predict
+from .bandwidth import frame_bytes
 from .board import Board, BoardError, Resources
-from .fitting import estimate
+from .fitting import estimate, require_interface
 
 __all__ = ["PARTS", "Budget", "Design", "Mixture", "Search", "reassigned", "search"]
 
@@ -69,6 +69,8 @@ class Design:
     """Of a frame, by the cycle model."""
     bound: int
     """No program takes fewer."""
+    moved_bytes: int
+    """Of a frame, from and to DRAM."""
     macs: int
 
     @property
@@ -126,6 +128,8 @@ def search(
     """
     budget = budget or Budget()
     shapes = list(_shapes(board, mixtures, dict(fixed or {})))
+    for shape, _ in shapes[:1]:
+        require_interface(shape, board)
     if not any(budget.holds(estimate(shape, board), board) for shape, _ in shapes):
         raise BoardError(_nothing_fits(board, budget, [shape for shape, _ in shapes]))
     work = _Work(graph)
@@ -200,13 +204,16 @@ def _nothing_fits(board: Board, budget: Budget, shapes: Sequence[Accelerator]) -
 def _shapes(
     board: Board, mixtures: Sequence[Mixture], fixed: dict[str, int]
 ) -> Iterator[tuple[Accelerator, Mixture]]:
-    """Valid accelerators with the smallest memories, and their mixture."""
+    """Valid accelerators with the smallest memories, and their mixture. They have as many ports as fill no line beyond a
+    row of the scratchpad."""
     widths = {name: (fixed[name],) if name in fixed else values for name, values in WIDTHS.items()}
     base = board.default.to_dict() | {"instructions": INSTRUCTIONS} | fixed
     for mixture, *chosen in itertools.product(mixtures, *widths.values()):
         values = base | dict(zip(widths, chosen, strict=True))
         row = values["scratchpad_regions"] * values["columns"] * values["depth"]
         sizes = {"scratchpad_rows": SCRATCHPAD_BYTES[-1] // row, "weight_rows": WEIGHT_ROWS[-1]}
+        most = values["columns"] * values["depth"] // values["bus_bytes"]
+        sizes["ports"] = max(p for p in (1, 2, 4) if p == 1 or p <= min(most, board.interface.ports))
         for lanes in _lanes(mixture, values["drain"]):
             with contextlib.suppress(AcceleratorError):
                 yield Accelerator.from_dict(values | sizes | fixed | {"lanes": lanes}), mixture
@@ -246,7 +253,7 @@ def _judge(graph: Graph, accelerator: Accelerator, mixture: Mixture, board: Boar
     """Raises CompileError."""
     roomy = dataclasses.replace(accelerator, instructions=1 << 16)
     program = compile(reassigned(graph, roomy), roomy)
-    cycles = predict(program, MemoryModel(latency=board.interface.latency_cycles)).cycles
+    cycles = predict(program, board.interface.memory).cycles
     needed = -(-len(program.instructions) // INSTRUCTIONS) * INSTRUCTIONS
     accelerator = dataclasses.replace(accelerator, instructions=needed)
     return Design(
@@ -255,6 +262,7 @@ def _judge(graph: Graph, accelerator: Accelerator, mixture: Mixture, board: Boar
         need=estimate(accelerator, board),
         cycles=cycles,
         bound=bound,
+        moved_bytes=sum(frame_bytes(program)[1].values()),
         macs=sum(graph.macs(operator) for operator in graph.operators),
     )
 

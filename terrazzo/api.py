@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from . import bandwidth
 from .arch.accelerator import Accelerator
 from .arch.errors import UserError
 from .arch.files import FileError, write_text
@@ -22,7 +21,7 @@ from .arch.graph import Graph, Preprocessing
 from .arch.memory import MemoryModel
 from .arch.program import Program
 from .arch.schemes import Scheme
-from .boards import BOARDS, Board, demo_accelerator, fit, require_interface
+from .boards import BOARDS, Board, bandwidth, demo_accelerator, fit, require_interface
 from .boards.synthesis import Resources
 from .boards.synthesis import count as count_resources
 from .compiler import compile, compiled, listing

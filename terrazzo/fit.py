@@ -54,8 +54,13 @@ class Fitted:
             "cycles": design.cycles,
             "FPS": round(self.clock_mhz * 1e6 / design.cycles, 1),
             "used": f"{design.utilization:.1%}",
+            "DRAM MB/s": round(self._rate(design)),
             **{f"{name.upper()} %": round(100 * need[name] / has[name]) for name in has},
         }
+
+    def _rate(self, design: Design) -> float:
+        """MB/s from and to DRAM, on average over a frame."""
+        return design.moved_bytes / design.cycles * self.clock_mhz
 
     def to_json(self) -> dict:
         """Everything, as plain values."""

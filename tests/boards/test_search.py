@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 from terrazzo import cli, fit
 from terrazzo.arch.accelerator import Accelerator
 from terrazzo.arch.errors import UserError
-from terrazzo.arch.memory import MemoryModel
 from terrazzo.arch.schemes import Scheme, codebook
 from terrazzo.boards import ZCU102, BoardError, demo_accelerator, estimate
 from terrazzo.boards.search import Budget, reassigned, search
@@ -45,7 +44,7 @@ def test_every_design_is_within_the_budget_and_not_below_its_bound(found):
 def test_the_best_takes_the_cycles_that_it_says(graph, found):
     best = found.best
     program = compile(reassigned(graph, best.accelerator), best.accelerator)
-    assert predict(program, MemoryModel(latency=60)).cycles == best.cycles
+    assert predict(program, ZCU102.interface.memory).cycles == best.cycles
     assert best.cycles == min(design.cycles for design in found.designs)
 
 
@@ -95,6 +94,8 @@ def test_what_cannot_fit_or_run_is_refused(graph):
         search(graph, ZCU102, [FIXED8], budget=Budget(lut=0.01), fixed=FEW)
     with pytest.raises(BoardError, match="no accelerator has these parameters"):
         search(graph, ZCU102, [FIXED8], fixed={"columns": 3})
+    with pytest.raises(BoardError, match=r"needs 32 bus bytes, zcu102 has 16\. .* bus_bytes=16\."):
+        search(graph, ZCU102, [FIXED8], fixed=FEW | {"bus_bytes": 32})
     small = {"scratchpad_rows": 64, "weight_rows": 512}
     with pytest.raises(BoardError, match=r"none of \d+ accelerators that fit can run .*scratchpad"):
         search(deit(192, 1), ZCU102, [FIXED8], fixed=FEW | small, evaluations=4)

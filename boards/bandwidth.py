@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .arch import isa
-from .arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_ROW_BYTES
-from .arch.isa import LoadTarget, Opcode
-from .arch.program import Program
-from .boards import Board
+from ..arch import isa
+from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_ROW_BYTES
+from ..arch.isa import LoadTarget, Opcode
+from ..arch.program import Program
+from .board import Board
 
-__all__ = ["rows"]
+__all__ = ["frame_bytes", "rows"]
 
 
 def rows(program: Program, cycles: int, board: Board) -> list[dict]:
@@ -21,7 +21,7 @@ def rows(program: Program, cycles: int, board: Board) -> list[dict]:
     a = program.accelerator
     interface, clock = board.interface, board.clock_mhz
     found = []
-    useful, moved = _bytes(program)
+    useful, moved = frame_bytes(program)
     for name, opcodes in (
         ("read", (Opcode.LOAD,)),
         ("write", (Opcode.STORE,)),
@@ -45,7 +45,7 @@ def rows(program: Program, cycles: int, board: Board) -> list[dict]:
     return found
 
 
-def _bytes(program: Program) -> tuple[dict[Opcode, int], dict[Opcode, int]]:
+def frame_bytes(program: Program) -> tuple[dict[Opcode, int], dict[Opcode, int]]:
     """Bytes of rows, and with their padding, that LOAD and STORE move in a frame."""
     a = program.accelerator
     row_bytes = {
