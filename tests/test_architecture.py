@@ -16,7 +16,7 @@ ALLOWED = {
     "compiler": {"arch"},
     "hw": {"arch"},
     "sim": {"arch", "hw"},
-    "boards": {"arch", "hw"},
+    "boards": {"arch", "compiler", "hw", "sim"},
     "terrazzo": {*ORDER, "examples"},
 }
 
