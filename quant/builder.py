@@ -181,7 +181,8 @@ class Builder:
         if unit.act is not None and not unit.table:
             lo = max(lo, found.zero_point)
             if unit.act.attrs["kind"] == "relu6":
-                hi = min(hi, found.zero_point + round(6 / found.scale))
+                cap = float(unit.act.params["cap"].max()) if "cap" in unit.act.params else 6
+                hi = min(hi, found.zero_point + round(cap / found.scale))
         return lo, hi
 
     def _table(self, unit: Unit, found: Range) -> tuple[np.ndarray, Range]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ..arch.graph import Preprocessing
 from .data import Images
 from .floatgraph import FloatGraph, Node, evaluate
+from .influence import PLAIN, probe
 
 __all__ = [
     "Histogram",
@@ -49,20 +50,26 @@ class Histogram:
 
     def __init__(self) -> None:
         self.counts = np.zeros(_BINS)
+        self.weights = np.zeros(_BINS)
+        """What errors of the values cost, where that is known."""
         self.limit = 2.0**-10
         self.minimum, self.maximum = 0.0, 0.0
 
-    def add(self, values: np.ndarray | torch.Tensor) -> None:
-        """Count `values` (any shape)."""
+    def add(self, values: np.ndarray | torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Count `values` (any shape); the squared error of each one costs `weights` (same shape)."""
         values = torch.as_tensor(values, dtype=torch.float32)
         low, high = (float(v) for v in torch.aminmax(values))
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         while max(-self.minimum, self.maximum) > self.limit:
-            merged = self.counts.reshape(-1, 2).sum(axis=1)
-            self.counts = np.zeros(_BINS)
-            self.counts[_BINS // 4 : -(_BINS // 4)] = merged
+            for array in (self.counts, self.weights):
+                merged = array.reshape(-1, 2).sum(axis=1)
+                array[:] = 0
+                array[_BINS // 4 : -(_BINS // 4)] = merged
             self.limit *= 2
         self.counts += torch.histc(values, _BINS, -self.limit, self.limit).numpy()
+        if weights is not None:
+            bins = ((values.flatten() / self.limit + 1) * (_BINS / 2)).long().clamp_(0, _BINS - 1)
+            self.weights += torch.bincount(bins, weights.flatten().double(), minlength=_BINS).numpy()
 
     @classmethod
     def merged(cls, parts: list[Histogram]) -> Histogram:
@@ -73,11 +80,23 @@ class Histogram:
         whole.minimum, whole.maximum = min(p.minimum for p in parts), max(p.maximum for p in parts)
         whole.limit = max(part.limit for part in parts)
         for part in parts:
-            counts, factor = part.counts, round(whole.limit / part.limit)
-            inner = counts.reshape(-1, factor).sum(axis=1) if factor < _BINS else np.full(2, counts.sum() / 2)
-            start = (_BINS - len(inner)) // 2
-            whole.counts[start : start + len(inner)] += inner
+            factor = round(whole.limit / part.limit)
+            for into, array in ((whole.counts, part.counts), (whole.weights, part.weights)):
+                inner = (
+                    array.reshape(-1, factor).sum(axis=1) if factor < _BINS else np.full(2, array.sum() / 2)
+                )
+                start = (_BINS - len(inner)) // 2
+                into[start : start + len(inner)] += inner
         return whole
+
+    def _weighted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values and what their errors cost: counts, or mostly weights where they are known."""
+        values, counts = self._occupied()
+        known = self.weights.sum()
+        if known == 0:
+            return values, counts
+        weights = self.weights[self.counts > 0] / known
+        return values, weights + PLAIN * counts / counts.sum()
 
     def _occupied(self) -> tuple[np.ndarray, np.ndarray]:
         centers = (np.arange(_BINS) + 0.5) * (2 * self.limit / _BINS) - self.limit
@@ -87,12 +106,12 @@ class Histogram:
     def affine(self, bits: int) -> Range:
         """The range with zero point and least mean squared error, both ends searched in turn."""
         lo, hi = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-        values, counts = self._occupied()
+        values, costs = self._weighted()
 
         def fit(low: float, high: float) -> tuple[float, Range]:
             scale = max(high - low, 1e-9) / (hi - lo)
             zero_point = int(np.clip(np.rint(lo - low / scale), lo, hi))
-            return self._error(values, counts, found := Range(scale, zero_point, lo, hi)), found
+            return self._error(values, costs, found := Range(scale, zero_point, lo, hi)), found
 
         low, high = self.minimum, self.maximum
         for _ in range(2):
@@ -103,10 +122,10 @@ class Histogram:
     def symmetric(self, bits: int) -> Range:
         """The range without zero point and with least mean squared error."""
         lo, hi = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-        values, counts = self._occupied()
+        values, costs = self._weighted()
         limit = max(-self.minimum, self.maximum, 1e-9)
         candidates = [Range(float(limit * s / hi), 0, lo, hi) for s in _SHRINK]
-        return min(candidates, key=lambda found: self._error(values, counts, found))
+        return min(candidates, key=lambda found: self._error(values, costs, found))
 
     def wide(self, least: float = 0.0) -> Range:
         """An s16 range without zero point and with a bit of headroom, of a scale of at least `least`."""
@@ -187,12 +206,18 @@ class Stream:
 
 
 def collect(
-    graph: FloatGraph, batches: Iterable[torch.Tensor], other: Mapping[str, Node] | None = None
+    graph: FloatGraph,
+    batches: Iterable[torch.Tensor],
+    other: Mapping[str, Node] | None = None,
+    *,
+    weigh: bool = False,
 ) -> Statistics:
     """Run `batches` of preprocessed images (N, H, W, C) through `graph` and gather statistics.
 
-    The histogram of a node in `other` is that of what the other node computes from the same inputs.
+    The histogram of a node in `other` is that of what the other node computes from the same inputs. With `weigh` the
+    values in the other histograms are weighted by squared gradients, and gradients are those of `influence.probe`.
     """
+    generator = torch.Generator().manual_seed(1)
     histograms = {name: Histogram() for name in ("input", *(node.name for node in graph.nodes))}
     weighted = [node for node in graph.nodes if node.kind in ("linear", "conv")]
     sums: dict[str, list] = {node.name: [0.0, 0.0, 0] for node in weighted}
@@ -200,15 +225,19 @@ def collect(
     count = 0
     for chunk in batches:
         count += len(chunk)
-        values = _forward(graph, chunk, {node.name for node in weighted})
+        values = _forward(graph, chunk, {node.name for node in (graph.nodes if weigh else weighted)})
         logits = values[graph.nodes[-1].name].reshape(len(chunk), -1)
-        F.cross_entropy(logits, logits.argmax(dim=1), reduction="sum").backward()
+        if weigh:
+            (logits * probe(logits, generator)).sum().backward()
+        else:
+            F.cross_entropy(logits, logits.argmax(dim=1), reduction="sum").backward()
         for name, histogram in histograms.items():
             if other and name in other:
                 with torch.no_grad():
                     histogram.add(evaluate(other[name], [values[source] for source in other[name].inputs]))
             else:
-                histogram.add(values[name].detach())
+                gradient = values[name].grad if weigh else None
+                histogram.add(values[name].detach(), None if gradient is None else gradient.square())
         for node in weighted:
             gradient = values[node.name].grad
             if gradient is not None:

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 
 from .floatgraph import FloatGraph, Node, evaluate
+from .influence import channel_ranges
 
 __all__ = ["Family", "equalize", "families", "rescale"]
 
 _STRENGTHS = np.linspace(0, 1, 11)
 _RATIO = {4: 8.0, 8: 64.0}
 """Largest ratio between the factors of one family, by the bits of the weights that absorb them."""
+_FREE_RATIO = 16.0
+"""Largest ratio where every channel has a row of its own to absorb its factor."""
 _PASSES = ("maxpool", "avgpool", "slice", "gather")
 
 
@@ -34,7 +37,7 @@ class Family:
     readers: list[Node]
     """conv, linear: each reads one value of the family."""
     limited: bool
-    """Whether a relu6 is among the passers: a factor must not push a channel beyond 6."""
+    """Whether a relu6 without caps is among the passers: a factor must not push a channel beyond 6."""
     channels: int
 
 
@@ -76,7 +79,7 @@ def families(graph: FloatGraph) -> list[Family]:
     for node in graph.nodes:
         if (own := found.get(root(node.name))) is not None:
             (own.writers if node.kind in ("conv", "linear", "layernorm") else own.passers).append(node)
-            own.limited |= node.kind == "act" and node.attrs["kind"] == "relu6"
+            own.limited |= _is_relu6(node) and "cap" not in node.params
         if node.kind in ("conv", "linear") and (read := found.get(root(node.inputs[0]))) is not None:
             read.readers.append(node)
     return [family for family in found.values() if family.readers and family.writers]
@@ -93,7 +96,7 @@ def rescale(graph: FloatGraph, factors: list[tuple[Family, np.ndarray]]) -> Floa
                 own[key] = own[key] * t.reshape(-1, *[1] * (own[key].dim() - 1))
         for node in family.passers:
             own = params[node.name]
-            for key in own.keys() & {"constant", "prefix"}:  # these end in channels
+            for key in own.keys() & {"constant", "prefix", "cap"}:  # these end in channels
                 own[key] = own[key] * t
         for node in family.readers:
             own = params[node.name]
@@ -108,29 +111,51 @@ def equalize(
     """An equal graph whose channels are balanced between the layers that write and those that read them.
 
     Per family, factors (1/range)^a of each channel with the strength a of least estimated noise: that of activations
-    rounded per tensor and that of weights rounded per row. Families that a relu6 limits stay: images outside
-    calibration are cut where a channel is larger, which costs more than finer steps gain.
+    rounded per tensor and that of weights rounded per row. With 8 bits a channel's range is all its values, and families
+    that a relu6 limits stay: images outside calibration are cut where a channel is larger, which costs more than finer
+    steps gain. With fewer it is the one that `channel_ranges` finds, which cuts values anyway.
     """
+    coarse = activation_bits < 8
+    if coarse:
+        graph = _capped(graph)
     found = [family for family in families(graph) if not family.limited]
     if not found:
         return graph
     largest, power = _channel_statistics(graph, batches, {n.inputs[0] for f in found for n in f.readers})
+    if coarse:
+        largest = channel_ranges(graph, batches, largest, activation_bits)
     factors = []
     for family in found:
         names = {node.inputs[0] for node in family.readers}
         ranges = np.max([largest[name] for name in names], axis=0)
+        free = coarse and all(node.attrs.get("groups", 1) == family.channels for node in family.readers)
         if ranges.max() > 0:
             best = min(
                 (_noise(family, t, ranges, power, activation_bits, weight_bits), i, t)
-                for i, t in enumerate(_candidates(ranges, weight_bits))
+                for i, t in enumerate(_candidates(ranges, _FREE_RATIO if free else _RATIO[weight_bits]))
             )
             factors.append((family, best[2]))
     return rescale(graph, factors)
 
 
-def _candidates(ranges: np.ndarray, weight_bits: int) -> list[np.ndarray]:
+def _is_relu6(node: Node) -> bool:
+    return node.kind == "act" and node.attrs["kind"] == "relu6"
+
+
+def _capped(graph: FloatGraph) -> FloatGraph:
+    """An equal graph in which every relu6 has a cap for each channel, which factors can change."""
+    nodes = [
+        dataclasses.replace(node, params={"cap": torch.full((node.shape[-1],), 6.0)})
+        if _is_relu6(node)
+        else node
+        for node in graph.nodes
+    ]
+    return dataclasses.replace(graph, nodes=nodes)
+
+
+def _candidates(ranges: np.ndarray, ratio: float) -> list[np.ndarray]:
     floor = np.maximum(ranges, 1e-3 * ranges.max())
-    inverse = np.minimum(floor.max() / floor, _RATIO[weight_bits])
+    inverse = np.minimum(floor.max() / floor, ratio)
     found = [inverse**strength for strength in _STRENGTHS]
     return [t / np.exp(np.log(t).mean()) for t in found]
 

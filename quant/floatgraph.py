@@ -80,7 +80,7 @@ class Node:
                q, k and v are that many groups of successive tokens with attention inside each; params["bias"]
                (1 or windows, 1 or heads, T / windows, Tk / windows) is added to the scaled q.k where present; exp: a key of
                EXP_TABLES ("exact" where absent), share: multiplies the softmax (1 where absent)
-    act        kind: a key of ACTIVATIONS
+    act        kind: a key of ACTIVATIONS; relu6 may have params["cap"] (C,) in place of 6
     quant      scale, zero_point, lo, hi, rounding of `fake_quantize`: only in models that come quantized
     add        two inputs of one shape, or one input and params["constant"] of that shape
     multiply   two inputs of one shape, or the second with one position for all; or one input and params["constant"]
@@ -171,6 +171,8 @@ def evaluate(node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
         case "attention":
             return _attention(node, *inputs)
         case "act":
+            if "cap" in node.params:
+                return torch.minimum(F.relu(x), node.params["cap"])
             return ACTIVATIONS[node.attrs["kind"]](x)
         case "quant":
             fields = ("scale", "zero_point", "lo", "hi", "rounding")

@@ -71,7 +71,7 @@ def quantize(
     other = {
         new.name: new for new, node in zip(made.nodes, model.nodes, strict=True) if new.attrs != node.attrs
     }
-    statistics = collect(model, stream, other)
+    statistics = collect(model, stream, other, weigh=not fine)
     progress("rows")
     builder = Builder(made, statistics, mixture, drain, bits)
     if other or not fine:

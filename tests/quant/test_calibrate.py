@@ -88,3 +88,20 @@ def test_batches_do_not_matter(gallery_vit):
         assert np.allclose(whole.fisher[name], parts.fisher[name], rtol=1e-3)
         assert whole.fisher[name].max() > 0
         assert np.allclose(whole.moments[name].second, parts.moments[name].second, rtol=1e-4, atol=1e-6)
+
+
+def test_weighted_values_decide_the_range():
+    """Rare large values that matter keep the range wide; weights survive growth and merging."""
+    rng = np.random.default_rng(3)
+    small, large = rng.normal(0, 1, 100000).astype(np.float32), rng.normal(0, 12, 200).astype(np.float32)
+    plain, weighted, half = Histogram(), Histogram(), Histogram()
+    for values, weight in ((small, 1.0), (large, 3000.0)):
+        plain.add(values)
+        for into in (weighted, half):
+            into.add(values, torch.full(values.shape, weight))
+    assert weighted.weights.sum() == pytest.approx(100000 + 200 * 3000)
+    assert weighted.symmetric(4).scale > 1.5 * plain.symmetric(4).scale
+    assert weighted.affine(4).scale > 1.5 * plain.affine(4).scale
+    both = Histogram.merged([weighted, half])
+    assert both.weights.sum() == pytest.approx(2 * weighted.weights.sum())
+    assert both.symmetric(4).scale == pytest.approx(weighted.symmetric(4).scale)

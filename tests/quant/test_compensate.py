@@ -42,21 +42,22 @@ def test_chance_is_not_fitted():
 
 
 def test_coarse_networks_come_closer(gallery_cnn, gallery_vit, plain_preprocessing, raw_images, monkeypatch):
-    for model in (gallery_cnn(0), gallery_vit(0)):
-        preprocessing = plain_preprocessing(model.input_shape[-1])
-        calibration, others = np.split(raw_images(160, model.input_shape), [128])
-        real = model.run(preprocess(others, preprocessing)).numpy().reshape(len(others), -1)
-        noise = []
-        for follows in (True, False):
-            with monkeypatch.context() as patch:
-                if not follows:
-                    patch.setattr(quantizer, "Follower", lambda builder, stream, graph: None)
-                mixture = {Scheme.FIXED8: 1, Scheme.FIXED4: 3}
-                graph, _ = quantizer.quantize(
-                    model, calibration, preprocessing, mixture=mixture, activation_bits=4
-                )
-            tensor = graph.tensor(graph.output)
-            codes = reference.run(graph, reference.quantize_batch(graph, others)).astype(float)
-            got = ((codes - tensor.zero_point) * tensor.scale).reshape(real.shape)
-            noise.append(((got - real) ** 2).sum())
-        assert noise[0] < 0.9 * noise[1]
+    for gallery, share in ((gallery_cnn, 0.97), (gallery_vit, 0.85)):
+        noise = np.zeros(2)
+        for model in map(gallery, range(3)):
+            preprocessing = plain_preprocessing(model.input_shape[-1])
+            calibration, others = np.split(raw_images(160, model.input_shape), [128])
+            real = model.run(preprocess(others, preprocessing)).numpy().reshape(len(others), -1)
+            for i, follows in enumerate((True, False)):
+                with monkeypatch.context() as patch:
+                    if not follows:
+                        patch.setattr(quantizer, "Follower", lambda builder, stream, graph: None)
+                    mixture = {Scheme.FIXED8: 1, Scheme.FIXED4: 3}
+                    graph, _ = quantizer.quantize(
+                        model, calibration, preprocessing, mixture=mixture, activation_bits=4
+                    )
+                tensor = graph.tensor(graph.output)
+                codes = reference.run(graph, reference.quantize_batch(graph, others)).astype(float)
+                got = ((codes - tensor.zero_point) * tensor.scale).reshape(real.shape)
+                noise[i] += ((got - real) ** 2).sum() / real.var()
+        assert noise[0] < share * noise[1]

@@ -3,7 +3,12 @@
 import numpy as np
 import torch
 
+from terrazzo.arch.graph import Preprocessing
+from terrazzo.arch.schemes import Scheme
 from terrazzo.quant.equalize import equalize, families, rescale
+from terrazzo.quant.floatgraph import FloatGraph, Node
+from terrazzo.quant.quantizer import quantize
+from terrazzo.sim import reference
 
 
 def images(model, count=24):
@@ -44,3 +49,47 @@ def test_equalized_graph_is_equal_and_balanced(gallery_cnn, gallery_vit):
                 for graph in (skewed, balanced)
             ]
             assert spread[1] <= spread[0] + 1e-6
+
+
+def test_below_eight_bits_caps_take_factors():
+    """relu6 in a coarse network: each channel is cut at its own six."""
+    generator = torch.Generator().manual_seed(5)
+
+    def conv(name, source, outputs, depth, kernel, groups):
+        spread = torch.exp(torch.randn(outputs, 1, 1, 1, generator=generator))
+        weight = torch.randn(outputs, kernel, kernel, depth, generator=generator) * spread * 0.2
+        params = {"weight": weight, "bias": torch.randn(outputs, generator=generator)}
+        pad = (kernel // 2,) * 4
+        attrs = {"stride": (1, 1), "padding": pad, "dilation": (1, 1), "groups": groups}
+        return Node(
+            kind="conv", name=name, inputs=(source,), shape=(8, 8, outputs), params=params, attrs=attrs
+        )
+
+    def relu6(name, source, channels):
+        return Node(kind="act", name=name, inputs=(source,), shape=(8, 8, channels), attrs={"kind": "relu6"})
+
+    nodes = [
+        conv("first", "input", 12, 3, 3, 1),
+        relu6("first6", "first", 12),
+        conv("depth", "first6", 12, 1, 3, 12),
+        relu6("depth6", "depth", 12),
+        conv("last", "depth6", 5, 12, 1, 1),
+    ]
+    model = FloatGraph(name="inverted", input_shape=(8, 8, 3), nodes=nodes)
+    assert [family.limited for family in families(model)] == [True, True]
+    x = images(model)
+    fine, coarse = (equalize(model, x.split(8), activation_bits=bits, weight_bits=4) for bits in (8, 5))
+    before = model.run(x)
+    assert torch.equal(before, fine.run(x))
+    assert torch.allclose(before, coarse.run(x), rtol=1e-3, atol=1e-3 * float(before.abs().max()))
+    largest = coarse.run(x, keep=True)["first6"].flatten(0, -2).amax(0)
+    cap = next(node.params["cap"] for node in coarse.nodes if node.name == "first6")
+    assert float(cap.max() / cap.min()) > 1.5
+    assert (largest <= cap + 1e-6).all()
+    bits = {"mixture": {Scheme.FIXED8: 1, Scheme.FIXED4: 3}, "activation_bits": 5}
+    preprocessing = Preprocessing(scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    graph, _ = quantize(model, x.numpy(), preprocessing, **bits)
+    codes = reference.run(graph, reference.quantize_batch(graph, x.numpy())).astype(np.float64)
+    got = codes * graph.tensor(graph.output).scale
+    real = before.numpy().reshape(got.shape)
+    assert ((got - real) ** 2).sum() < 0.05 * ((real - real.mean()) ** 2).sum()
