@@ -131,8 +131,8 @@ class Graph:
             positions = out.positions - (operator.prefix if isinstance(operator, Conv) else 0)
             return positions * int(weight.size)
         if isinstance(operator, Attention):
-            keys = self.tensor(operator.keys)
-            return 2 * out.positions * (keys.positions // operator.windows) * out.channels
+            queries, keys = self.tensor(operator.input), self.tensor(operator.keys)
+            return out.positions * (keys.positions // operator.windows) * (queries.channels + out.channels)
         return 0
 
     def save(self, path: str | Path) -> Path:

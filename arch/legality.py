@@ -141,8 +141,15 @@ def _attention_problems(operator: Attention, q: Tensor, k: Tensor, v: Tensor) ->
     for tensor in (q, k, v):
         if len(tensor.shape) != 2 or tensor.dtype != "s8" or tensor.zero_point:
             yield f"{tensor.name} must be s8 tokens (T, C) without zero point"
-    if not q.channels == k.channels == v.channels or q.channels % operator.heads or operator.heads < 1:
-        yield f"channels of queries, keys and values must be equal and a multiple of {operator.heads} heads"
+    if (
+        operator.heads < 1
+        or q.channels != k.channels
+        or q.channels % operator.heads
+        or v.channels % operator.heads
+    ):
+        yield (
+            f"channels of queries and keys must be equal, and they and those of values a multiple of {operator.heads} heads"
+        )
     if k.positions != v.positions:
         yield f"keys and values must have equally many tokens, not {k.positions} and {v.positions}"
     if operator.windows < 1 or q.positions % operator.windows or k.positions % operator.windows:
@@ -264,8 +271,10 @@ def _output_shape(operator: Operator, inputs: list[Tensor], graph: Graph) -> tup
             return (1, x.channels)
         case MaxPool() | AvgPool() if len(x.shape) == 3:
             return (*_window(x.shape, operator.kernel, operator), x.channels)
-        case LayerNorm() | Elementwise() | Multiply() | Attention():
+        case LayerNorm() | Elementwise() | Multiply():
             return x.shape
+        case Attention():
+            return (x.positions, inputs[2].channels)
         case Slice():
             return (operator.count, x.channels)
         case Concat() if operator.axis == "channels":

@@ -157,15 +157,16 @@ class Conv(_Base):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attention(_Base):
-    """Multi-head attention of `input` = queries (T, heads * head_dim) with `keys` and `values`, both (Tk, heads *
-    head_dim); s8, no zero points.
+    """Multi-head attention of `input` = queries (T, heads * d) with `keys` (Tk, heads * d) and `values` (Tk, heads * e),
+    s8 without zero points; the output (T, heads * e) is s8 or s16.
 
     Tokens are `windows` equal groups of consecutive queries, keys and values, and attention stays inside each. Per
     head h: logits = requantize(q.k, NAME/m[h], NAME/n[h], NAME/C[h], -2048, 2047); with `bias`, logits =
     numerics.logit_bias(logits, NAME/bias); E = softmax_exp(logits, NAME/exp), masked where the bias is
     numerics.MASKED; row scale = softmax_row_scale(sum E, NAME/m2[h], NAME/n2[h], recip); output = requantize(E.v,
     row m, row n, row C, lo, hi). m, m2: uint16; n, n2: uint8; C: int64; exp: uint8 (256,); bias: int16 (1 or
-    windows, 1 or heads, T / windows, Tk / windows) in steps of EXP_STEP, MASKED or in LOGIT_BIAS_RANGE.
+    windows, 1 or heads, T / windows, Tk / windows) in steps of the logits, MASKED or in LOGIT_BIAS_RANGE. The step is
+    EXP_STEP, or in models that come quantized that of their scores; `exp` is made for it.
     """
 
     op: Literal["attention"] = "attention"

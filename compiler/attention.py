@@ -57,11 +57,12 @@ def lower(lowering: _Lowering, tag: int, operator: g.Attention) -> None:
     y = tensors.output(out, slots(out.channels, operator.heads, unit), tokens)
     if not _supported(lowering, operator):
         return
-    queries = moves.arranged(
-        tensors, tag, operator.input, tokens, slots(out.channels, operator.heads, a.depth)
-    )
+    channels = lowering.graph.tensor(operator.input).channels
+    queries = moves.arranged(tensors, tag, operator.input, tokens, slots(channels, operator.heads, a.depth))
     windows = [
-        _Window(lowering, tag, operator, number, queries, y, -(-size // unit) * unit // a.depth)
+        _Window(
+            lowering, tag, operator, number, queries, y, -(-size // unit) * unit * (1 + y.wide) // a.depth
+        )
         for number in range(operator.windows)
     ]
     work = [(window, head) for window in windows for head in range(operator.heads)]
@@ -119,8 +120,9 @@ class _Window:
         self.x, self.y = queries.part(a, number, tokens), y.part(a, number, tokens)
         keys = lowering.graph.tensor(operator.keys)
         self.keys_count, heads = keys.positions // operator.windows, operator.heads
-        self.size = keys.channels // heads
-        self.key_chunks = -(-self.size // a.depth)
+        self.key_chunks = -(-(keys.channels // heads) // a.depth)
+        self.size = lowering.graph.tensor(operator.values).channels // heads
+        """Channels of a head of the values."""
         lane_unit = max(a.depth, a.lanes.fixed8)
         self.value_channels = -(-self.size // lane_unit) * lane_unit
         self.strides = {
@@ -284,11 +286,12 @@ class _Window:
             "param": At(scales),
             "lo": operator.lo,
             "hi": operator.hi,
+            "wide": int(self.y.wide),
             "dst": self.y.at(row),
             "dst_stride": self.y.stride,
         }
         reads = (e.span(a, 0, chunks), Span(buffer, first, blocks * stride), Span(scales, 0, scales.rows))
-        written = self.y.span(a, row, -(-blocks * steps * a.drain // a.depth))
+        written = self.y.span(a, row, -(-blocks * steps * a.drain * (1 + self.y.wide) // a.depth))
         self._append(Opcode.MATRIX, values, reads, (written,))
 
     def _blocks(self, channels: int) -> tuple[int, int]:

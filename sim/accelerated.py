@@ -265,10 +265,11 @@ def _attention(graph: Graph, operator: Attention) -> Step:
     bias = graph.constant(operator, "bias") if operator.bias else np.empty((0, 0, 0, 0), np.int16)
     tokens = graph.tensor(operator.input).positions
     keys = graph.tensor(operator.keys).positions // operator.windows
+    dtype = _DTYPES[graph.tensor(operator.output).dtype]
 
     def step(values: dict[str, np.ndarray], keep: bool) -> dict[str, np.ndarray]:
         q, k, v = (values[name] for name in (operator.input, operator.keys, operator.values))
-        out, images = np.empty_like(q), len(q) if keep else 1
+        out, images = np.empty((len(q), tokens, v.shape[-1]), dtype), len(q) if keep else 1
         logits = np.empty((images, heads, tokens, keys) if keep else (1, 0, 0, 0), np.int32)
         exps = np.empty(logits.shape, np.int16)
         row_m = np.empty((images, heads, tokens) if keep else (1, 0, 0), np.int64)

@@ -320,4 +320,4 @@ def _attention(graph: Graph, operator: Attention, values: dict) -> tuple[np.ndar
 
     steps = {"logits": logits, "exp": exp, "row_m": row.m, "row_n": row.n}
     intermediates = {f"{operator.name}/{step}": joined(value) for step, value in steps.items()}
-    return joined(y).swapaxes(1, 2).reshape(*values[operator.input].shape), intermediates
+    return joined(y).swapaxes(1, 2).reshape(len(y), -1, values[operator.values].shape[-1]), intermediates

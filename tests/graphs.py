@@ -169,6 +169,7 @@ class Builder:
         windows: int = 1,
         bias: tuple[int, int] | None = None,
         hidden: float = 0.0,
+        output_dtype: str = "s8",
     ) -> str:
         """Attention with random scales; `bias` is the shape of a bias over windows and heads, `hidden` of which masks."""
         name, tensor = self._name("attention"), self.tensors[q]
@@ -177,7 +178,9 @@ class Builder:
             numerics.scale_to_mn(300 / (2500 * size**0.5) * s) for s in self.random.uniform(0.5, 2, heads)
         ]
         m, n = np.array(scales).T
-        m2, n2 = np.array([numerics.scale_to_mn(s, n_max=30) for s in self.random.uniform(0.8, 2, heads)]).T
+        gain = 1 if output_dtype == "s8" else 100
+        ratios = gain * self.random.uniform(0.8, 2, heads)
+        m2, n2 = np.array([numerics.scale_to_mn(s, n_max=30) for s in ratios]).T
         rounding = np.array([numerics.round_constant(0, int(a), int(b)) for a, b in scales])
         values = {"m": (m, np.uint16), "n": (n, np.uint8), "C": (rounding, np.int64)}
         values |= {"m2": (m2, np.uint16), "n2": (n2, np.uint8), "exp": (numerics.exp_table(), np.uint8)}
@@ -189,7 +192,7 @@ class Builder:
             self.constants[f"{name}/bias"] = np.where(
                 self.random.random(shape) < hidden, numerics.MASKED, codes
             )
-        output = self._tensor(name, (tokens, tensor.channels))
+        output = self._tensor(name, (tokens, self.tensors[v].channels), output_dtype)
         self.operators.append(
             Attention(
                 name=name,
@@ -200,8 +203,8 @@ class Builder:
                 heads=heads,
                 windows=windows,
                 bias=bias is not None,
-                lo=-127,
-                hi=127,
+                lo=-127 * gain,
+                hi=127 * gain,
             )
         )
         return name

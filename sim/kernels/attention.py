@@ -21,17 +21,18 @@ _LOGIT_LIMIT = 1 << 11
 def attention(
     q, k, v, heads, windows, scales, bias, exp, recip, lo, hi, out, keep, logits, exps, row_m, row_n
 ):
-    """`arch.operators.Attention` of one image: q (T, C), k and v (S, C), int8, into out (T, C).
+    """`arch.operators.Attention` of one image: q (T, heads * d), k (S, heads * d) and v (S, heads * e), int8, into out
+    (T, heads * e), int8 or int16.
 
     `scales` = (m, n, C, m2, n2), each int64 (heads,); `bias` int16, of no entries for none; `exp` uint8 (256,), `recip`
     int64 (256,). With `keep` also fills logits and exps (heads, T, S / windows) and row_m and row_n (heads, T).
     """
-    tokens, channels = len(q) // windows, q.shape[1]
-    keys, size = len(k) // windows, channels // heads
+    tokens, keys = len(q) // windows, len(k) // windows
+    size, mixed_size = q.shape[1] // heads, v.shape[1] // heads
     m, n, constant, m2, n2 = scales
     flip = np.uint8(128)
     queries = np.zeros((_BLOCK, depth4(size)), np.uint8)
-    wide_keys, wide_size = (keys + LANES - 1) // LANES * LANES, (size + LANES - 1) // LANES * LANES
+    wide_keys, wide_size = (keys + LANES - 1) // LANES * LANES, (mixed_size + LANES - 1) // LANES * LANES
     scores, mixed = np.empty((_BLOCK, wide_keys), np.int32), np.empty((_BLOCK, wide_size), np.int32)
     probabilities = np.zeros((_BLOCK, depth4(keys)), np.uint8)
     block_m, block_n = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
@@ -39,9 +40,9 @@ def attention(
     for window in range(windows):
         queries_at, keys_at = window * tokens, window * keys
         for h in range(heads):
-            first = h * size
+            first, mixed_first = h * size, h * mixed_size
             packed_keys = pack(k[keys_at : keys_at + keys, first : first + size])
-            packed_values = pack(v[keys_at : keys_at + keys, first : first + size].T)
+            packed_values = pack(v[keys_at : keys_at + keys, mixed_first : mixed_first + mixed_size].T)
             for j in range(keys):
                 total = np.int64(0)
                 for c in range(size):
@@ -74,6 +75,6 @@ def attention(
                 multiply(probabilities, count, packed_values, False, mixed)
                 for i in range(count):
                     rounding = np.int64(1) << (block_n[i] - 1)
-                    for c in range(size):
+                    for c in range(mixed_size):
                         y = (np.int64(mixed[i, c]) * block_m[i] + rounding) >> block_n[i]
-                        out[at + i, first + c] = min(max(y, lo), hi)
+                        out[at + i, mixed_first + c] = min(max(y, lo), hi)

@@ -62,6 +62,15 @@ def test_attention(tokens):
     check(graph, random_codes(graph, 3), threads=1)
 
 
+def test_attention_with_values_of_other_width_and_a_16_bit_output():
+    builder = Builder(3, (33, 1, 8))
+    x = builder.flatten(builder.input)
+    q, k, v = (builder.linear(x, channels) for channels in (24, 24, 15))
+    graph = builder.graph(builder.attention(q, k, v, 3, output_dtype="s16"))
+    assert graph.tensor(graph.output).dtype == "s16" and graph.tensor(graph.output).channels == 15
+    check(graph, random_codes(graph, 3), threads=1)
+
+
 def test_an_operator_with_a_field_that_is_not_known_has_no_fast_form():
     builder = Builder(0, (4, 4, 3))
     graph = builder.graph(builder.conv(builder.input, 4, (3, 3)))
