@@ -79,7 +79,8 @@ class Node:
     attention  inputs q (T, heads * head_dim), k and v (Tk, heads * head_dim); heads, scale (multiplies q.k); windows:
                q, k and v are that many groups of successive tokens with attention inside each; params["bias"]
                (1 or windows, 1 or heads, T / windows, Tk / windows) is added to the scaled q.k where present; exp: a key of
-               EXP_TABLES ("exact" where absent), share: multiplies the softmax (1 where absent)
+               EXP_TABLES ("exact" where absent), share: multiplies the softmax (1 where absent). In models that come
+               quantized: scores and probabilities, the arguments of `fake_quantize` for what softmax reads and returns, or None
     act        kind: a key of ACTIVATIONS; relu6 may have params["cap"] (C,) in place of 6
     quant      scale, zero_point, lo, hi, rounding of `fake_quantize`: only in models that come quantized
     add        two inputs of one shape, or one input and params["constant"] of that shape
@@ -140,7 +141,12 @@ def _attention(node: Node, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
     scores = q @ k.transpose(-1, -2) * node.attrs["scale"]
     if "bias" in node.params:
         scores = scores + node.params["bias"]
-    return (_softmax(node, scores) @ v).transpose(2, 3).flatten(3).flatten(1, 2)
+    if found := node.attrs.get("scores"):
+        scores = fake_quantize(scores, **found)
+    shares = _softmax(node, scores)
+    if found := node.attrs.get("probabilities"):
+        shares = fake_quantize(shares, **found)
+    return (shares @ v).transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def _softmax(node: Node, scores: torch.Tensor) -> torch.Tensor:

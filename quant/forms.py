@@ -19,6 +19,7 @@ __all__ = [
     "ALL_CODES",
     "IDENTITY",
     "NOT_QUANTIZED",
+    "SIXTEEN_BITS",
     "WIDE",
     "Codes",
     "Form",
@@ -37,6 +38,11 @@ IDENTITY = (1 << 15, 15)
 ALL_CODES = np.arange(-128, 128)
 WIDE = Range(1.0, 0, -32768, 32767)
 NOT_QUANTIZED = "quantize it: put QuantizeLinear and DequantizeLinear (or Quant) behind it"
+SIXTEEN_BITS = (
+    "reads codes of 16 bits, but layers, tables and products read 8 bits",
+    "quantize activations to 8 bits (onnxruntime: activation_type QuantType.QInt8 or QUInt8)",
+)
+"""Reason and remedy."""
 
 
 @dataclasses.dataclass(frozen=True)

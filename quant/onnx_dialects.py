@@ -123,7 +123,8 @@ class _Lowering:
                 "use QDQ format: DequantizeLinear in front of it and QuantizeLinear behind it",
             )
         if coded:
-            found = {self.codes.get(name) for name in step.inputs if name not in self.known}
+            joined = step.inputs if step.op == "Concat" else step.inputs[:1]
+            found = {self.codes.get(name) for name in joined if name not in self.known}
             if len(found) > 1:
                 raise Refused("joins codes of different scales", "put DequantizeLinear in front of it")
             self.codes |= dict.fromkeys((name for name in step.outputs if name), found.pop())
@@ -404,6 +405,7 @@ _HANDLERS: dict[tuple[str, str], Callable[[_Lowering, Step], None]] = {
     (_MS, "QLinearAdd"): _operator("Add", (0, 3), 6),
     (_MS, "QLinearMul"): _operator("Mul", (0, 3), 6),
     (_MS, "QLinearSigmoid"): _operator("Sigmoid", (0,), 3),
+    (_MS, "QLinearSoftmax"): _operator("Softmax", (0,), 3),
     (_MS, "QLinearAveragePool"): _operator("AveragePool", (0,), 3),
     (_MS, "QLinearGlobalAveragePool"): _operator("GlobalAveragePool", (0,), 3),
     (_MS, "QLinearConcat"): _qlinear_concat,

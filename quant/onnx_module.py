@@ -13,6 +13,7 @@ from .onnx_dialects import MALFORMED, Refusal, Refused, lowered, malformed
 from .onnx_file import OnnxGraph, Step, computed
 from .onnx_operators import OPERATORS
 from .patterns import remedy_for
+from .prescribed import real_codes
 
 __all__ = ["OnnxModule", "is_channels_last", "key"]
 
@@ -165,6 +166,8 @@ class OnnxModule(nn.Module):
         return results[0] if len(results) == 1 else results
 
     def _constant(self, step: Step, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if step.op == "Quant":
+            return {step.outputs[0]: real_codes(known[step.inputs[0]], step.attrs)}
         try:
             return computed(step, known, self.graph.opset)
         except Exception:  # onnx's evaluator lacks some old versions of operators

@@ -15,7 +15,15 @@ from .operands import Call, Value, as_constant, need_view, taint
 from .orders import ordered
 from .views import Draft, Scores, Unsupported, View
 
-__all__ = ["biased", "product", "scaled_dot_product_attention", "scaled_scores", "softmax", "weighted_values"]
+__all__ = [
+    "biased",
+    "product",
+    "quantized",
+    "scaled_dot_product_attention",
+    "scaled_scores",
+    "softmax",
+    "weighted_values",
+]
 
 _MASKED = -1e4
 """A bias at or below this leaves nothing of a probability."""
@@ -73,9 +81,17 @@ def scaled_scores(call: Call, scores: Scores, factor: torch.Tensor) -> Scores:
         need_view(scores)
     if factor.numel() == 1:
         bias = None if scores.bias is None else scores.bias * float(factor)
-        return dataclasses.replace(scores, scale=scores.scale * float(factor), bias=bias)
+        found = scores.quantized
+        if found is not None:
+            if float(factor) <= 0:
+                raise Unsupported(
+                    "quantized scores of attention are multiplied by a number that is not positive",
+                    "scale the queries instead",
+                )
+            found = found | {"scale": found["scale"] * float(factor)}
+        return dataclasses.replace(scores, scale=scores.scale * float(factor), bias=bias, quantized=found)
     whole = torch.equal(scores.index.reshape(-1), torch.arange(scores.index.numel()))
-    if not whole or factor.shape[-2:] != (1, 1) or scores.bias is not None:
+    if not whole or factor.shape[-2:] != (1, 1) or scores.bias is not None or scores.quantized:
         raise Unsupported(
             "attention scores are multiplied by a constant of many values",
             "use one scale, or one for each head",
@@ -87,12 +103,18 @@ def scaled_scores(call: Call, scores: Scores, factor: torch.Tensor) -> Scores:
 
 
 def biased(scores: Scores, constant: torch.Tensor) -> Scores:
-    """Scores plus a constant that broadcasts with them."""
+    """Scores plus a constant that broadcasts with them; the next quantization is that of the sum."""
     if scores.normalized:
         need_view(scores)
     bias = torch.zeros(scores.index.numel())
     bias[scores.index.reshape(-1)] = constant.expand(scores.index.shape).reshape(-1)
-    return dataclasses.replace(scores, bias=bias if scores.bias is None else scores.bias + bias)
+    bias = bias if scores.bias is None else scores.bias + bias
+    return dataclasses.replace(scores, bias=bias, quantized=None)
+
+
+def quantized(scores: Scores, found: dict[str, object]) -> Scores:
+    """Scores, or softmax's results, with the arguments of a `fake_quantize`."""
+    return dataclasses.replace(scores, **{"probabilities" if scores.normalized else "quantized": found})
 
 
 def weighted_values(call: Call, scores: Scores, values: View) -> View:
@@ -109,7 +131,8 @@ def weighted_values(call: Call, scores: Scores, values: View) -> View:
     bias = torch.zeros(1) if scores.bias is None else scores.bias
     shape = (*scores.queries.index.shape[:-1], keys)
     bias = bias.reshape(shape) if bias.numel() > 1 else bias.expand(shape)
-    attended = _attend(call, scores.queries, scores.keys, values, scores.scale, bias)
+    quants = {"scores": scores.quantized, "probabilities": scores.probabilities}
+    attended = _attend(call, scores.queries, scores.keys, values, scores.scale, bias, quants)
     return attended.at(attended.index.reshape(call.shape))
 
 
@@ -162,7 +185,15 @@ def _bias(bias: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"bias": placed.contiguous()}
 
 
-def _attend(call: Call, queries: View, keys: View, values: View, scale: float, bias: torch.Tensor) -> View:
+def _attend(
+    call: Call,
+    queries: View,
+    keys: View,
+    values: View,
+    scale: float,
+    bias: torch.Tensor,
+    quants: dict | None = None,
+) -> View:
     if values.index.shape[-2] != keys.index.shape[-2]:
         raise Unsupported("keys and values differ in their number of tokens", "use one sequence for both")
     places = _places(queries, call.batch)
@@ -178,7 +209,7 @@ def _attend(call: Call, queries: View, keys: View, values: View, scale: float, b
         inputs=(q, k, v),
         shape=q.shape,
         params=_bias(bias, places),
-        attrs={"heads": heads, "windows": windows, "scale": float(scale)} | taint(q, k, v),
+        attrs={"heads": heads, "windows": windows, "scale": float(scale)} | (quants or {}) | taint(q, k, v),
     )
     index = draft.view(call.batch).index.unflatten(-1, (heads, width)).unflatten(1, (windows, -1))
     index = index.permute(0, 1, 3, 2, 4)[..., : values.index.shape[-1]]

@@ -161,13 +161,10 @@ def activation(kind: str) -> Callable:
 
 
 def fake_quantize(call, x, scale, zero_point, lo, hi, rounding):
-    if isinstance(x, Scores):
-        raise Unsupported(
-            "quantizes the scores or probabilities of attention, which have steps of their own in the machine",
-            "import the float model and quantize it here",
-        )
-    view = dense(need_view(x), call.batch)
     attrs = {"scale": scale, "zero_point": zero_point, "lo": lo, "hi": hi, "rounding": rounding}
+    if isinstance(x, Scores):
+        return attention.quantized(x, attrs)
+    view = dense(need_view(x), call.batch)
     draft = Draft(
         kind="quant",
         path=call.path or "quant",

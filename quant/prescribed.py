@@ -15,7 +15,7 @@ from .onnx_dialects import Refused
 from .rows import assign
 from .units import MOVES, rewrite
 
-__all__ = ["bits_of", "normalized", "quantized", "row_codes", "schemes_for", "stored"]
+__all__ = ["bits_of", "normalized", "quantized", "real_codes", "row_codes", "schemes_for", "stored"]
 
 _WIDEST = 127
 _NEAR = 1e-3
@@ -30,7 +30,8 @@ def stored(attrs: dict[str, object]) -> Range:
     found = Range(float(attrs["scale"]), zero - shift, lo - shift, hi - shift)
     if found.hi - found.lo > 255 and (found.zero_point or found.lo < -32768 or found.hi > 32767):
         raise Refused(
-            f"has codes {lo}..{hi} with zero point {zero}", "use 8 bits, or signed 16 bits without zero point"
+            f"has codes {lo}..{hi} with zero point {zero}",
+            "use 8 bits (onnxruntime: activation_type QuantType.QInt8 or QUInt8), or signed 16 bits without zero point",
         )
     return found
 
@@ -90,9 +91,48 @@ def schemes_for(codes: np.ndarray, mixture: dict[Scheme, int], drain: int) -> np
 
 
 def normalized(graph: FloatGraph) -> FloatGraph:
-    """An equal graph in which every `quant` follows the node that computes, with moves and joins behind it, and
-    linear layers of flattened images are convolutions."""
-    return _settled(rewrite(_settled(graph)))
+    """An equal graph in which every `quant` follows the node that computes, with moves and joins behind it, linear
+    layers of flattened images are convolutions, and sums with a constant of each channel are depthwise convolutions."""
+    return _settled(rewrite(_settled(_by_channel(graph))))
+
+
+def _by_channel(graph: FloatGraph) -> FloatGraph:
+    """An equal graph in which a quantized value plus one number for each channel is a convolution by 1, which
+    rounds once and needs no tensor of constants."""
+    kinds = {node.name: node.kind for node in graph.nodes}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        constant = node.params.get("constant")
+        rows = None if constant is None else constant.reshape(-1, constant.shape[-1])
+        if (
+            node.kind != "add"
+            or rows is None
+            or kinds.get(node.inputs[0]) != "quant"
+            or not bool((rows == rows[:1]).all())
+        ):
+            nodes.append(node)
+            continue
+        tokens, channels, source = len(node.shape) == 2, node.shape[-1], node.inputs[0]
+        image = (node.shape[0], 1, channels) if tokens else node.shape
+        if tokens:
+            source = f"{node.name}.image"
+            attrs = {"shape": image}
+            nodes.append(Node(kind="reshape", name=source, inputs=node.inputs, shape=image, attrs=attrs))
+        conv = Node(
+            kind="conv",
+            name=f"{node.name}.channels" if tokens else node.name,
+            inputs=(source,),
+            shape=image,
+            params={"weight": torch.ones(channels, 1, 1, 1), "bias": rows[0].clone()},
+            attrs={"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": channels},
+        )
+        nodes.append(conv)
+        if tokens:
+            attrs = {"shape": node.shape}
+            nodes.append(
+                Node(kind="reshape", name=node.name, inputs=(conv.name,), shape=node.shape, attrs=attrs)
+            )
+    return FloatGraph(name=graph.name, input_shape=graph.input_shape, nodes=nodes)
 
 
 def _settled(graph: FloatGraph) -> FloatGraph:
@@ -150,7 +190,7 @@ class _Placer:
                 return value
             changes = {"inputs": inputs, "name": self.unique(f"{name}.{node.kind}")}
             if node.kind == "tokens":
-                prefix = torch.from_numpy(_real(node.params["prefix"].double().numpy(), quant))
+                prefix = torch.from_numpy(real_codes(node.params["prefix"].double().numpy(), quant.attrs))
                 changes["params"] = {"prefix": prefix}
             return self.add(dataclasses.replace(node, **changes))
         shape = self.shapes[value]
@@ -158,8 +198,8 @@ class _Placer:
         return self.add(Node(kind="quant", name=fresh, inputs=(value,), shape=shape, attrs=dict(quant.attrs)))
 
 
-def _real(values: np.ndarray, quant: Node) -> np.ndarray:
-    attrs = quant.attrs
+def real_codes(values: np.ndarray, attrs: dict[str, object]) -> np.ndarray:
+    """Real values as a `quant` node with these attributes leaves them, float32."""
     found = Range(attrs["scale"], attrs["zero_point"], attrs["lo"], attrs["hi"])
     codes = quantized(values, found, attrs["rounding"])
     return ((codes - found.zero_point) * found.scale).astype(np.float32)

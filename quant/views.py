@@ -89,6 +89,10 @@ class Scores:
     bias: torch.Tensor | None = None
     """Added to the scaled product, in the order that `index` numbers; -inf masks."""
     normalized: bool = False
+    quantized: dict[str, object] | None = None
+    """What `fake_quantize` did last to the scaled scores before softmax, bias included: its arguments by name."""
+    probabilities: dict[str, object] | None = None
+    """The same of softmax's results."""
 
     def at(self, index: torch.Tensor) -> Scores:
         return dataclasses.replace(self, index=index)

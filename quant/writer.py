@@ -28,6 +28,7 @@ from .forms import (
     ALL_CODES,
     IDENTITY,
     NOT_QUANTIZED,
+    SIXTEEN_BITS,
     WIDE,
     Codes,
     Form,
@@ -45,7 +46,7 @@ from .units import CLAMPS
 
 __all__ = ["Writer"]
 
-_FINEST = 128
+_FINEST, _COARSEST = 256, 16
 """Steps of a sum for each step of the tensor that it is quantized to."""
 
 
@@ -100,10 +101,11 @@ class Writer:
 
     def read(self, form: Form, node: Node) -> Codes:
         """An 8-bit tensor."""
-        codes = self.tensor(form, node) if isinstance(form, Codes) else None
-        if codes is None or codes.wide:
+        if not isinstance(form, Codes):
             raise Refused("reads a value that is not quantized to 8 bits", NOT_QUANTIZED)
-        return codes
+        if form.wide:
+            raise Refused(*SIXTEEN_BITS)
+        return form
 
     def wide(self, codes: Codes, gain: int = 1) -> Codes:
         """The same values times `gain` in 16 bits and without zero point, exactly."""
@@ -230,24 +232,23 @@ class Writer:
     def _summed(
         self, form: Sums, found: Range, limits: tuple[int, int], name: str, operator_name: str
     ) -> Codes:
-        """The sum in 16 bits at a fraction of the output's step, and from there the output."""
+        """The sum in 16 bits at a fraction of the output's step, and from there the output.
+
+        The first addend is rounded down to whole fractions, which changes no rounding of the sum: only the rounding of
+        the second can move a code. Sums of 16 bits take the output's own step.
+        """
         addend = self.wide(form.residual)
-        only = dataclasses.replace(form, residual=None).bounds()
-        most = (
-            max(*(abs(end) for end in (*only, *form.bounds())), np.abs(form.residual.real).max())
-            / found.scale
-        )
-        fine = _FINEST
-        while fine > 16 and most * fine > 32767:
-            fine //= 2
+        narrow = found.hi - found.lo <= 255
+        fine = _fraction(form, found) if narrow else 1
         middle = dataclasses.replace(WIDE, scale=found.scale / fine)
-        ratio = form.scale / middle.scale
-        fields = scaled(ratio, form.bias / middle.scale, form.offset, 0)
+        offset = form.bias / middle.scale - (0.5 if narrow else 0)
+        fields = scaled(form.scale / middle.scale, offset, form.offset, 0)
         m, n = numerics.scale_to_mn(addend.range.scale / middle.scale)
-        first = self.declare(f"{name}.sum" if found.hi - found.lo <= 255 else name, middle, form.node.shape)
-        second = None
-        result = first
-        if found.hi - found.lo <= 255:
+        if not narrow:
+            result = first = self.declare(name, found, form.node.shape)
+            drain = Drain(lo=limits[0], hi=limits[1], residual=Residual(tensor=addend.name, m=m, n=n))
+        else:
+            first = self.declare(f"{name}.sum", middle, form.node.shape)
             result = self.declare(name, found, form.node.shape)
             factor = scaled(np.array([1 / fine]), np.zeros(1), np.zeros(1), found.zero_point)
             second = Second(
@@ -258,8 +259,8 @@ class Writer:
                 lo=limits[0],
                 hi=limits[1],
             )
-        residual = Residual(tensor=addend.name, m=m, n=n)
-        drain = Drain(lo=-32768, hi=32767, residual=residual, second=second)
+            residual = Residual(tensor=addend.name, m=m, n=n)
+            drain = Drain(lo=-32768, hi=32767, residual=residual, second=second)
         operator = form.operator(operator_name, first.name, drain)
         self.emit(operator, form.constants | fields, name, **self._figures(form))
         return result
@@ -280,9 +281,16 @@ class Writer:
         )
 
     def constant(self, name: str, values: np.ndarray, shape: tuple[int, ...]) -> Codes:
+        """A tensor of 16 bits with these values."""
         found = dataclasses.replace(WIDE, scale=max(float(np.abs(values).max()), 1e-9) / 32767)
-        result = self.declare(name, found, shape)
         codes = quantized(np.broadcast_to(values, shape), found, "ROUND").astype(np.int16)
+        return self.constant_codes(name, codes, found.scale)
+
+    def constant_codes(self, name: str, codes: np.ndarray, scale: float) -> Codes:
+        """A tensor of these codes, int8 or int16, without zero point."""
+        limit = np.iinfo(codes.dtype)
+        found = Range(scale, 0, int(limit.min), int(limit.max))
+        result = self.declare(name, found, codes.shape)
         self.emit(Constant(name=self.name(name), output=result.name), {"value": codes}, name)
         return result
 
@@ -299,3 +307,14 @@ class Writer:
             key: value for key, value in self.constants.items() if key.rpartition("/")[0] in names
         }
         self.layers = [layer for layer in self.layers if layer.name in names]
+
+
+def _fraction(form: Sums, found: Range) -> int:
+    """Steps of a sum for each step of the output, so that neither the first addend nor a sum whose code is in the
+    output's range leaves 16 bits."""
+    ends = (end / found.scale for end in dataclasses.replace(form, residual=None).bounds())
+    most = max(*map(abs, ends), found.zero_point - found.lo, found.hi - found.zero_point)
+    fine = _FINEST
+    while fine > _COARSEST and most * fine > 32767:
+        fine //= 2
+    return fine

@@ -120,7 +120,7 @@ def run(model, x, names=None):
     return session.run(None, {session.get_inputs()[0].name: x})
 
 
-def statically_quantized(model, folder, *, qoperator=False, signed=False):
+def statically_quantized(model, folder, *, qoperator=False, signed=False, symmetric=False, activations=None):
     """The model quantized by onnxruntime, 8 bits, on eight images."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -137,10 +137,10 @@ def statically_quantized(model, folder, *, qoperator=False, signed=False):
         folder / "quantized.onnx",
         Reader(),
         quant_format=QuantFormat.QOperator if qoperator else QuantFormat.QDQ,
-        activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+        activation_type=QuantType[activations or ("QInt8" if signed or symmetric else "QUInt8")],
         weight_type=QuantType.QInt8,
         per_channel=True,
-        extra_options={"WeightSymmetric": True},
+        extra_options={"WeightSymmetric": True, "ActivationSymmetric": symmetric},
     )
     quantized = onnx.load(folder / "quantized.onnx")
     quantized.ir_version = 8  # onnx writes newer versions than onnxruntime reads

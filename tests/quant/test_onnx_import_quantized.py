@@ -1,4 +1,7 @@
-"""Models that come quantized: QDQ, QCDQ, QOperator and QONNX against onnxruntime and qonnx, layer by layer."""
+"""Models that come quantized: QDQ, QCDQ, QOperator and QONNX against onnxruntime and qonnx, layer by layer.
+
+Outputs of attention have a bound of their own, because the machine's softmax has its own exponentials and does not round probabilities.
+"""
 
 import gzip
 import importlib.util
@@ -13,6 +16,7 @@ from onnx import TensorProto
 from terrazzo.arch.schemes import Scheme
 from terrazzo.boards import demo_accelerator
 from terrazzo.compiler import compile
+from terrazzo.onnx_layers import compare
 from terrazzo.quant import imported
 from terrazzo.quant.frontend import UnsupportedModel
 from terrazzo.quant.onnx_import import import_onnx, load
@@ -41,6 +45,8 @@ def by_layer(model, source, graph, raw):
     given = {}
     for name, codes in zip(names, found, strict=True):
         tensor = graph.tensor(name)
+        if codes[0].size != tensor.positions * tensor.channels:
+            continue  # a part of what the model concatenates
         codes = codes.astype(np.int64) - (128 if codes.dtype == np.uint8 else 0)
         codes = codes.transpose(0, 2, 3, 1) if codes.ndim == 4 and len(tensor.shape) == 3 else codes
         given[name] = codes.reshape(len(codes), *tensor.shape)
@@ -94,6 +100,130 @@ def test_qoperator_cnn_agrees_with_onnxruntime_layer_by_layer(tmp_path):
     kinds = {node.op_type for node in model.graph.node}
     assert {"QLinearConv", "QLinearAdd", "QGemm", "QLinearGlobalAveragePool"} <= kinds
     assert_one_code(model, tmp_path, 8)
+
+
+@pytest.mark.parametrize("options", [{}, {"signed": True}, {"qoperator": True}, {"symmetric": True}])
+def test_attention_with_quantized_scores(tmp_path, options):
+    """Scores, queries, keys and values keep their codes; only what softmax makes of them differs."""
+    model = models.statically_quantized(models.attention(), tmp_path, **options)
+    source, graph, _ = integer(model, tmp_path)
+    raw = models.images(COUNT)
+    found, wanted = compare(model, source, graph, raw, COUNT)
+    assert len(found) >= 9
+    attended = next(layer for layer in found if "MatMul_21" in layer.name)
+    assert attended.near > 0.95 * attended.codes and attended.same > 0.5 * attended.codes
+    for layer in found:
+        if layer is not attended:
+            assert layer.most <= 1 and layer.same > 0.98 * layer.codes, layer
+    ours = reference.run(graph, reference.quantize_batch(graph, raw)).reshape(COUNT, -1).astype(int)
+    tensor = graph.tensor(graph.output)
+    distance = np.abs((ours - tensor.zero_point) * tensor.scale - wanted)
+    assert np.ptp(wanted) > 20 * tensor.scale and distance.max() <= 3.01 * tensor.scale
+    assert (graph.tensor(operator_of(graph, "attention").output).dtype == "s16") != bool(
+        options.get("symmetric")
+    )
+    program = compile(graph, demo_accelerator())
+    codes = reference.quantize_batch(graph, raw[:1])
+    assert np.array_equal(functional.run(program, codes).reshape(-1), ours[0])
+
+
+def operator_of(graph, op):
+    return next(operator for operator in graph.operators if operator.op == op)
+
+
+def test_scores_that_saturate_stay_at_the_greatest_code(tmp_path):
+    """With zero points that leave a third of the positive range, many rows have several keys at the greatest code."""
+    model = models.statically_quantized(models.attention(), tmp_path)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("MatMul_18_out_zero_point", "Mul_19_out_zero_point"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(215, np.uint8), tensor.name))
+    source, graph, _ = integer(model, tmp_path)
+    raw = models.images(COUNT)
+    found, _ = compare(model, source, graph, raw, COUNT)
+    values = reference.run(graph, reference.quantize_batch(graph, raw), keep=True)
+    logits = values[f"{operator_of(graph, 'attention').name}/logits"]
+    assert ((logits == 2047).sum(axis=-1) > 1).mean() > 0.1
+    attended = next(layer for layer in found if "MatMul_21" in layer.name)
+    assert attended.near > 0.95 * attended.codes
+
+
+@pytest.mark.parametrize(
+    ("scale", "bits", "rounding", "message"),
+    [(0.1, 8, "FLOOR", "by FLOOR"), (0.001, 12, "ROUND", "quantizes its scores to -2048..2047")],
+)
+def test_scores_in_another_way_are_refused(tmp_path, scale, bits, rounding, message):
+    net = models.Net()
+    x = net.op("Reshape", qonnx(net, "image", 1 / 255, 8), net.array(np.array([0, 3, 64])))
+    x = net.op("Transpose", x, perm=[0, 2, 1])
+    scores = net.op("MatMul", x, net.op("Transpose", x, perm=[0, 2, 1]))
+    shares = net.op("Softmax", qonnx(net, scores, scale, bits, rounding=rounding), axis=-1)
+    y = qonnx(net, net.op("MatMul", shares, x), 0.01, 8)
+    with pytest.raises(UnsupportedModel, match=message):
+        integer(net.model(y, domain="qonnx.custom_op.general"), tmp_path)
+
+
+def test_products_by_constants_that_differ_by_place(tmp_path):
+    """On the 8-bit grid that onnxruntime gives them, and as real numbers, which needs a factor without zero point."""
+    net = models.Net()
+    x = quantized_pair(net, "image", 1 / 127, 0, np.int8)
+    y = quantized_pair(
+        net,
+        net.op("Relu", net.op("Conv", x, weights(net, 4, 3, 3, 3), kernel_shape=[3, 3])),
+        0.02,
+        -100,
+        np.int8,
+    )
+    codes = net.op(
+        "QuantizeLinear", net.random(4, 6, 6, gain=1.0), net.array(np.float32(0.03)), net.array(np.int8(0))
+    )
+    factor = net.op("DequantizeLinear", codes, net.array(np.float32(0.03)), net.array(np.int8(0)))
+    y = quantized_pair(net, net.op("Mul", y, factor), 0.04, 0, np.int8)
+    y = quantized_pair(net, net.op("Mul", y, net.random(4, 6, 6, gain=1.0)), 0.05, 3, np.int8)
+    model = net.model(y)
+    source, graph, _ = integer(model, tmp_path)
+    raw = models.images(COUNT)
+    found, _ = compare(model, source, graph, raw, COUNT)
+    assert len(found) == 3 and sum(operator.op == "multiply" for operator in graph.operators) == 2
+    assert all(layer.most <= 1 and layer.same > 0.995 * layer.codes for layer in found)
+    program = compile(graph, demo_accelerator())
+    codes = reference.quantize_batch(graph, raw[:1])
+    assert np.array_equal(functional.run(program, codes).reshape(-1), reference.run(graph, codes).reshape(-1))
+
+
+def test_products_by_real_constants_that_differ_by_place_need_a_factor_without_zero_point(tmp_path):
+    net = models.Net()
+    x = quantized_pair(net, "image", 1 / 100, -27, np.int8)
+    x = quantized_pair(net, net.op("Mul", x, net.random(3, 8, 8, gain=1.0)), 0.05, 3, np.int8)
+    with pytest.raises(UnsupportedModel, match="multiplies codes with zero point -27 by real constants"):
+        integer(net.model(x), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "symmetric", "message"),
+    [
+        ("QInt16", False, "codes -32768..32767 with zero point -32768"),
+        ("QInt16", True, "quantizes the image to -32767..32767|quantizes the image to -32768..32767"),
+        ("QUInt16", False, "codes 0..65535 with zero point 0"),
+    ],
+)
+def test_activations_of_16_bits_are_refused(tmp_path, kind, symmetric, message):
+    model = models.statically_quantized(models.cnn(), tmp_path, activations=kind, symmetric=symmetric)
+    with pytest.raises(UnsupportedModel, match=message) as error:
+        integer(model, tmp_path)
+    assert all("QInt8" in finding.remedy for finding in error.value.findings)
+
+
+def test_a_layer_that_reads_16_bits_is_refused_by_name(tmp_path):
+    net = models.Net()
+    x = quantized_pair(net, "image", 1 / 127, 0, np.int8)
+    y = quantized_pair(
+        net, net.op("Conv", x, weights(net, 4, 3, 3, 3), kernel_shape=[3, 3]), 1e-4, 0, np.int16
+    )
+    y = net.op("Conv", y, weights(net, 4, 4, 3, 3), kernel_shape=[3, 3], name="second")
+    with pytest.raises(UnsupportedModel) as error:
+        integer(net.model(quantized_pair(net, y, 0.1, 0, np.int8), opset=21), tmp_path)
+    (finding,) = error.value.findings
+    assert "second" in finding.path and "16 bits" in finding.reason and "QInt8" in finding.remedy
 
 
 def quantized_pair(net, x, scale, zero, dtype, clip=None):
