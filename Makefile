@@ -31,7 +31,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 results: setup
-	for part in results results_graphs results_machines results_frames results_onnx; do \
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[onnx]'
+	for part in results results_graphs results_machines results_frames results_onnx results_imported; do \
 		$(BIN)/python -m terrazzo.$$part --out build/results.json --docs docs/results.md || exit 1; done
 
 architectures: setup

@@ -7,14 +7,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from terrazzo import results_frames, results_graphs, results_machines, results_onnx, results_table
+from terrazzo import (
+    results_frames,
+    results_graphs,
+    results_imported,
+    results_machines,
+    results_onnx,
+    results_table,
+)
 from terrazzo.arch.errors import UserError
 from terrazzo.sim import reference
 from terrazzo.sim.rtl import RtlSimulator
 
 from .. import tiny
 
-PARTS = (results_graphs, results_machines, results_frames, results_onnx)
+PARTS = (results_graphs, results_machines, results_frames, results_onnx, results_imported)
 
 
 def part(measure, name="part"):
