@@ -37,12 +37,22 @@ class Lanes:
     fixed4: int = 0
     pot4: int = 0
     sp2_4: int = 0
+    fixed8_luts: int = 0
+    """How many of the Fixed-8 lanes, the last ones, do without multipliers; they do the same in the same time."""
+    fixed4_quads: int = 0
+    """How many of the Fixed-4 lanes, the last ones, multiply in multipliers, four products in each; operands of
+    layers with Fixed-4 rows must be of 6 bits then."""
 
     @property
     def by_scheme(self) -> dict[Scheme, int]:
         """Lane count of each scheme that has lanes, in lane order."""
         counts = zip(Scheme, (self.fixed8, self.fixed4, self.pot4, self.sp2_4), strict=True)
         return {scheme: count for scheme, count in counts if count}
+
+    @property
+    def others(self) -> dict[Scheme, int]:
+        """How many lanes of a scheme, its last ones, are of its second kind."""
+        return {Scheme.FIXED8: self.fixed8_luts, Scheme.FIXED4: self.fixed4_quads}
 
     @property
     def total(self) -> int:
@@ -134,6 +144,10 @@ class Accelerator:
         for name in ("operand_chunks", "scratchpad_rows"):
             if self.private > 1 and getattr(self, name) < 4 * self.private:
                 yield f"{name} must be at least 4 * private ({4 * self.private}), not {getattr(self, name)}"
+        for name, whole in (("fixed8_luts", fixed8), ("fixed4_quads", self.lanes.fixed4)):
+            part = getattr(self.lanes, name)
+            if not 0 <= part <= whole or part % 2:
+                yield f"lanes.{name} must be even and at most lanes.{name[:6]} ({whole}), not {part}"
         if self.lanes.total // self.drain > 255:
             yield f"lanes / drain must be at most 255, not {self.lanes.total // self.drain}"
         if not 4 <= self.bus_bytes <= 128:

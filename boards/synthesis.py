@@ -17,12 +17,16 @@ from pathlib import Path
 
 from platformdirs import user_cache_dir
 
+from ..arch.accelerator import Accelerator
 from ..arch.errors import UserError
 from ..arch.files import write_text
+from ..hw import top
+from ..hw.lanes.chain import Chain
 from ..hw.verilog import module_bodies, module_instances, without_clearing
 from .board import Board, Resources
+from .dsp48e2 import DspChain
 
-__all__ = ["FLOWS", "Flow", "Resources", "SynthesisError", "count", "count_flat"]
+__all__ = ["FLOWS", "Flow", "Resources", "SynthesisError", "count", "count_flat", "verilog"]
 
 
 class SynthesisError(UserError):
@@ -35,6 +39,10 @@ class Flow:
 
     script: str
     """Yosys commands from a read design, with {top}, to mapped cells."""
+    library: tuple[str, ...] = ()
+    """Yosys commands that read what designs may instantiate."""
+    primitives: Mapping[type, type] = dataclasses.field(default_factory=dict)
+    """What takes the place of portable components: `hw.verilog.generate`'s."""
     lut: Mapping[str, int]
     """LUTs that one cell occupies, by cell name; so are the others."""
     ff: Mapping[str, int]
@@ -90,6 +98,8 @@ synth_lattice -family ecp5 -top {top} -noflatten -noiopad -no-rw-check
 FLOWS = {
     "xcup": Flow(
         script=_XCUP,
+        library=("read_verilog -lib +/xilinx/cells_sim.v +/xilinx/cells_xtra.v",),
+        primitives={Chain: DspChain},
         lut={
             **{f"LUT{size}": 1 for size in range(1, 7)},
             **{"INV": 1, "SRL16E": 1, "SRLC32E": 1, "RAM32X1D": 2, "RAM64X1D": 2, "RAM32M": 4, "RAM64M": 4},
@@ -108,6 +118,11 @@ FLOWS = {
     ),
 }
 """Flows by name."""
+
+
+def verilog(accelerator: Accelerator, board: Board) -> str:
+    """The machine's Verilog for a board: its family's primitives in the place of portable components."""
+    return top.verilog(accelerator, FLOWS[board.flow].primitives)
 
 
 def count(verilog: str, top: str, board: Board, progress: Callable[[str], None] | None = None) -> Resources:
@@ -196,7 +211,7 @@ def _cache_file(source: str, flow: Flow) -> Path:
 
 def _cells(source: str, top: str, flow: Flow, flatten: bool = False) -> dict[str, dict[str, int]]:
     """Mapped cells of each module by type."""
-    steps = ["read_verilog design.v", f"hierarchy -check -top {top}"]
+    steps = [*flow.library, "read_verilog design.v", f"hierarchy -check -top {top}"]
     if flatten:
         steps += ["proc", "flatten"]
     steps += [_PREPARE, flow.script.format(top=top), "tee -q -o stat.json stat -json"]

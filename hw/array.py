@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amaranth import hdl
-from amaranth.hdl import C, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -51,47 +51,45 @@ class Array(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        columns, depth = self.accelerator.columns, self.accelerator.depth
-        operands = self.operands(m)
+        depth = self.accelerator.depth
+        operands, prepared = self.operands(m), {}
         chunk = delayed(m, self.chunk, 1)
         valid = delayed(m, self.chunk.valid, 1, reset_less=False)
         move = delayed(m, valid & chunk.last, lanes.LATENCY, reset_less=False)
 
-        lane = 0
-        while lane < self.accelerator.lanes.total:
-            row = Shared(lanes.Row, self.accelerator.lanes.kinds[lane], columns, depth)
+        for lane, row in self.rows().items():
+            place = lane // depth if lane // depth < len(operands) else 0
+            if (place, row.arithmetic) not in prepared:
+                prepared[place, row.arithmetic] = row.arithmetic.operands.prepared(m, operands[place])
             m.submodules[f"row_{lane}"] = row
             weights = Cat(delayed(m, self.weight(lane + i), 1) for i in range(row.lanes))
             m.d.comb += [
-                row.operand.eq(operands[lane // depth if lane // depth < len(operands) else 0]),
+                row.operand.eq(prepared[place, row.arithmetic]),
                 row.weights.eq(weights),
                 row.valid.eq(valid),
                 row.first.eq(chunk.first),
             ]
-            if lanes.KINDS[row.kind].maximum:
+            if row.arithmetic.maximum:
                 m.d.comb += row.maximum.eq(chunk.maximum)
             for i in range(row.lanes):
                 shadow = Signal.like(self.sums[lane + i], name=f"shadow_{lane + i}", reset_less=True)
                 with m.If(move):
                     m.d.sync += shadow.eq(row.sums[i])
                 m.d.comb += self.sums[lane + i].eq(shadow)
-            lane += row.lanes
         return m
 
-    def operands(self, m: Module) -> list[Signal]:
-        """What the lanes of each private chunk multiply; other lanes take the first."""
+    def operands(self, m: Module) -> list[list[list[Value]]]:
+        """What the lanes of each private chunk multiply, [column][i]; other lanes take the first."""
         columns, depth, private = self.accelerator.columns, self.accelerator.depth, self.accelerator.private
-        layout = data.ArrayLayout(data.ArrayLayout(signed(9), depth), columns)
-        operands = [Signal(layout, name=f"operand_{i}", reset_less=True) for i in range(private)]
+        operands = [[] for _ in range(private)]
         for column in range(columns):
             own = [self.operand[i * columns + column] for i in range(private)]
             common = hdl.Array(own)[self.chunk.bank] if private > 1 else own[0]
             for operand, word in zip(operands, own, strict=True):
                 chosen = Signal.like(word)
                 m.d.comb += chosen.eq(Mux(self.chunk.private, word, common) if private > 1 else word)
-                for i in range(depth):
-                    byte = chosen[i * 8 : i * 8 + 8]
-                    m.d.sync += operand[column][i].eq(Cat(byte, byte[7] & ~self.chunk.unsigned).as_signed())
+                codes = [chosen[i * 8 : i * 8 + 8] for i in range(depth)]
+                operand.append([Cat(code, code[7] & ~self.chunk.unsigned).as_signed() for code in codes])
         return operands
 
     def weight(self, lane: int):
@@ -102,3 +100,16 @@ class Array(wiring.Component):
         place, tap = lane % depth, self.chunk.tap[: exact_log2(depth)]
         alone = Cat(C(0, 8 * place), word.word_select(tap, 8), C(0, 8 * (depth - 1 - place)))
         return Mux(self.chunk.private, alone, word)
+
+    def rows(self) -> dict[int, Shared]:
+        """The row modules by their first lane."""
+        a, rows = self.accelerator, {}
+        start = 0
+        for scheme, count in a.lanes.by_scheme.items():
+            lane = start
+            while lane < start + count:
+                other = lane >= start + count - a.lanes.others.get(scheme, 0)
+                rows[lane] = Shared(lanes.Row, scheme, a.columns, a.depth, other)
+                lane += rows[lane].lanes
+            start += count
+        return rows

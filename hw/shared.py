@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from amaranth.back import rtlil
@@ -37,9 +38,14 @@ class Shared(Elaboratable):
 
 
 class Registry:
-    """Amaranth's platform object for one generated design: RTLIL of the components that it shares."""
+    """Amaranth's platform object for one generated design: RTLIL of the components that it shares.
 
-    def __init__(self) -> None:
+    `primitives` names, for kinds of component, what takes their place: a component of the same parameters, ports and
+    values in every cycle, made of a device's primitives.
+    """
+
+    def __init__(self, primitives: Mapping[type, type] | None = None) -> None:
+        self.primitives = primitives or {}
         self._modules: dict[tuple, tuple[str, bool]] = {}
         self._numbers = itertools.count()
         self._texts: list[str] = []
@@ -55,7 +61,7 @@ class Registry:
         if shared.key in self._modules:
             component._MustUse__used = True  # Amaranth warns of components that it has not elaborated.
         else:
-            self._modules[shared.key] = self._elaborate(component, shared.key[0].__name__.lower())
+            self._modules[shared.key] = self._elaborate(component, *shared.key)
         name, clocked = self._modules[shared.key]
         ports = [("i", _CLOCK, ClockSignal())] if clocked else []
         for path, member, value in component.signature.flatten(component):
@@ -63,8 +69,14 @@ class Registry:
             ports.append((direction, "__".join(map(str, path)), Value.cast(value)))
         return Instance(name, *ports)
 
-    def _elaborate(self, component: wiring.Component, stem: str) -> tuple[str, bool]:
+    def _elaborate(
+        self, component: wiring.Component, kind: type[wiring.Component], parameters: tuple
+    ) -> tuple[str, bool]:
         """The module's name, and whether it has a clock."""
+        stem = kind.__name__.lower()
+        if kind in self.primitives:
+            component._MustUse__used = True
+            component = self.primitives[kind](*parameters)
         name = f"{stem}_{next(self._numbers)}"
         text = rtlil.convert(component, name=name, platform=self, emit_src=False)
         text = _RESET_PORT.sub("", text, count=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import inspect
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -191,14 +193,21 @@ class Top(wiring.Component):
         m.d.comb += bus.ready.eq(ready)
 
 
-def verilog(accelerator: Accelerator) -> str:
-    """The machine as Verilog, module `MODULE`; from the user's cache if these sources have generated it before."""
-    digest = hashlib.sha256(f"{_SOURCES} {accelerator!r}".encode()).hexdigest()[:32]
+def verilog(accelerator: Accelerator, primitives: Mapping[type, type] | None = None) -> str:
+    """The machine as Verilog, module `MODULE`; from the user's cache if these sources have generated it before.
+
+    `primitives` (`Registry`'s) puts a device's primitives in the place of portable components.
+    """
+    sources = "".join(Path(inspect.getfile(kind)).read_text() for kind in (primitives or {}).values())
+    key = (
+        f"{_SOURCES} {accelerator!r} {primitives} {sources}" if primitives else f"{_SOURCES} {accelerator!r}"
+    )
+    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     file = Path(platformdirs.user_cache_dir("terrazzo")) / "verilog" / f"{digest}.v.gz"
     try:
         return gzip.decompress(file.read_bytes()).decode()
     except OSError:
-        text = generate(Top(accelerator), MODULE)
+        text = generate(Top(accelerator), MODULE, primitives=primitives)
     with contextlib.suppress(OSError):  # A cache that cannot be written costs time only.
         write_bytes(file, gzip.compress(text.encode(), mtime=0))
     return text

@@ -52,13 +52,18 @@ _REPEATED = re.compile(r"(?<=[{,] )(\\\S+ (?:\[\d+\])?|\w+(?:\[\d+\])?)((?:, \1)
 _INSTANCE = re.compile(r"^  ([A-Za-z_]\w*) +(?:\\\S+|[A-Za-z_]\w*) +\($", re.MULTILINE)
 
 
-def generate(component: Elaboratable, name: str, ports: dict | None = None) -> str:
+def generate(
+    component: Elaboratable,
+    name: str,
+    ports: dict | None = None,
+    primitives: Mapping[type, type] | None = None,
+) -> str:
     """Verilog of `component` as top module `name`, all modules in one text, identical modules merged.
 
-    `ports` (as for `amaranth.back.rtlil.convert`) is for components without signature. The text has no source
+    `ports` (as for `amaranth.back.rtlil.convert`) is for components without signature; `primitives` is `Registry`'s. The text has no source
     locations, no dates and no tool versions: equal designs give equal text.
     """
-    registry = Registry()
+    registry = Registry(primitives)
     with quick_zeros():
         source = rtlil.convert(component, name=name, ports=ports, platform=registry, emit_src=False)
     source += registry.source

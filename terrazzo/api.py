@@ -24,6 +24,7 @@ from .arch.schemes import Scheme
 from .boards import BOARDS, Board, bandwidth, demo_accelerator, fit, require_interface
 from .boards.synthesis import Resources
 from .boards.synthesis import count as count_resources
+from .boards.synthesis import verilog as board_verilog
 from .compiler import compile, compiled, listing
 from .examples.digits import models as digits_models
 from .hw import bundle, top
@@ -409,7 +410,8 @@ def rtl(
     if synthesis:
         target = board_named(board or "zcu102")
         progress(f"synthesis for {target.name}: each distinct module once, cached")
-        rows = resource_rows(count_resources(text, top.MODULE, target, progress), target)
+        counted = count_resources(board_verilog(machine, target), top.MODULE, target, progress)
+        rows = resource_rows(counted, target)
     return {
         "verilog": str(output / f"{top.MODULE}.v"),
         "accelerator": machine.to_dict(),

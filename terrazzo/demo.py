@@ -20,6 +20,7 @@ from .arch.program import Program
 from .arch.schemes import Scheme
 from .boards import BOARDS, demo_accelerator
 from .boards.synthesis import count as count_resources
+from .boards.synthesis import verilog as board_verilog
 from .compiler import compile
 from .hw import bundle, top
 from .quant import data, frontend
@@ -109,7 +110,9 @@ def run(out: Path, progress: api.Progress = api.silent) -> Result:
     progress("generating Verilog")
     verilog = top.verilog(machine)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        counted = beside.submit(count_resources, verilog, top.MODULE, BOARDS[BOARD])
+        counted = beside.submit(
+            count_resources, board_verilog(machine, BOARDS[BOARD]), top.MODULE, BOARDS[BOARD]
+        )
         for name in MODELS:
             entry, problems = _model(name, machine, verilog, out / name, progress)
             summary["models"][name] = entry

@@ -11,18 +11,19 @@ from amaranth.lib.wiring import In, Out
 
 from ...arch.schemes import Scheme, storage_bits
 from .fixed4 import Fixed4
+from .fixed4_quads import Fixed4Quads
 from .fixed8 import Fixed8Pair
+from .fixed8_luts import Fixed8Luts
+from .operands import Operands
 from .pot4 import PoT4
 from .sp2_4 import SP2
 from .sums import register
 
-__all__ = ["ACCUMULATOR_BITS", "KINDS", "LATENCY", "OPERAND_BITS", "Kind", "Row"]
+__all__ = ["ACCUMULATOR_BITS", "KINDS", "LATENCY", "OTHERS", "Kind", "Row"]
 
-OPERAND_BITS = 9
-"""Signed; holds s8 and u8 activations."""
 ACCUMULATOR_BITS = 27
-CHUNK_LATENCY = 3
-"""Cycles from operand and weights to the chunk sums of a kind."""
+CHUNK_LATENCY = 7
+"""Cycles from weights to the chunk sums of a kind."""
 LATENCY = CHUNK_LATENCY + 1
 """Cycles from a block's last chunk at the inputs to its final value in `sums`."""
 
@@ -35,11 +36,14 @@ class Kind(Protocol):
     maximum: bool
     """Whether rows of this kind can accumulate by maximum."""
 
+    operands: Operands
+
     def chunk_sums(
         self, m: Module, operand: Sequence[Sequence[Value]], codes: Sequence[Sequence[Value]]
     ) -> list[list[Value]]:
-        """Registered chunk sums [lane][column], CHUNK_LATENCY cycles after `operand` [column][i] (signed)
-        and `codes` [lane][i] (stored bit patterns, `arch.schemes`). One chunk per cycle."""
+        """Registered chunk sums [lane][column], CHUNK_LATENCY cycles after `codes` [lane][i] (stored bit patterns,
+        `arch.schemes`), of `operand` (as `operands` prepares it). One chunk per cycle. There may be more columns
+        than the array has: operands that are zero."""
 
 
 KINDS: dict[Scheme, Kind] = {
@@ -48,49 +52,54 @@ KINDS: dict[Scheme, Kind] = {
     Scheme.POT4: PoT4(),
     Scheme.SP2_4: SP2(),
 }
+"""The usual kind of each scheme."""
+OTHERS: dict[Scheme, Kind] = {Scheme.FIXED8: Fixed8Luts(), Scheme.FIXED4: Fixed4Quads()}
+"""Second ones: Fixed-8 without multipliers, Fixed-4 with."""
 
 
 class Row(wiring.Component):
     """Dot products of one row's weights with every column's operand, accumulated over chunks.
 
-    In a cycle with `valid`, `weights` (per lane `depth` codes, lane 0 and code 0 lowest) and `operand` are one
-    chunk; `first` restarts the accumulators with it. `sums[lane][column]` includes the chunk LATENCY cycles
-    later, and keeps its value in cycles without a valid chunk. One chunk per cycle; no back-pressure.
-    Operands are -128..255; sums must fit 27 bits (proved per row by the quantizer).
+    In a cycle with `valid`, `weights` (per lane `depth` codes, lane 0 and code 0 lowest) are one chunk; element i of
+    its `operand`, as the kind's `operands` prepares it, comes `delay(i)` cycles later; `first` restarts the
+    accumulators with it. `sums[lane][column]` includes the chunk LATENCY cycles later, and keeps its value in cycles
+    without a valid chunk. One chunk per cycle; no back-pressure. Operands are -128..255 unless the kind allows less;
+    sums must fit 27 bits (proved per row by the quantizer).
     A reset leaves chunks that are under way; they are in the accumulators LATENCY cycles later.
     With `maximum` (kinds that have it) the accumulators take the largest chunk sum instead of adding.
     """
 
-    def __init__(self, kind: Scheme, columns: int, depth: int):
+    def __init__(self, kind: Scheme, columns: int, depth: int, other: bool = False):
         self.kind = kind
         self.columns = columns
         self.depth = depth
-        self.lanes = KINDS[kind].lanes
+        self.arithmetic = (OTHERS if other else KINDS)[kind]
+        self.lanes = self.arithmetic.lanes
         ports = {
-            "operand": In(data.ArrayLayout(data.ArrayLayout(signed(OPERAND_BITS), depth), columns)),
+            "operand": In(self.arithmetic.operands.layout(columns, depth)),
             "weights": In(self.lanes * depth * storage_bits(kind)),
             "valid": In(1),
             "first": In(1),
             "sums": Out(data.ArrayLayout(data.ArrayLayout(signed(ACCUMULATOR_BITS), columns), self.lanes)),
         }
-        if KINDS[kind].maximum:
+        if self.arithmetic.maximum:
             ports["maximum"] = In(1)
         super().__init__(ports)
 
     def elaborate(self, platform):
         m = Module()
         bits = storage_bits(self.kind)
-        operand = [[column[i] for i in range(self.depth)] for column in self.operand]
+        operand = [[word[i] for i in range(self.depth)] for word in self.operand]
         lane_bits = self.depth * bits
         codes = [
             [self.weights[lane * lane_bits + i * bits :][:bits] for i in range(self.depth)]
             for lane in range(self.lanes)
         ]
-        chunks = KINDS[self.kind].chunk_sums(m, operand, codes)
+        chunks = self.arithmetic.chunk_sums(m, operand, codes)
 
         valid = self.delayed(m, self.valid, "valid")
         first = self.delayed(m, self.first, "first")
-        if KINDS[self.kind].maximum:
+        if self.arithmetic.maximum:
             maximum = self.delayed(m, self.maximum, "maximum")
             clear = first | maximum
         else:
@@ -102,7 +111,7 @@ class Row(wiring.Component):
                     signed(ACCUMULATOR_BITS), name=f"accumulator_{lane}_{column}", reset_less=True
                 )
                 enable = valid
-                if KINDS[self.kind].maximum:
+                if self.arithmetic.maximum:
                     # While accumulating by maximum it holds a chunk sum.
                     larger = chunk > accumulator[: len(chunk)].as_signed()
                     enable = valid & (~maximum | first | larger)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from amaranth.hdl import Module, Value
 
-from .terms import Term, term_sums
+from . import terms
+from .operands import Late
 
 __all__ = ["SP2"]
 
@@ -17,16 +18,16 @@ class SP2:
 
     lanes = 1
     maximum = False
+    operands = Late(terms.delay)
 
     def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
-        (lane,) = codes
-        # Magnitudes by index: 0, 1, 2, 4, 5, 6, 8, and 0 for the pattern 7, which no code uses.
-        low = [
-            Term(m, f"low_{i}", one=code[:3].matches(1, 4), two=code[:3].matches(2, 5), negative=code[3])
-            for i, code in enumerate(lane)
-        ]
-        high = [
-            Term(m, f"high_{i}", one=code[:3].matches(3, 4, 5), two=code[:3].matches(6), negative=code[3])
-            for i, code in enumerate(lane)
-        ]
-        return [term_sums(m, operand, {0: low, 2: high})]
+        return [terms.term_sums(m, operand, codes[0], digits)]
+
+
+def digits(code: Value) -> dict[int, terms.Digit]:
+    # Magnitudes by index: 0, 1, 2, 4, 5, 6, 8, and 0 for the pattern 7, which no code uses.
+    index, negative = code[:3], code[3]
+    return {
+        0: terms.Digit(one=index.matches(1, 4), two=index.matches(2, 5), negative=negative),
+        2: terms.Digit(one=index.matches(3, 4, 5), two=index.matches(6), negative=negative),
+    }

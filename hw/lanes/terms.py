@@ -1,40 +1,78 @@
-"""Sums of terms 0, x or 2 * x with a sign: what Fixed-4 and SP2-4 products are made of."""
+"""Sums of signed terms in LUTs: what the products of all kinds without multiplier are made of.
+
+A term is a choice among shifts of an operand, with a sign. It is added to a running sum by one LUT of six inputs for
+each bit: at most five choose and invert, the sixth is the sum's, and the carry chain does the rest. So a column's
+terms are added one after the other, TAPS of them in STAGES cycles, and the operands come in that order. A negative
+term is its one's complement; the ones that complete them are counted once for all columns, where the sum begins.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from amaranth.hdl import C, Cat, Module, Signal, Value
+from amaranth.utils import bits_for
 
+from ..delay import delayed
 from .sums import groups, register, total
 
-__all__ = ["Term", "add_carries", "decoded", "masked", "term_sums", "two_stage"]
+__all__ = ["LATENCY", "Digit", "Term", "delay", "digit", "masked", "term_sums"]
+
+TAPS = 8
+"""Terms of a running sum."""
+STAGE_TAPS = 2
+"""Terms added in a cycle."""
+LATENCY = 1 + TAPS // STAGE_TAPS + 2
+"""From codes to the sums of `term_sums`: decoding, the running sums, and two cycles to join these."""
 
 
-class Term:
-    """(x if one) | (2 * x if two), negated if `negative`. At most one of `one` and `two` is set.
-
-    Decoded once for all columns.
-    """
-
-    def __init__(self, m: Module, name: str, *, one: Value, two: Value, negative: Value):
-        self.one = decoded(1, f"{name}_one")
-        self.two = decoded(1, f"{name}_two")
-        self.negative = decoded(1, f"{name}_negative")
-        m.d.comb += [self.one.eq(one), self.two.eq(two), self.negative.eq(negative)]
+def delay(i: int) -> int:
+    """Cycles by which operand i comes after the codes."""
+    return 1 + i % TAPS // STAGE_TAPS
 
 
-def decoded(bits: int, name: str) -> Signal:
-    """A signal that synthesis keeps, so that the columns share a decoder instead of repeating it in wider LUTs."""
-    return Signal(bits, name=name, attrs={"keep": 1})
+class Term(Protocol):
+    """A weight or its digit, decoded once for all columns."""
+
+    negative: Value
+    limit: int
+    """Largest magnitude, of operands -128..255."""
+
+    def registered(self, m: Module, name: str) -> Term:
+        """The same a cycle later."""
+
+    def inverted(self, m: Module, operand: Value) -> Value:
+        """The term's value (signed), or its one's complement where negative."""
 
 
-def inverted(operand: Value, term: Term) -> Value:
-    """The term's value, or its one's complement where negative: adding `negative` completes it."""
-    # Masks instead of multiplexers: simulators make branches of those, which random weights defeat.
-    bits = len(operand) + 1
-    value = masked(Cat(C(0, 1), operand), term.two) | masked(Cat(operand, operand[-1]), term.one)
-    return (value ^ term.negative.replicate(bits)).as_signed()
+class Digit:
+    """x where `one`, 2 * x where `two`, else 0; negated if `negative`. At most one of `one` and `two` is set."""
+
+    limit = 2 * 255
+
+    def __init__(self, *, one: Value, two: Value, negative: Value):
+        self.one, self.two, self.negative = one, two, negative
+
+    def registered(self, m: Module, name: str) -> Digit:
+        return Digit(
+            **{
+                part: register(m, getattr(self, part), f"{name}_{part}")
+                for part in ("one", "two", "negative")
+            }
+        )
+
+    def inverted(self, m: Module, operand: Value) -> Value:
+        # Masks instead of multiplexers: simulators make branches of those, which random weights defeat.
+        bits = len(operand) + 1
+        value = masked(Cat(C(0, 1), operand), self.two) | masked(Cat(operand, operand[-1]), self.one)
+        return (value ^ self.negative.replicate(bits)).as_signed()
+
+
+def digit(low: Value | int, middle: Value, high: Value) -> Digit:
+    """low + middle - 2 * high: a digit of radix 4 (Booth)."""
+    low = Value.cast(low)
+    return Digit(one=low ^ middle, two=(low == middle) & (high ^ low), negative=high)
 
 
 def masked(value: Value, bit: Value) -> Value:
@@ -43,39 +81,73 @@ def masked(value: Value, bit: Value) -> Value:
 
 
 def term_sums(
-    m: Module, operand: Sequence[Sequence[Value]], terms: Mapping[int, Sequence[Term]]
-) -> list[Value]:
-    """Chunk sums per column, three cycles later: the sum over shifts s and i of term[s][i](x[i]) << s.
+    m: Module,
+    operand: Sequence[Sequence[Value]],
+    codes: Sequence[Value],
+    terms: Callable[[Value], Mapping[int, Term]],
+) -> list[Signal]:
+    """Per column, LATENCY cycles after `codes`: the sum over i and shifts s of terms(codes[i])[s](x[i]) << s.
 
-    The first register holds sums of two terms, so that one term's selection shares the LUTs of the adder.
+    `operand` [column][i] comes delay(i) cycles after the codes.
     """
-    carries = add_carries(m, {shift: [term.negative for term in row] for shift, row in terms.items()})
-    return [term_sum(m, x, terms, carries, f"column_{c}") for c, x in enumerate(operand)]
+    shifts = list(terms(codes[0]))
+    carries = {
+        shift: [
+            register(m, total([terms(code)[shift].negative for code in group]), f"carries_{shift}_{at}")
+            for at, group in enumerate(groups(codes, TAPS))
+        ]
+        for shift in shifts
+    }
+    lane = [terms(delayed(m, code, delay(i) - 1)) for i, code in enumerate(codes)]
+    planes = {
+        shift: [term[shift].registered(m, f"term_{shift}_{i}") for i, term in enumerate(lane)]
+        for shift in shifts
+    }
+    return [column_sum(m, x, planes, carries, f"column_{c}") for c, x in enumerate(operand)]
 
 
-def term_sum(
-    m: Module, operand: Sequence[Value], terms: Mapping[int, Sequence[Term]], carries: Value, name: str
+def column_sum(
+    m: Module,
+    operand: Sequence[Value],
+    planes: Mapping[int, Sequence[Term]],
+    carries: Mapping[int, Sequence[Value]],
+    name: str,
 ) -> Signal:
     """One column of `term_sums`."""
-    by_shift = []
-    for shift, row in terms.items():
-        values = [inverted(x, term) for x, term in zip(operand, row, strict=True)]
-        partial = two_stage(m, values, f"{name}_shift_{shift}")
-        by_shift.append(total(partial) << shift)
-    return register(m, total([carries, *by_shift]), f"{name}_sum")
+    joined = {}
+    for shift, plane in planes.items():
+        sums = []
+        for at, taps in enumerate(groups(list(zip(operand, plane, strict=True)), TAPS)):
+            sums.append(running_sum(m, taps, carries[shift][at], f"{name}_shift_{shift}_{at}"))
+        joined[shift] = total(sums)
+    return register(m, digits_total(m, joined, name), f"{name}_sum")
 
 
-def two_stage(m: Module, values: Sequence[Value], name: str) -> list[Signal]:
-    """Sums of eight values each, two cycles later: of pairs, then of four pairs."""
-    pairs = [register(m, total(pair), f"{name}_pair_{i}") for i, pair in enumerate(groups(values, 2))]
-    return [register(m, total(group), f"{name}_group_{i}") for i, group in enumerate(groups(pairs, 4))]
+def running_sum(m: Module, taps: Sequence[tuple[Value, Term]], start: Value, name: str) -> Value:
+    """The sum of `start`, which counts the negative terms, and the terms, TAPS / STAGE_TAPS cycles after `start`."""
+    limit, count = taps[0][1].limit, 0
+    for stage in range(TAPS // STAGE_TAPS):
+        for x, term in taps[stage * STAGE_TAPS :][:STAGE_TAPS]:
+            count += 1
+            # Of the terms that are still to come, each may have been counted.
+            bits = bits_for(limit * count + len(taps) - count) + 1
+            start = (start + term.inverted(m, x))[:bits].as_signed()
+        start = register(m, start, f"{name}_{stage}")
+    return start
 
 
-def add_carries(m: Module, negatives: Mapping[int, Sequence[Value]]) -> Signal:
-    """The sum of all sign bits, shifted, two cycles later: one per row, shared by the columns."""
-    counts = [
-        register(m, total(bits), f"carries_{shift}_{i}") << shift
-        for shift, row in negatives.items()
-        for i, bits in enumerate(groups(row, 8))
-    ]
-    return register(m, total(counts), "carries")
+def digits_total(m: Module, joined: Mapping[int, Value], name: str) -> Value:
+    """The sum of the values shifted by their keys (ascending), two digits in the first cycle."""
+    pairs = []
+    for i, pair in enumerate(groups(list(joined.items()), 2)):
+        pairs.append((pair[0][0], register(m, shifted_sum(pair), f"{name}_digits_{i}")))
+    return shifted_sum(pairs)
+
+
+def shifted_sum(values: Sequence[tuple[int, Value]]) -> Value:
+    """The sum of (shift, value), in units of the first shift."""
+    (base, low), *rest = values
+    for shift, value in rest:
+        apart = shift - base
+        low = Cat(low[:apart], (low[apart:].as_signed() + value)).as_signed()
+    return low

@@ -40,7 +40,7 @@ _SCRATCHPAD = int(Destination.SCRATCHPAD)
 _COLUMNS_LOG2, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS, _BANKS = range(7)
 
 # Fixed pipelines, in cycles.
-_LANES_LATENCY = 4
+_LANES_LATENCY = 8
 _BLOCK = 1 + _LANES_LATENCY
 """From a block's last issue to `block` at the drain."""
 _RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 2, 14, 15, 16

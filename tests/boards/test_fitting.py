@@ -16,7 +16,7 @@ from terrazzo.boards import (
     require_interface,
     second_accelerator,
 )
-from terrazzo.boards.synthesis import count
+from terrazzo.boards.synthesis import count, verilog
 from terrazzo.hw import top
 
 ZCU102, ULX3S = BOARDS["zcu102"], BOARDS["ulx3s-85f"]
@@ -119,7 +119,7 @@ def test_unknown_parameters_are_refused():
 )
 def test_estimate_is_near_synthesis_which_fits(accelerator, board):
     """The second accelerator took no part in the choice of costs."""
-    guess, real = estimate(accelerator, board), count(top.verilog(accelerator), top.MODULE, board)
+    guess, real = estimate(accelerator, board), count(verilog(accelerator, board), top.MODULE, board)
     print(guess, real)
     for name in ("lut", "ff", "dsp", "bram"):
         assert getattr(real, name) <= getattr(board.budget, name)

@@ -43,10 +43,14 @@ class Rows(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         at, out = 0, 0
+        columns = [
+            [column.word_select(i, 9).as_signed() for i in range(self.depth)]
+            for column in (self.operand.word_select(c, 9 * self.depth) for c in range(self.columns))
+        ]
         for i, row in enumerate(self.rows):
             m.submodules[f"row_{i}"] = row
             m.d.comb += [
-                row.operand.as_value().eq(self.operand),
+                row.operand.eq(row.arithmetic.operands.prepared(m, columns)),
                 row.weights.eq(self.weights[at:]),
                 row.valid.eq(self.valid),
                 row.first.eq(self.first),

@@ -37,7 +37,9 @@ CONFIGURATIONS = {
     "columns_4": dataclasses.replace(
         SMALL, columns=4, lanes=Lanes(fixed8=4, fixed4=2, sp2_4=4), operand_chunks=32
     ),
-    "deep": dataclasses.replace(SMALL, depth=8, drain=4, lanes=Lanes(fixed8=8, fixed4=4, pot4=4)),
+    "deep": dataclasses.replace(
+        SMALL, depth=8, drain=4, lanes=Lanes(fixed8=8, fixed4=4, pot4=4, fixed8_luts=2)
+    ),
     "private_2": dataclasses.replace(SMALL, lanes=Lanes(fixed8=8, sp2_4=2), private=2),
     "private_4": dataclasses.replace(
         SMALL, columns=4, lanes=Lanes(fixed8=16, pot4=2), operand_chunks=32, private=4
