@@ -88,6 +88,19 @@ def test_channels_that_fill_rows_are_written_where_they_are_concatenated(channel
     assert equal(graph, DEMO, 4)
 
 
+@pytest.mark.parametrize("accelerator", [DEMO, OTHER], ids=["demo", "other"])
+@pytest.mark.parametrize(("windows", "keys", "values"), [(1, 30, 9), (3, 6, 15), (1, 9, 24)])
+def test_heads_of_values_have_their_own_width_and_outputs_may_have_16_bits(
+    accelerator, windows, keys, values
+):
+    """Three heads, wider or narrower than those of the queries, that fill rows or do not."""
+    b = Builder(5, (4, 6, 8))
+    x = b.flatten(b.conv(b.input, 16, (1, 1)))
+    parts = (b.linear(x, channels) for channels in (keys, keys, values))
+    y = b.attention(*parts, 3, windows=windows, output_dtype="s16")
+    assert equal(b.graph(b.linear(b.elementwise(y), 16)), accelerator, 5)
+
+
 @pytest.mark.parametrize("windows", [1, 4])
 def test_many_biases_come_when_they_are_needed(windows):
     """Biases of more than an eighth of the scratchpad are loaded in every frame, those of fewer rows once."""

@@ -60,11 +60,12 @@ def _windows(b):
 
 
 def _reduced(b):
-    """Fewer keys than queries, one bias per head, tokens in front."""
+    """Fewer keys than queries, narrower values, one bias per head, tokens in front, 16 bits."""
     x = b.flatten(b.conv(b.input, 12, (1, 1)))
     z = b.flatten(b.conv(b.input, 12, (2, 2), (2, 2)))
     x = b.concat(b.slice(z, 0, 1), x, axis="positions")
-    return b.attention(b.linear(x, 12), b.linear(z, 12), b.linear(z, 12), 3, bias=(1, 3))
+    y = b.attention(b.linear(x, 12), b.linear(z, 12), b.linear(z, 9), 3, bias=(1, 3), output_dtype="s16")
+    return b.elementwise(y)
 
 
 def _gated(b):
