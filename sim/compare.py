@@ -68,10 +68,10 @@ class Comparison:
     """Images whose functional outputs differ from the reference."""
     rtl_mismatches: int
     """Images whose RTL outputs differ from the reference."""
-    predicted_cycles: int | None
-    """Of a frame, from the cycle model; None for a memory with random stalls."""
+    predicted_frames: tuple[int, ...]
+    """Cycles of each frame, from the cycle model; none for a memory with random stalls."""
     predicted_layers: dict[int, tuple[int, int]]
-    """Tag to first start and last end in cycles of the frame."""
+    """Tag to first start and last end in cycles of the first frame."""
     frame_cycles: tuple[int, ...]
     """RTL cycles of each frame."""
     rtl_layers: dict[int, tuple[int, int]]
@@ -83,6 +83,11 @@ class Comparison:
     def rtl_cycles(self) -> int:
         """Cycles of the first frame."""
         return self.frame_cycles[0]
+
+    @property
+    def predicted_cycles(self) -> int | None:
+        """Predicted cycles of the first frame."""
+        return self.predicted_frames[0] if self.predicted_frames else None
 
     @property
     def equal(self) -> bool:
@@ -101,13 +106,12 @@ class Comparison:
         ]
         if self.difference is not None:
             lines.append(str(self.difference))
-        if self.predicted_cycles is None:
+        if not self.predicted_frames:
             return lines
-        for frame, cycles in enumerate(self.frame_cycles):
-            if cycles != self.predicted_cycles:
-                lines.append(
-                    f"cycles: frame {frame} takes {cycles} in RTL, {self.predicted_cycles} predicted"
-                )
+        both = zip(self.frame_cycles, self.predicted_frames, strict=True)
+        for frame, (cycles, predicted) in enumerate(both):
+            if cycles != predicted:
+                lines.append(f"cycles: frame {frame} takes {cycles} in RTL, {predicted} predicted")
                 break
         for layer in self.program.layers:
             predicted, found = self.predicted_layers.get(layer.tag), self.rtl_layers.get(layer.tag)
@@ -170,9 +174,10 @@ def compare(
     progress("reference")
     expected = reference.run(graph, codes).reshape(shape)
     progress("functional")
-    executed = functional.run(program, codes)
+    frames = list(functional.frames(program, codes))
+    executed = np.stack([frame.outputs for frame in frames])
     progress("cycle model")
-    timing = None if memory.stall else cycle.predict(program, memory)
+    timings = [] if memory.stall else cycle.frames(program, memory, [frame.written for frame in frames])
     if verilog is None:
         from ..hw.top import verilog as generate
 
@@ -180,7 +185,7 @@ def compare(
         verilog = generate(program.accelerator)
     progress("compiling the RTL simulation")
     simulator = RtlSimulator(program.accelerator, verilog)
-    limit = {} if timing is None else {"max_cycles": 4 * timing.cycles + 100_000}
+    limit = {"max_cycles": 4 * max(t.cycles for t in timings) + 100_000} if timings else {}
     rtl = simulator.run(
         program, codes, memory, progress=lambda n: progress(f"RTL: {n} of {len(codes)} images"), **limit
     )
@@ -210,10 +215,10 @@ def compare(
         images=len(codes),
         functional_mismatches=len(wrong[0]),
         rtl_mismatches=len(wrong[1]),
-        predicted_cycles=None if timing is None else timing.cycles,
-        predicted_layers={}
-        if timing is None
-        else {tag: (s.start, s.done) for tag, s in timing.layers.items()},
+        predicted_frames=tuple(timing.cycles for timing in timings),
+        predicted_layers={
+            tag: (s.start, s.done) for timing in timings[:1] for tag, s in timing.layers.items()
+        },
         frame_cycles=tuple(int(c) for c in rtl.cycles),
         rtl_layers=rtl.spans[0],
         simulated_cycles=rtl.total_cycles,

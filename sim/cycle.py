@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numba
@@ -22,7 +22,7 @@ from .timing import matrix, memory, vector
 from .timing.table import COLUMN
 from .timing.values import resolved
 
-__all__ = ["CycleError", "Span", "Timing", "predict"]
+__all__ = ["CycleError", "Span", "Timing", "frames", "predict"]
 
 _OPCODE, _WAIT, _SIGNAL = COLUMN["opcode"], COLUMN["wait"], COLUMN["signal"]
 _END, _FIRST = int(Opcode.END), int(Opcode.LOAD)
@@ -71,12 +71,13 @@ def predict(
     program: Program,
     memory_model: MemoryModel,
     entry: int | None = None,
-    written: Mapping[int, np.ndarray] | None = None,
+    written: Sequence[Mapping[int, np.ndarray]] = (),
 ) -> Timing:
     """Time of a run from `entry` (the frame's if None) after the setup, on a machine and memory that are idle before.
 
-    `written` tells what the data decide, by instruction: positions that COMPACT kept, and what LOAD wrote to count
-    registers or index memory from another region than WEIGHTS (the functional simulator's `Machine.written`).
+    `written` tells what the data decide in each run from `entry` since the setup, that in question last, by instruction:
+    positions that COMPACT kept, and what LOAD wrote to count registers or index memory from another region than WEIGHTS
+    (`written` of the functional simulator's frames; `frames` of this module puts both together).
     Regions must start at a multiple of 4096. Random stalls cannot be predicted: ValueError, and so where a value is
     needed that is not told. Raises CycleError for a program that waits for ever or has no END.
     """
@@ -126,6 +127,16 @@ def predict(
         busy={engine: int(busy[engine]) for engine in Engine},
         stalled={engine: int(stalled[engine]) for engine in Engine},
     )
+
+
+def frames(
+    program: Program, memory_model: MemoryModel, written: Sequence[Mapping[int, np.ndarray]]
+) -> list[Timing]:
+    """The time of each frame after the setup, of which `written` tells what the data decide; see `predict`."""
+    keys = [{number: values.tobytes() for number, values in frame.items()} for frame in written]
+    if all(key == keys[0] for key in keys[1:]):
+        return [predict(program, memory_model, written=written[:1])] * len(written)
+    return [predict(program, memory_model, written=written[: n + 1]) for n in range(len(written))]
 
 
 @numba.njit

@@ -7,6 +7,7 @@ it is an error, because in program order every earlier instruction has completed
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from ..arch.program import Program
 from .kernels.products import product
 from .memories import MachineError, Memories, Write
 
-__all__ = ["Machine", "MachineError", "Write", "pack_rows", "run"]
+__all__ = ["Frame", "Machine", "MachineError", "Write", "frames", "pack_rows", "run"]
 
 _SEMAPHORE_MAX = 255
 
@@ -357,14 +358,28 @@ def pack_rows(accelerator: Accelerator, rows: np.ndarray) -> np.ndarray:
     return np.pad(rows, ((0, 0), (0, pitch - rows.shape[1]))).ravel()
 
 
-def run(program: Program, codes: np.ndarray) -> np.ndarray:
-    """Setup once, then one frame per image: input codes (N, ...) to outputs (N, positions, channels), int64."""
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What a frame gave."""
+
+    outputs: np.ndarray
+    """Codes (positions, channels), int64."""
+    written: dict[int, np.ndarray]
+    """What its instructions wrote to registers and index memory, as `cycle.predict` wants it."""
+
+
+def frames(program: Program, codes: np.ndarray) -> Iterator[Frame]:
+    """Setup once, then one frame per image: input codes (N, ...)."""
     machine, a = Machine(program.accelerator), program.accelerator
     machine.load(program)
     machine.run(program.setup_entry)
-    outputs = []
     for image in codes:
+        machine.written = {}
         raw = machine.run(program.frame_entry, pack_rows(a, program.input.pack(a, image)))
         rows = raw.reshape(program.output.rows(a), -1)[:, : a.scratchpad_row_bytes]
-        outputs.append(program.output.unpack(a, rows))
-    return np.stack(outputs)
+        yield Frame(program.output.unpack(a, rows), machine.written)
+
+
+def run(program: Program, codes: np.ndarray) -> np.ndarray:
+    """The outputs of `frames`: (N, positions, channels), int64."""
+    return np.stack([frame.outputs for frame in frames(program, codes)])

@@ -448,7 +448,7 @@ def sim(
 ) -> dict:
     """Classify images: predictions, cycles and FPS of a frame at the board's clock, and a row per layer.
 
-    `level` is reference, functional (no cycles), cycle (predicted cycles) or rtl (cycles of the Verilog).
+    Cycles are those of the first image; where images take different ones, each prediction has its own. `level` is reference, functional (no cycles), cycle (predicted cycles) or rtl (cycles of the Verilog).
     """
     levels = ("reference", "functional", "cycle", "rtl")
     if level not in levels:
@@ -466,12 +466,14 @@ def sim(
         result = simulator.run(
             program, codes, memory, progress=lambda n: progress(f"rtl: {n} of {len(codes)} images")
         )
-        outputs, spans, cycles = result.outputs, result.spans[0], int(result.cycles[0])
+        outputs, spans, cycles = result.outputs, result.spans[0], [int(c) for c in result.cycles]
     else:
-        outputs = functional.run(program, codes)
+        frames = list(functional.frames(program, codes))
+        outputs = np.stack([frame.outputs for frame in frames])
     if level == "cycle":
-        timing = cycle.predict(program, memory)
-        cycles, spans = timing.cycles, {tag: (s.start, s.done) for tag, s in timing.layers.items()}
+        timings = cycle.frames(program, memory, [frame.written for frame in frames])
+        spans = {tag: (s.start, s.done) for tag, s in timings[0].layers.items()}
+        cycles = [timing.cycles for timing in timings]
     classes = outputs.reshape(len(codes), -1).argmax(axis=1)
     predictions = [
         {"image": name, "class": graph.labels[c] if graph.labels else int(c)}
@@ -480,14 +482,17 @@ def sim(
     ]
     result = {"level": level, "predictions": predictions, "layers": [], "frame": [], "memory": []}
     if level in ("cycle", "rtl"):
+        if len(set(cycles)) > 1:
+            for prediction, count in zip(predictions, cycles, strict=True):
+                prediction["cycles"] = count
         result["layers"] = layer_rows(program, spans)
         result["frame"] = [
             {
-                "cycles": cycles,
+                "cycles": cycles[0],
                 "clock MHz": clock_mhz,
-                "latency ms": cycles / clock_mhz / 1e3,
-                "FPS": clock_mhz * 1e6 / cycles,
-                "utilization": f"{utilization(program, cycles):.1%}",
+                "latency ms": cycles[0] / clock_mhz / 1e3,
+                "FPS": clock_mhz * 1e6 / cycles[0],
+                "utilization": f"{utilization(program, cycles[0]):.1%}",
             }
         ]
         result["memory"] = bandwidth.rows(program, cycles, target)

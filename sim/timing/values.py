@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,25 +19,30 @@ _ENTRIES = TABLE_ROW_BYTES * 8 // isa.INDEX_BITS
 
 
 def resolved(
-    program: Program, entry: int, written: Mapping[int, np.ndarray] | None = None
+    program: Program, entry: int, written: Sequence[Mapping[int, np.ndarray]] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """The program's table with all operand slots added for a run from `entry` after the setup, and the entries of all
     its gathering LOADs one after the other; `index` of such a LOAD is the place of its first one there.
 
-    `written`, by instruction: what LOAD INDEX or REGISTER wrote, where that is not in the region WEIGHTS, and the
-    positions that COMPACT kept. ValueError where a value is needed that neither of them tells.
+    `written`, by run from `entry` and instruction, the run in question last: what LOAD INDEX or REGISTER wrote, where that
+    is not in the region WEIGHTS, and the positions that COMPACT kept. ValueError where a value is needed that neither of
+    them tells.
     """
-    values = _Values(program, written or {})
+    values = _Values(program)
     if entry != program.setup_entry:
         values.run(program.setup_entry)
+    for values.written in written[:-1]:
+        values.run(entry)
+    values.written = written[-1] if written else {}
     return values.run(entry)
 
 
 class _Values:
     """Registers and index memory on the way through a program; None is a value that is not known."""
 
-    def __init__(self, program: Program, written: Mapping[int, np.ndarray]):
-        self.program, self.written = program, written
+    def __init__(self, program: Program):
+        self.program = program
+        self.written: Mapping[int, np.ndarray] = {}
         self.registers: list[int | None] = [0] * isa.REGISTERS
         self.index: list[int | None] = [0] * program.accelerator.index_rows
 

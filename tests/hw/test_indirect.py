@@ -13,7 +13,7 @@ from terrazzo.arch.layout import Layout
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.arch.program import Program
 from terrazzo.arch.registers import Cause, Control, Status
-from terrazzo.sim.cycle import predict
+from terrazzo.sim.cycle import frames, predict
 from terrazzo.sim.functional import Machine, MachineError
 
 from .test_top import END, load, pair, store
@@ -231,10 +231,21 @@ def test_values_that_the_program_does_not_tell():
     with pytest.raises(ValueError, match=r"^instruction 1 needs count register 2, which"):
         predict(program, MemoryModel())
     cycles = [
-        predict(program, MemoryModel(), written={0: np.array([count])}).cycles for count in (1, 2, 3, 11)
+        predict(program, MemoryModel(), written=[{0: np.array([count])}]).cycles for count in (1, 2, 3, 11)
     ]
     assert cycles[0] == cycles[1] < cycles[2] < cycles[3]
     simulator = Machine(machine)
     simulator.load(program)
     simulator.run(0, bytes([3]) + bytes(LIMIT - 1))
     assert simulator.written[0].tolist() == [3]
+
+
+def test_registers_of_an_earlier_frame_are_followed():
+    """A count that is read before the frame writes it is that of the frame before."""
+    machine = accelerator()
+    late = load(0, 2, 1, target=LoadTarget.REGISTER, region=Region.INPUT)
+    instructions = [load(0, 0, 1, **add(Opcode.LOAD, ("rows", 2, 1))), late, END]
+    program = as_program(machine, instructions, np.zeros(LIMIT, np.uint8))
+    few, many = ({1: np.array([count])} for count in (1, 40))
+    first, second, third = (timing.cycles for timing in frames(program, MemoryModel(), [many, few, few]))
+    assert first < third < second - 20

@@ -84,7 +84,9 @@ def test_wrong_program_is_located():
 def test_wrong_prediction_is_reported():
     result = compare(tiny.graph(), tiny.program(), tiny.codes(1), MEMORY, verilog=tiny.verilog())
     layers = {tag: (start, done + 1) for tag, (start, done) in result.predicted_layers.items()}
-    late = dataclasses.replace(result, predicted_cycles=result.predicted_cycles + 1, predicted_layers=layers)
+    late = dataclasses.replace(
+        result, predicted_frames=(result.predicted_cycles + 1,), predicted_layers=layers
+    )
     assert not late.equal and len(late.messages()) == 2
     assert late.messages()[0].startswith("cycles: frame 0 takes")
     assert late.messages()[1].startswith(f"cycles: layer {tiny.program().layers[0].name} runs")

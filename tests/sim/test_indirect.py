@@ -12,7 +12,7 @@ from terrazzo.arch.isa import Engine, Instruction, LoadTarget, Opcode, ParamMode
 from terrazzo.arch.layout import Layout
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.arch.program import Program
-from terrazzo.sim import functional
+from terrazzo.sim import cycle, functional
 from terrazzo.sim.cycle import Timing, predict
 from terrazzo.sim.rtl import RtlSimulator
 
@@ -99,7 +99,7 @@ def as_program(instructions, weights: np.ndarray, rows_in: int, rows_out: int) -
 
 def check(result, timing: Timing) -> None:
     """Start and completion of every instruction, and the end."""
-    assert list(result.cycles) == [timing.cycles]
+    assert result.cycles[0] == timing.cycles
     assert result.spans[0] == {tag: (span.start, span.done) for tag, span in timing.layers.items()}
 
 
@@ -180,8 +180,12 @@ def test_pruning(simulator, seed):
     machine.run(made.frame_entry, functional.pack_rows(MACHINE, made.input.pack(MACHINE, codes[0])))
     scores = codes[0, 2 * 18 * MACHINE.columns :][:18, 0]
     assert machine.written[3].tolist() == np.flatnonzero(scores >= 0).tolist()
-    result = simulator.run(made, codes, MemoryModel())
-    np.testing.assert_array_equal(result.outputs, functional.run(made, codes))
-    check(result, predict(made, MemoryModel(), written=machine.written))
+    codes = np.concatenate([codes, random.integers(-128, 128, codes.shape)])
+    result, found = simulator.run(made, codes, MemoryModel()), list(functional.frames(made, codes))
+    np.testing.assert_array_equal(result.outputs, np.stack([frame.outputs for frame in found]))
+    assert found[0].written[3].tolist() == machine.written[3].tolist()
+    check(result, predict(made, MemoryModel(), written=[found[0].written]))
+    timings = cycle.frames(made, MemoryModel(), [frame.written for frame in found])
+    assert [timing.cycles for timing in timings] == result.cycles.tolist()
     with pytest.raises(ValueError, match=r"^instruction 5 needs count register 5, which"):
         predict(made, MemoryModel())
