@@ -38,6 +38,7 @@ results: setup
 architectures: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[models]'
 	$(BIN)/python -m terrazzo.examples.table --out build/architectures --docs docs/results.md
+	$(BIN)/python -m terrazzo.examples.full_size --out build/results.json --docs docs/results.md
 
 bench: setup
 	$(BIN)/python -m terrazzo.bench --out build/bench.json

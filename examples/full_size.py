@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from .. import results_table
+from ..arch import isa
 from ..arch.errors import UserError
 from ..arch.files import write_text
 from ..arch.graph import Graph
@@ -161,8 +162,6 @@ def _executed(job: results_table.Job, graph: Graph, program: Program, steps: res
 def occupied(program: Program, timing: cycle.Timing) -> dict[int, int]:
     """By layer, the cycles in which the matrix engine is on its way to the end of one of its instructions: from its start,
     or the end of the one before where that is later. They add up to at most the frame's."""
-    from ..arch import isa
-
     found: dict[int, int] = {}
     free = 0
     for index in np.argsort(timing.done, kind="stable"):
