@@ -61,8 +61,11 @@ def test_what_has_no_pieces_is_explained():
         compile(graph, dataclasses.replace(DEMO, scratchpad_rows=32, scratchpad_regions=4))
 
 
-@pytest.mark.parametrize("rows, window", [(512, 3), (128, 3), (128, 4)])
-@pytest.mark.parametrize("accelerator", [DEMO, OTHER], ids=["demo", "other"])
+@pytest.mark.parametrize(
+    ("accelerator", "rows", "window"),
+    [(DEMO, 512, 3), (DEMO, 128, 4), (OTHER, 128, 3)],
+    ids=["demo whole", "demo", "other"],
+)
 def test_swin_on_smaller_and_smaller_machines(accelerator, rows, window):
     """Windows that do and do not begin tiles by themselves; biases of their own; patches merged."""
     small = dataclasses.replace(accelerator, **ROOMY, scratchpad_rows=rows, scratchpad_regions=2)
