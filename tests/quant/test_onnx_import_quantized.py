@@ -131,6 +131,28 @@ def operator_of(graph, op):
     return next(operator for operator in graph.operators if operator.op == op)
 
 
+def test_the_machines_softmax_is_nearer_to_the_exact_one_than_rounded_probabilities(tmp_path):
+    """64 keys with probabilities around 1/64, of which codes of 1/255 keep little; scores and values are the same codes."""
+    net = models.Net()
+    x = quantized_pair(net, net.op("Sub", "image", net.array(np.float32(0.5))), 1 / 250, 0, np.int8)
+    x = net.op("Transpose", net.op("Reshape", x, net.array(np.array([0, 3, 64]))), perm=[0, 2, 1])
+    scores = net.op("MatMul", x, net.op("Transpose", x, perm=[0, 2, 1]))
+    scores = quantized_pair(net, net.op("Mul", scores, net.array(np.float32(4))), 0.025, 0, np.int8)
+    shares = quantized_pair(net, net.op("Softmax", scores, axis=-1), 1 / 255, 0, np.uint8)
+    model = net.model(quantized_pair(net, net.op("MatMul", shares, x), 0.004, 0, np.int8))
+    _, graph, _ = integer(model, tmp_path)
+    raw = models.images(COUNT)
+    codes = reference.quantize_batch(graph, raw)
+    ours = reference.run(graph, codes).reshape(COUNT, 64, 3) * 0.004
+    (theirs,) = models.run(model, models.reals(raw))
+    real = codes.reshape(COUNT, 64, 3) / 250
+    logits = np.clip(np.rint(real @ real.swapaxes(1, 2) * 4 / 0.025), -128, 127) * 0.025
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    exact = weights / weights.sum(axis=-1, keepdims=True) @ real
+    error, other = (np.sqrt(((value - exact) ** 2).mean()) / 0.004 for value in (ours, theirs))
+    assert error < 0.45 and other > 2 * error
+
+
 def test_scores_that_saturate_stay_at_the_greatest_code(tmp_path):
     """With zero points that leave a third of the positive range, many rows have several keys at the greatest code."""
     model = models.statically_quantized(models.attention(), tmp_path)
