@@ -179,8 +179,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "compiler: stride of blocks one row short",
         "compiler/matrix.py",
-        '"weight_stride": 0 if shared else k',
-        '"weight_stride": 0 if shared else k - (k > 1)',
+        '"weight_stride": 0 if shared else weights.shape[1]',
+        '"weight_stride": 0 if shared else max(1, weights.shape[1] - 1)',
         ("tests/compiler/test_build.py",),
     ),
     Mutation(
