@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 export TERRAZZO_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data),)
 
-.PHONY: setup demo test test-full lint results architectures bench mutate clean
+.PHONY: setup demo test test-full lint results performance architectures bench mutate clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,10 @@ results: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[onnx]'
 	for part in results results_graphs results_machines results_frames results_onnx results_imported; do \
 		$(BIN)/python -m terrazzo.$$part --out build/results.json --docs docs/results.md || exit 1; done
+
+performance: setup
+	for part in performance performance_rtl; do \
+		$(BIN)/python -m terrazzo.$$part --out build/performance.json --docs docs/performance.md || exit 1; done
 
 architectures: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[models]'

@@ -73,7 +73,7 @@ class Accelerator:
 
     lanes: Lanes
     columns: int
-    """Positions (tokens, pixels) computed side by side; a power of two, at most `depth`."""
+    """Positions (tokens, pixels) computed side by side; at most `depth`, and of lanes.fixed8 where not a power of two."""
     depth: int
     """Products summed per lane, column and cycle; also the bytes of one scratchpad word; a power of two."""
     drain: int
@@ -121,7 +121,7 @@ class Accelerator:
             if isinstance(value, int) and value < 1:
                 yield f"{field.name} must be positive, not {value}"
                 return
-        powers = "columns depth drain vector scratchpad_regions scratchpad_rows operand_chunks bus_bytes burst_beats"
+        powers = "depth drain vector scratchpad_regions scratchpad_rows operand_chunks bus_bytes burst_beats"
         for name in [*powers.split(), "private"]:
             value = getattr(self, name)
             if value & (value - 1):
@@ -148,6 +148,10 @@ class Accelerator:
             part = getattr(self.lanes, name)
             if not 0 <= part <= whole or part % 2:
                 yield f"lanes.{name} must be even and at most lanes.{name[:6]} ({whole}), not {part}"
+        if self.columns & (self.columns - 1) and fixed8 < self.depth:
+            yield f"columns must be a power of two with lanes.fixed8 ({fixed8}) below depth, not {self.columns}"
+        if self.columns & (self.columns - 1) and self.private > 1:
+            yield f"columns must be a power of two with private ({self.private}) above 1, not {self.columns}"
         if self.lanes.total // self.drain > 255:
             yield f"lanes / drain must be at most 255, not {self.lanes.total // self.drain}"
         if not 4 <= self.bus_bytes <= 128:
@@ -170,6 +174,11 @@ class Accelerator:
     def multipliers(self) -> int:
         """Products per cycle of the matrix engine."""
         return self.lanes.total * self.columns * self.depth
+
+    @property
+    def tokens_per_word(self) -> int:
+        """Tokens in `depth` slots of keys or values: those of whole tiles; the slots behind them stay empty."""
+        return self.depth // self.columns * self.columns
 
     @property
     def vector_lanes(self) -> int:

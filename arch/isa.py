@@ -21,6 +21,7 @@ __all__ = [
     "REGISTER_BITS",
     "SEMAPHORES",
     "SLOTS",
+    "TAG_BITS",
     "Destination",
     "Engine",
     "FetchMode",
@@ -46,6 +47,8 @@ __all__ = [
 INSTRUCTION_WORDS = 32
 INSTRUCTION_BITS = 1024
 SEMAPHORES = 16
+TAG_BITS = 10
+"""Of a layer number."""
 REGISTERS = 16
 """Count registers, which operand slots read."""
 REGISTER_BITS = 18
@@ -176,7 +179,7 @@ class Field:
 
 _COMMON = (
     Field("opcode", 4, "what the instruction is", kind=Opcode),
-    Field("tag", 10, "layer number, for traces and error reports"),
+    Field("tag", TAG_BITS, "layer number, for traces and error reports"),
     Field(
         "wait", 16, "semaphores (bit mask) that must be positive before the start; each is decremented once"
     ),

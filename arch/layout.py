@@ -8,7 +8,13 @@ import numpy as np
 
 from .accelerator import Accelerator
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "token_slots"]
+
+
+def token_slots(accelerator: Accelerator, count: int) -> np.ndarray:
+    """Slots of tokens 0..count of keys, values and logits: the tiles of a word follow each other from its begin."""
+    word, within = np.divmod(np.arange(count), accelerator.tokens_per_word)
+    return word * accelerator.depth + within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

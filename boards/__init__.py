@@ -1,7 +1,13 @@
 """Boards: budgets, memory systems, clocks; and resource counts from synthesis."""
 
 from .board import Board, BoardError, Interface, Resources
-from .configurations import demo_accelerator, fixed8_accelerator, large_accelerator, second_accelerator
+from .configurations import (
+    deit_accelerator,
+    demo_accelerator,
+    fixed8_accelerator,
+    large_accelerator,
+    second_accelerator,
+)
 from .fitting import estimate, fit, require_interface
 from .ulx3s import ULX3S_85F
 from .zcu102 import ZCU102
@@ -12,6 +18,7 @@ __all__ = [
     "BoardError",
     "Interface",
     "Resources",
+    "deit_accelerator",
     "demo_accelerator",
     "estimate",
     "fit",

@@ -5,7 +5,13 @@ import dataclasses
 from ..arch.accelerator import Accelerator, Lanes
 from .zcu102 import ZCU102
 
-__all__ = ["demo_accelerator", "fixed8_accelerator", "large_accelerator", "second_accelerator"]
+__all__ = [
+    "deit_accelerator",
+    "demo_accelerator",
+    "fixed8_accelerator",
+    "large_accelerator",
+    "second_accelerator",
+]
 
 
 def demo_accelerator() -> Accelerator:
@@ -82,4 +88,19 @@ def fixed8_accelerator() -> Accelerator:
     """4,096 multipliers of one kind: the ZCU102's default with a wider drain and vector engine, two ports and private lanes."""
     return dataclasses.replace(
         ZCU102.default, lanes=Lanes(fixed8=64), columns=4, ports=2, drain=8, vector=8, private=4
+    )
+
+
+def deit_accelerator() -> Accelerator:
+    """5,120 Fixed-8 multipliers for transformers of 197 tokens: 40 tiles of 5. The scratchpad holds a DeiT-Base."""
+    return dataclasses.replace(
+        ZCU102.default,
+        lanes=Lanes(fixed8=64),
+        columns=5,
+        drain=8,
+        vector=8,
+        scratchpad_regions=4,
+        weight_rows=1536,
+        instructions=2560,
+        ports=4,
     )

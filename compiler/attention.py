@@ -11,6 +11,7 @@ from ..arch import graph as g
 from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES
 from ..arch.isa import Destination, FetchMode, Opcode, ParamMode, Region, VectorOp
+from ..arch.layout import token_slots
 from . import moves
 from .ir import At, Buffer, Content, Item, Memory, Place, Span
 from .matrix import Output
@@ -37,13 +38,15 @@ def slots(channels: int, heads: int, unit: int) -> tuple[int, ...] | None:
 
 def bias_rows(tensors: Tensors) -> int:
     """Scratchpad rows of all biases of a graph."""
-    graph, rows = tensors.graph, 0
+    graph, a, rows = tensors.graph, tensors.accelerator, 0
     for operator in graph.operators:
         if isinstance(operator, g.Attention) and operator.bias:
             value = graph.constant(operator, "bias")
             tokens, keys = value.shape[2:]
             distinct = len({each.tobytes() for each in value.reshape(-1, tokens * keys)})
-            rows += distinct * -(-tokens // tensors.accelerator.columns) * tensors.rows_of(keys, True)
+            rows += (
+                distinct * -(-tokens // a.columns) * tensors.rows_of(int(token_slots(a, keys)[-1]) + 1, True)
+            )
     return rows
 
 
@@ -89,13 +92,20 @@ def _supported(lowering: _Lowering, operator: g.Attention) -> bool:
             f"row_scales must be at least {tiles} for {tokens} tokens, not {a.row_scales}. Raise row_scales",
         )
     size = queries.channels // operator.heads
-    chunks = max(-(-size // a.depth), -(-(keys.positions // operator.windows) // a.depth))
+    chunks = max(-(-size // a.depth), -(-(keys.positions // operator.windows) // a.tokens_per_word))
     if chunks > a.operand_chunks:
         tensors.problem(
             operator.name,
             f"operand_chunks must be at least {chunks}, not {a.operand_chunks}. Raise operand_chunks",
         )
     return len(tensors.problems) == before
+
+
+def _spread(value: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """Rows of values by key, by slot."""
+    spread = np.zeros((len(value), slots[-1] + 1), value.dtype)
+    spread[:, slots] = value
+    return spread
 
 
 class _Window:
@@ -119,7 +129,11 @@ class _Window:
         tokens = queries.positions // operator.windows
         self.x, self.y = queries.part(a, number, tokens), y.part(a, number, tokens)
         keys = lowering.graph.tensor(operator.keys)
-        self.keys_count, heads = keys.positions // operator.windows, operator.heads
+        heads = operator.heads
+        self.keys_count = keys.positions // operator.windows
+        self.slots = token_slots(a, self.keys_count)
+        self.slot_count = int(self.slots[-1]) + 1
+        """Lanes that keys take, and channels of the logits."""
         self.key_chunks = -(-(keys.channels // heads) // a.depth)
         self.size = lowering.graph.tensor(operator.values).channels // heads
         """Channels of a head of the values."""
@@ -127,10 +141,10 @@ class _Window:
         self.value_channels = -(-self.size // lane_unit) * lane_unit
         self.strides = {
             Destination.KEYS: self.tensors.rows_of(heads * self.key_chunks * a.depth, False),
-            Destination.VALUES: -(-self.keys_count // a.depth),
+            Destination.VALUES: -(-self.slot_count // a.depth),
         }
         blocks = {
-            Destination.KEYS: -(-self.keys_count // a.lanes.fixed8),
+            Destination.KEYS: -(-self.slot_count // a.lanes.fixed8),
             Destination.VALUES: heads * self.value_channels // a.lanes.fixed8,
         }
         self.buffers = {
@@ -167,7 +181,8 @@ class _Window:
         value = self.lowering.graph.constant(self.operator, "bias")
         value = value[self.number % len(value), head % value.shape[1]]
         name = f"{self.operator.name}/bias{self.number}.{head}"
-        place = tensors.place(name, self.x.positions, self.keys_count, True)
+        place = tensors.place(name, self.x.positions, self.slot_count, True)
+        value = _spread(value, self.slots)
         data = place.layout.pack(a, value)
         if self.lowering.keeps_biases:
             place = dataclasses.replace(place, buffer=tensors.data(Memory.SCRATCHPAD, name, self.tag, data))
@@ -185,9 +200,9 @@ class _Window:
         tensors, a, operator = self.tensors, self.accelerator, self.operator
         constant = self.lowering.graph.constant
         keys, chunks, stride = self.buffers[Destination.KEYS], self.key_chunks, self.strides[Destination.KEYS]
-        blocks, steps = self._blocks(self.keys_count)
+        blocks, steps = self._blocks(self.slot_count)
         name = f"{head}" if operator.windows == 1 else f"{self.number}.{head}"
-        logits = tensors.place(f"{operator.name}/logits{name}", self.x.positions, self.keys_count, True)
+        logits = tensors.place(f"{operator.name}/logits{name}", self.x.positions, self.slot_count, True)
         records = (np.full(a.drain, constant(operator, field)[head], np.int64) for field in ("m", "n", "C"))
         param = tensors.data(
             Memory.PARAM,
@@ -230,13 +245,13 @@ class _Window:
         )
         table = numerics.recip_table().astype("<u2").view(np.uint8).reshape(-1, TABLE_ROW_BYTES)
         recip = tensors.data(Memory.RECIP, "recip", self.tag, table)
-        e = tensors.place(f"{operator.name}/e{name}", self.x.positions, self.keys_count, False)
+        e = tensors.place(f"{operator.name}/e{name}", self.x.positions, self.slot_count, False)
         tiles = -(-self.x.positions // a.columns)
         scales = Buffer(name=f"{operator.name}/scale{name}", memory=Memory.ROW_SCALE, rows=tiles)
         values = {
             "op": VectorOp.SOFTMAX,
             "positions": self.x.positions,
-            "channels": self.keys_count,
+            "channels": self.slot_count,
             "src": logits.at(),
             "src_stride": logits.stride,
             "src_wide": 1,
@@ -247,7 +262,7 @@ class _Window:
             "param": At(scales),
         }
         reads = (
-            logits.span(a, 0, -(-self.keys_count * 2 // a.depth)),
+            logits.span(a, 0, -(-self.slot_count * 2 // a.depth)),
             Span(exp, 0, exp.rows),
             Span(recip, 0, recip.rows),
         )
@@ -255,8 +270,8 @@ class _Window:
             self.load_bias(head)
             bias = self.biases[head]
             values |= {"bias": 1, "residual_row": bias.at(), "residual_stride": bias.stride}
-            reads = (*reads, bias.span(a, 0, -(-self.keys_count * 2 // a.depth)))
-        writes = (e.span(a, 0, -(-self.keys_count // a.depth)), Span(scales, 0, tiles))
+            reads = (*reads, bias.span(a, 0, -(-self.slot_count * 2 // a.depth)))
+        writes = (e.span(a, 0, -(-self.slot_count // a.depth)), Span(scales, 0, tiles))
         self._append(Opcode.VECTOR, values, reads, writes)
         self.softmax[head] = e, scales
 

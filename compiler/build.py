@@ -42,7 +42,7 @@ __all__ = ["Compiled", "compile", "compiled"]
 _PIECES = (8, 6, 4, 3, 2, 1)
 """Parts of a memory's free rows that one instruction may take where data is streamed, best first."""
 
-_WAYS = ((2, 0.9), (3, 0.9), (3, 0.7), (2, 0.6))
+_WAYS = ((2, 0.9), (3, 0.9), (2, 0.75), (3, 0.75))
 """Parts that layers are cut into, and the part of the scratchpad that may be alive at once."""
 
 _SETUP_INSTRUCTIONS = 32

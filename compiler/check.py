@@ -21,6 +21,7 @@ from ..arch.isa import (
     Region,
     VectorOp,
 )
+from ..arch.layout import token_slots
 from .ir import INDEX_ROW_ENTRIES, Item, Memory, capacity
 
 __all__ = ["PENDING_MAX", "accesses", "section"]
@@ -206,7 +207,7 @@ def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
             (Memory.SCRATCHPAD, _tiles(i.dst, i.dst_stride, tiles, -(-channels * size // a.depth)), True)
         )
     else:
-        positions = tiles * a.columns
+        positions = int(token_slots(a, tiles * a.columns)[-1]) + 1
         tokens, words = (positions, channels) if i.destination == Destination.KEYS else (channels, positions)
         rows = _tiles(i.dst, i.dst_stride, -(-tokens // a.lanes.fixed8), -(-words // a.depth))
         found.append((Memory.WEIGHT, rows, True))

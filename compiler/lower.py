@@ -211,7 +211,9 @@ class _Lowering:
                 self.tensors.problem(
                     operator.name, "a residual must be s16, not s8. Keep 16 bits in the residual stream"
                 )
-        place = self.tensors.output(self.graph.tensor(operator.output), slots, window)
+        place = self.in_place(tag, operator, residual[1]) if residual else None
+        if place is None:
+            place = self.tensors.output(self.graph.tensor(operator.output), slots, window)
         if drain.second is not None:
             tensor = self.graph.tensor(drain.second.tensor)
             if tensor.dtype != "s8":
@@ -220,6 +222,33 @@ class _Lowering:
                 )
             second = (drain.second, self.tensors.output(tensor, slots, window))
         return Output(place=place, second=second, residual=residual)
+
+    def in_place(self, tag: int, operator: g.Operator, addend: Place) -> Place | None:
+        """The residual's place for the output, where nobody reads the residual afterwards: a drain reads each code
+        of it before it writes the output's there."""
+        tensors, graph = self.tensors, self.graph
+        y, buffer = graph.tensor(operator.output), addend.buffer
+        later = [name for op in graph.operators[tag + 1 :] for name in (*g.reads(op), *self.needs(op))]
+        later += [
+            graph.output,
+            *(name for name in g.reads(operator) if name != operator.drain.residual.tensor),
+        ]
+        mine = {name for name, place in tensors.places.items() if place.buffer is buffer}
+        if (
+            not self.streams
+            or isinstance(operator, g.Elementwise | g.Multiply)
+            or buffer.data is not None
+            or addend is not tensors.places.get(operator.drain.residual.tensor)
+            or (y.positions, y.channels, y.dtype) != (addend.positions, addend.channels, "s16")
+            or addend.window
+            or buffer.spare
+            or y.name in tensors.padded | tensors.shares.keys() | tensors.parts.keys()
+            or not mine.isdisjoint(later)
+            or graph.input in mine
+        ):
+            return None
+        tensors.places[y.name] = addend
+        return addend
 
     def conv(self, tag: int, operator: g.Conv) -> None:
         self.image(tag, operator, slots=operator.groups == 1)

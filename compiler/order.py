@@ -88,6 +88,8 @@ class _Order:
             at_once = [index for index in fitting if begin[index] <= start]
 
             def rank(index: int, engine: Engine = engine) -> tuple:
+                if engine == Engine.LOAD:
+                    return min(self.after[index], default=len(self.items)), index
                 same = self.weights[index] is not None and self.weights[index] is last[engine]
                 return not same, -self.way[index], index
 

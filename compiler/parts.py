@@ -8,7 +8,7 @@ import itertools
 from ..arch.accelerator import Accelerator
 from ..arch.isa import Destination, FetchMode, Opcode, ParamMode, Region, VectorOp
 from . import estimate
-from .ir import At, Item, Memory, Span, row_bytes
+from .ir import At, Content, Item, Memory, Span, row_bytes
 
 __all__ = ["split"]
 
@@ -23,7 +23,7 @@ def split(accelerator: Accelerator, items: list[Item], count: int) -> list[Item]
 
 
 def _parts(a: Accelerator, item: Item, count: int) -> list[Item]:
-    if item.opcode == Opcode.LOAD and item.values["region"] == Region.INPUT:
+    if item.opcode == Opcode.LOAD and item.values["region"] in (Region.INPUT, Region.WEIGHTS):
         return _loads(a, item, count)
     if item.opcode not in (Opcode.MATRIX, Opcode.VECTOR):
         return [item]
@@ -38,7 +38,7 @@ def _parts(a: Accelerator, item: Item, count: int) -> list[Item]:
 
 def _cuts(a: Accelerator, item: Item, tiles: int, count: int) -> list[int]:
     """Tiles at which parts after the first begin: the same ones for all items of as many tiles, as far as they can."""
-    unit = max(a.lanes.fixed8, a.depth) // a.columns
+    unit = max(_key_tiles(a), a.depth // a.columns)
     values = item.values
     if item.opcode == Opcode.MATRIX and values["mode"] != FetchMode.LINEAR:
         return _rows_of_windows(a, item, tiles, count)
@@ -110,9 +110,14 @@ def _destination(a: Accelerator, values: dict, first: int, advance) -> None:
         advance("dst", "dst_stride")
         return
     keys = values["destination"] == Destination.KEYS
-    unit = (a.lanes.fixed8 if keys else a.depth) // a.columns
+    unit = _key_tiles(a) if keys else a.depth // a.columns
     rows = first // unit * (values["dst_stride"] if keys else 1)
     values["dst"] = At(values["dst"].buffer, values["dst"].offset + rows)
+
+
+def _key_tiles(a: Accelerator) -> int:
+    """Tiles of keys in a block of Fixed-8 lanes."""
+    return a.depth // a.columns * a.lanes.fixed8 // a.depth
 
 
 def _span(span: Span, moved: list[tuple[At, int]], first: int, end: int, tiles: int) -> Span:
@@ -141,7 +146,7 @@ def _seen(a: Accelerator, values: dict, span: Span) -> Span:
 
 
 def _loads(a: Accelerator, item: Item, count: int) -> list[Item]:
-    """A LOAD of the input in runs of rows."""
+    """A LOAD to the scratchpad in runs of rows."""
     (span,) = item.writes
     total, parts = item.values["rows"], []
     pitch = a.pitch(row_bytes(a, Memory.SCRATCHPAD))
@@ -151,7 +156,12 @@ def _loads(a: Accelerator, item: Item, count: int) -> list[Item]:
         if end > first:
             row = item.values["row"]
             values = item.values | {"row": At(row.buffer, row.offset + first), "rows": end - first}
-            values["offset"] = values.get("offset", 0) + first * pitch
+            start = values.get("offset", 0)
+            values["offset"] = (
+                Content(start.data, start.offset + first * pitch)
+                if isinstance(start, Content)
+                else start + first * pitch
+            )
             parts.append(
                 dataclasses.replace(
                     item, values=values, writes=(Span(span.buffer, span.first + first, end - first),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
+from amaranth.utils import ceil_log2, exact_log2
 
 from ..arch.accelerator import Accelerator
 from .delay import delayed
@@ -35,7 +35,7 @@ def element_layout(accelerator: Accelerator) -> data.StructLayout:
     first_byte <= i < last_byte are data, others padding. `private`: the same of every row that was read.
     """
     columns, byte_bits = accelerator.columns, exact_log2(accelerator.depth)
-    word_bits = exact_log2(columns)
+    word_bits = ceil_log2(columns)
     return data.StructLayout(
         {
             "keep": 1,

@@ -21,7 +21,7 @@ from .delay import delayed
 from .ports import ROW_BITS, LoadPort, ReadPort, RowScalePort, WritePort, row_scale_layout
 from .requantize import saturate, shifted
 from .shared import Shared
-from .weights import DrainWrite
+from .weights import DrainWrite, key_parts, word_parts
 
 __all__ = ["SUMS_CYCLE", "Drain"]
 
@@ -111,6 +111,10 @@ class Steps(wiring.Component):
                 "step": Out(8),
                 "output": Out(ROW_BITS),
                 "tile": Out(18),
+                "key_block": Out(18),
+                "key_part": Out(range(key_parts(accelerator))),
+                "word": Out(18),
+                "part": Out(range(word_parts(accelerator))),
                 "live": Out(accelerator.columns),
             }
         )
@@ -129,20 +133,32 @@ class Steps(wiring.Component):
             self.valid.eq(active & ~second),
             self.last.eq(step_last & block.end),
         ]
+        first = Signal(18)
         for column in range(columns):
-            m.d.comb += self.live[column].eq((self.tile << exact_log2(columns)) + column < positions)
+            m.d.comb += self.live[column].eq(first + column < positions)
         m.d.sync += second.eq(active & ~second & twice)
         with m.If(advance):
             m.d.sync += [self.step.eq(Mux(step_last, 0, self.step + 1)), self.output.eq(self.output + 1)]
             with m.If(step_last):
                 m.d.sync += active.eq(0)
                 with m.If(block.tile_end):
-                    m.d.sync += [self.output.eq(0), self.tile.eq(Mux(block.end, 0, self.tile + 1))]
+                    following = Mux(block.end, 0, self.tile + 1), Mux(block.end, 0, first + columns)
+                    m.d.sync += [self.output.eq(0), self.tile.eq(following[0]), first.eq(following[1])]
+                    self.parts(m, block.end, self.key_part, self.key_block, key_parts(self.accelerator))
+                    self.parts(m, block.end, self.part, self.word, word_parts(self.accelerator))
                 with m.If(block.end):
                     m.d.sync += self.slot.eq(~self.slot)
         with m.If(self.block.valid):
             m.d.sync += [active.eq(1), block.eq(self.block)]
         return m
+
+    def parts(self, m: Module, end, part: Signal, whole: Signal, count: int) -> None:
+        """The next tile's place, `count` of them to a whole."""
+        last = part == count - 1
+        m.d.sync += [
+            part.eq(Mux(end | last, 0, part + 1)),
+            whole.eq(Mux(end, 0, whole + last)),
+        ]
 
 
 class Drain(wiring.Component):
@@ -335,21 +351,18 @@ class Drain(wiring.Component):
         """Rows, masks and data of all destinations."""
         accelerator, columns = self.accelerator, self.accelerator.columns
         depth, drain, fixed8 = accelerator.depth, accelerator.drain, accelerator.lanes.fixed8
-        block_bits, token_part, token_block = (
-            exact_log2(depth // drain),
-            exact_log2(fixed8 // columns),
-            exact_log2(depth // columns),
-        )
+        block_bits = exact_log2(depth // drain)
         channel_part = exact_log2(fixed8 // drain)
         p11_tile, p11_output = delayed(m, steps.tile, 11), delayed(m, steps.output, 11)
         p11_destination, p11_wide = self.field(11, "destination"), self.field(11, "wide")
         keys = p11_destination == isa.Destination.KEYS
         values = p11_destination == isa.Destination.VALUES
-        p11_major = Mux(keys, p11_tile >> token_part, Mux(values, p11_output >> channel_part, p11_tile))
+        p11_key_block, p11_word = delayed(m, steps.key_block, 11), delayed(m, steps.word, 11)
+        p11_major = Mux(keys, p11_key_block, Mux(values, p11_output >> channel_part, p11_tile))
         p11_first = Mux(keys | values, 0, self.field(11, "dst_channel") >> exact_log2(drain))
         p11_placed = (p11_output + p11_first)[:ROW_BITS]
         placed_row = Mux(p11_wide, p11_placed << 1, p11_placed) >> block_bits
-        p11_minor = Mux(values, p11_tile >> token_block, placed_row)
+        p11_minor = Mux(values, p11_word, placed_row)
         p12_base = delayed(m, (p11_major * self.field(11, "dst_stride"))[:ROW_BITS], 1)
         p12_second = delayed(m, (p11_tile * self.field(11, "second_stride"))[:ROW_BITS], 1)
         p13_row = delayed(m, (self.field(12, "dst") + p12_base + delayed(m, p11_minor, 1))[:ROW_BITS], 1)
@@ -388,15 +401,15 @@ class Drain(wiring.Component):
             ]
 
         p13_keys = self.field(13, "destination") == isa.Destination.KEYS
-        p13_tile = delayed(m, p11_tile, 2)
+        p13_key_part, p13_part = delayed(m, steps.key_part, 13), delayed(m, steps.part, 13)
         weights_valid = Signal()
         m.d.comb += self.weights.valid.eq(weights_valid & ~self.halt)
         m.d.sync += [
             weights_valid.eq(p13_valid & ~to_scratchpad),
             self.weights.keys.eq(p13_keys),
             self.weights.row.eq(p13_row),
-            self.weights.part.eq(Mux(p13_keys, p13_tile[:token_part], p13_output[:channel_part])),
-            self.weights.block.eq(Mux(p13_keys, p13_output[:block_bits], p13_tile[:token_block])),
+            self.weights.part.eq(Mux(p13_keys, p13_key_part, p13_output[:channel_part])),
+            self.weights.block.eq(Mux(p13_keys, p13_output[:block_bits], p13_part)),
         ]
         for c in range(columns):
             for i in range(drain):

@@ -17,9 +17,10 @@ from ..arch.accelerator import Accelerator
 from .align import Align, Source, element_layout
 from .decode import instruction_layout
 from .delay import delayed
+from .divide import divided
 from .operand import WriteSignature, aligned, count_bits
 from .ports import ROW_BITS, ReadPort
-from .walk import POSITION_BITS, TILE_BITS, Walk
+from .walk import TILE_BITS, Walk
 
 __all__ = ["Fetch"]
 
@@ -94,7 +95,7 @@ class Fetch(wiring.Component):
     def taps(self, m: Module, walk: Walk, room):
         """The walk's elements; a chunk of a CONV stays until all its columns are served."""
         a, ins = self.accelerator, self.ins
-        word_bits, byte_bits = exact_log2(a.columns), exact_log2(a.depth)
+        byte_bits = exact_log2(a.depth)
         linear, conv, join = (ins.mode == mode for mode in isa.FetchMode)
         low, high = Signal(signed(17)), Signal(signed(18))  # bytes before the image row's begin and end
         m.d.comb += [low.eq(a.depth - walk.x), high.eq(ins.width + a.depth - walk.x)]
@@ -109,12 +110,16 @@ class Fetch(wiring.Component):
                 "element": element_layout(a),
                 "inside": a.columns,
                 "breaks": a.columns,
-                "position": POSITION_BITS,
-                "distance": data.ArrayLayout(signed(POSITION_BITS), a.columns),
+                "tile": TILE_BITS,
+                "word": range(a.columns),
+                "distance": data.ArrayLayout(signed(TILE_BITS), a.columns),
+                "words": data.ArrayLayout(range(a.columns), a.columns),
                 "offset": ROW_BITS,
             }
         )
-        distance = [value >> word_bits for value in walk.distance]
+        tile, word = divided(m, Mux(conv, walk.position.as_signed(), walk.y), a.columns, "position")
+        apart = [divided(m, value, a.columns, f"distance_{c}") for c, value in enumerate(walk.distance)]
+        distance = [tiles for tiles, _ in apart]
         self.served, self.served_all = Signal(a.columns), Signal()
         takes = self.flows & (~tap.valid | self.served_all)
         enters = walk.valid & room
@@ -125,10 +130,10 @@ class Fetch(wiring.Component):
                 tap.valid.eq(enters),
                 tap.inside.eq(Mux(conv, walk.inside, linear | (join & y_inside & row_inside))),
                 tap.breaks.eq(Cat(1, *(distance[c] != distance[c - 1] for c in range(1, a.columns)))),
-                tap.position.eq(
-                    Mux(conv, walk.position, Mux(linear, walk.tile << word_bits, walk.y)),
-                ),
-                *(tap.distance[c].eq(walk.distance[c]) for c in range(a.columns)),
+                tap.tile.eq(Mux(linear, walk.tile, tile)),
+                tap.word.eq(Mux(linear, 0, word)),
+                *(tap.distance[c].eq(tiles) for c, (tiles, _) in enumerate(apart)),
+                *(tap.words[c].eq(words) for c, (_, words) in enumerate(apart)),
                 tap.offset.eq(Mux(join, walk.x >> byte_bits, walk.offset)),
                 tap.element.writes.eq(Mux(join, column, -1)),
                 tap.element.counts.eq(walk.counts),
@@ -146,7 +151,6 @@ class Fetch(wiring.Component):
         """From the first column that is not served, all up to one that is too far away."""
         a, conv = self.accelerator, self.ins.mode == isa.FetchMode.CONV
         linear = self.ins.mode == isa.FetchMode.LINEAR
-        word_bits = exact_log2(a.columns)
         pending, first, chain, carried, now = (Signal(a.columns) for _ in range(5))
         m.d.comb += [
             pending.eq(tap.inside & ~self.served),
@@ -166,28 +170,29 @@ class Fetch(wiring.Component):
                 "offset": ROW_BITS,
             }
         )
-        word = tap.position[:word_bits]
-        words = [word + distance[:word_bits] for distance in tap.distance]
-        high = Cat(value[word_bits] for value in words)
+        words = [tap.word + word for word in tap.words]
+        high = Cat(value >= a.columns for value in words)
         distance = 0
         for c in range(a.columns):
-            distance |= Mux(first[c], tap.distance[c] >> word_bits, 0)
+            distance |= Mux(first[c], tap.distance[c], 0)
         with m.If(self.flows):
             m.d.sync += [
                 self.served.eq(Mux(self.served_all | ~tap.valid, 0, self.served | now)),
                 unit.valid.eq(tap.valid),
                 unit.element.eq(tap.element),
-                unit.tile.eq(tap.position >> word_bits),
+                unit.tile.eq(tap.tile),
                 unit.distance.eq(Mux(conv, distance, 0)),
                 unit.needs_low.eq(Mux(conv, (now & ~high).any(), tap.inside[0])),
                 unit.needs_high.eq(conv & (now & high).any()),
                 unit.offset.eq(tap.offset),
                 unit.element.counts.eq(tap.element.counts & self.served_all),
                 unit.element.padding.eq(Mux(conv, ~tap.inside, 0)),
-                unit.element.first.eq(Mux(conv, word, 0)),
+                unit.element.first.eq(Mux(conv, tap.word, 0)),
             ]
             for c in range(a.columns):
-                m.d.sync += unit.element.words[c].eq(Mux(conv, words[c], Mux(linear, c, word)))
+                m.d.sync += unit.element.words[c].eq(
+                    Mux(conv, words[c] - Mux(high[c], a.columns, 0), Mux(linear, c, tap.word))
+                )
             with m.If(conv):
                 m.d.sync += unit.element.writes.eq(now | Mux(self.served.any(), 0, ~tap.inside))
         return unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
+from amaranth.utils import ceil_log2, exact_log2
 
 from ..arch import isa
 from ..arch.accelerator import Accelerator
@@ -54,7 +54,7 @@ class Walk(wiring.Component):
                 "position": Out(POSITION_BITS),
                 "distance": Out(signed(POSITION_BITS)).array(columns),
                 # JOIN: the column, whether this read completes a chunk, and the first byte of it.
-                "column": Out(exact_log2(columns)),
+                "column": Out(ceil_log2(columns)),
                 "writes": Out(1),
                 "counts": Out(1),
                 "visible": Out(1),
@@ -152,7 +152,7 @@ class Walk(wiring.Component):
         """
         ins, columns = self.ins, self.accelerator.columns
         self.tile_end, self.placed = Signal(), Signal()
-        number = Signal(exact_log2(columns) + 1)
+        number = Signal(range(columns + 1))
         # A step: in columns, before a line's end and over it; in rows; in positions. A line: columns, positions.
         step_x, less_x, step_y = Signal(_X_BITS), Signal(signed(_X_BITS + 1)), Signal(_Y_BITS)
         step_q, wrap_q = Signal(POSITION_BITS), Signal(POSITION_BITS)
@@ -195,7 +195,7 @@ class Walk(wiring.Component):
         over = [x + less_x for x in xs]
         wraps = [value >= 0 for value in over]
         for c in range(columns):
-            turns = (16 * columns + c - ins.prefix)[: exact_log2(columns)]
+            turns = Array((c - prefix) % columns for prefix in range(16))[ins.prefix]
             m.d.comb += steps[c].eq(Mux(placing, number - 2 < turns, advance & self.tile_end & (skip <= c)))
         moved = Mux(steps[-1], step_q + Mux(wraps[-1], wrap_q, 0), 0)[:POSITION_BITS]
         deltas = [-moved, step_q - moved, step_q + wrap_q - moved]

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import math
+
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2, exact_log2
+from amaranth.utils import ceil_log2
 
 from ..arch.accelerator import Accelerator
 from ..arch.schemes import Scheme, storage_bits
 from .ports import ROW_BITS
 
-__all__ = ["DrainWrite", "Memory"]
+__all__ = ["DrainWrite", "Memory", "key_parts", "word_parts"]
+
+
+def word_parts(accelerator: Accelerator) -> int:
+    """Tiles of tokens in a word of values."""
+    return accelerator.depth // accelerator.columns
+
+
+def key_parts(accelerator: Accelerator) -> int:
+    """Tiles of keys in a block of Fixed-8 lanes."""
+    return word_parts(accelerator) * accelerator.lanes.fixed8 // accelerator.depth
 
 
 class DrainWrite(wiring.Signature):
     """One drain step of KEYS or VALUES, facing the drain; always accepted.
 
-    KEYS: column c goes to lane part * columns + c, its `drain` values to codes block * drain and up.
+    KEYS: with T = depth // columns, column c goes to lane part // T * depth + part % T * columns + c, its `drain` values to codes block * drain and up.
     VALUES: bank i goes to lane part * drain + i, its `columns` values to codes block * columns and up.
     """
 
     def __init__(self, accelerator: Accelerator):
-        small = min(accelerator.columns, accelerator.drain)
+        parts = max(key_parts(accelerator), accelerator.lanes.fixed8 // accelerator.drain)
+        blocks = max(word_parts(accelerator), accelerator.depth // accelerator.drain)
         super().__init__(
             {
                 "valid": Out(1),
                 "keys": Out(1),
                 "row": Out(ROW_BITS),
-                "part": Out(exact_log2(accelerator.lanes.fixed8 // small)),
-                "block": Out(exact_log2(accelerator.depth // small)),
+                "part": Out(range(parts)),
+                "block": Out(range(blocks)),
                 "values": Out(data.ArrayLayout(data.ArrayLayout(8, accelerator.drain), accelerator.columns)),
             }
         )
@@ -71,7 +84,7 @@ class Memory(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         columns, depth, drain = self.accelerator.columns, self.accelerator.depth, self.accelerator.drain
-        small = min(columns, drain)
+        small, tiles = math.gcd(columns, drain), word_parts(self.accelerator)
         row = Signal(ceil_log2(self.accelerator.weight_rows), reset_less=True)
         m.d.sync += row.eq(Mux(self.drain.valid, self.drain.row, self.load_row))
         column_words = [Signal(depth * 8, name=f"column_word_{c}") for c in range(columns)]
@@ -80,11 +93,10 @@ class Memory(wiring.Component):
             m.d.comb += word.eq(self.drain.values[c].as_value().replicate(depth // drain))
         for i, word in enumerate(bank_words):
             values = Cat(self.drain.values[c][i] for c in range(columns))
-            m.d.comb += word.eq(values.replicate(depth // columns))
+            m.d.comb += word.eq(values.replicate(tiles))
         masks = {}
         for keys, width in ((True, drain), (False, columns)):
-            blocks = depth // width
-            hits = [self.drain.block[: exact_log2(blocks)] == b for b in range(blocks)]
+            hits = [self.drain.block == b for b in range(depth // width)]
             masks[keys] = Cat(hit.replicate(width // small) for hit in hits)
         mask = Signal(depth // small)
         m.d.comb += mask.eq(Mux(self.drain.keys, masks[True], masks[False]))
@@ -98,10 +110,12 @@ class Memory(wiring.Component):
             write = ram.write_port(granularity=small * 8 if kind == Scheme.FIXED8 else None)
             word, enable = Signal(width, reset_less=True), Signal(len(write.en))
             if kind == Scheme.FIXED8:
-                part_keys = self.drain.part[: exact_log2(self.accelerator.lanes.fixed8 // columns)]
-                part_values = self.drain.part[: exact_log2(self.accelerator.lanes.fixed8 // drain)]
-                mine = Mux(self.drain.keys, part_keys == lane // columns, part_values == lane // drain)
-                drained = Mux(self.drain.keys, column_words[lane % columns], bank_words[lane % drain])
+                tile, column = divmod(lane % depth, columns)
+                part, keyed = lane // depth * tiles + tile, tile < tiles
+                mine = Mux(
+                    self.drain.keys, (self.drain.part == part) & keyed, self.drain.part == lane // drain
+                )
+                drained = Mux(self.drain.keys, column_words[column], bank_words[lane % drain])
                 m.d.sync += [
                     word.eq(Mux(self.drain.valid, drained, loaded)),
                     enable.eq(Mux(self.drain.valid, Mux(mine, mask, 0), self.load.replicate(len(enable)))),

@@ -394,7 +394,8 @@ def _place(program: Program, i: Instruction, row: int, byte: int) -> tuple[int, 
     if i.engine == Engine.MATRIX and i.destination != Destination.SCRATCHPAD:
         block, within = divmod(row - i.dst, i.dst_stride or 1)
         lane, code = block * a.lanes.fixed8 + byte // a.depth, within * a.depth + byte % a.depth
-        return (lane, code) if i.destination == Destination.KEYS else (code, lane)
+        slot, channel = (lane, code) if i.destination == Destination.KEYS else (code, lane)
+        return slot // a.depth * a.tokens_per_word + slot % a.depth, channel
     base, stride, wide = i.dst, i.dst_stride or 1, i.wide if i.engine == Engine.MATRIX else i.dst_wide
     tiles = -(-i.positions // a.columns)
     if i.engine == Engine.MATRIX and i.second and not base <= row < base + tiles * stride:

@@ -6,6 +6,7 @@ Equal to the RTL to the cycle: the same states, one clock at a time (docs/machin
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,9 @@ from .timing import matrix, memory, vector
 from .timing.table import COLUMN
 from .timing.values import resolved
 
-__all__ = ["CycleError", "Span", "Timing", "frames", "predict"]
+__all__ = ["Activity", "CycleError", "Span", "Timing", "frames", "predict"]
 
-_OPCODE, _WAIT, _SIGNAL = COLUMN["opcode"], COLUMN["wait"], COLUMN["signal"]
+_OPCODE, _TAG, _WAIT, _SIGNAL = (COLUMN[name] for name in ("opcode", "tag", "wait", "signal"))
 _END, _FIRST = int(Opcode.END), int(Opcode.LOAD)
 _LOAD, _MATRIX, _VECTOR, _STORE = map(int, Engine)
 _ENGINES = len(Engine)
@@ -35,6 +36,22 @@ _A_FIELD, _B_FIELD, _C_FIELD = (COLUMN[f"{slot}_field"] for slot in isa.SLOTS)
 _SCRATCHPAD, _WEIGHT, _INDEX = map(int, (LoadTarget.SCRATCHPAD, LoadTarget.WEIGHT, LoadTarget.INDEX))
 _OP, _COMPACT = COLUMN["op"], int(VectorOp.COMPACT)
 _DEADLOCK, _NO_END = -1, -2
+
+
+class Activity(enum.IntEnum):
+    """What an engine does in a cycle; in none of them where no instruction has come to it."""
+
+    COMPUTING = 0
+    """It gives the array a chunk (MATRIX), takes a step (VECTOR), or moves data (LOAD, STORE)."""
+    DRAINING = 1
+    """It waits for its own pipeline: the drain of an earlier block, or results on their way."""
+    MEMORY = 2
+    """It waits for operands or for a port of the scratchpad, for a transfer, or for the memory outside."""
+    SEMAPHORE = 3
+    """Its next instruction waits for another engine than LOAD and STORE."""
+
+
+_COMPUTING, _DRAINING, _MEMORY, _SEMAPHORE = map(int, Activity)
 
 
 class CycleError(ValueError):
@@ -65,6 +82,8 @@ class Timing:
     """Cycles in which an engine has an instruction."""
     stalled: dict[Engine, int]
     """Those of them in which it is held up."""
+    spent: np.ndarray
+    """Cycles by tag, engine and `Activity`, int64 (1024, 4, 4); an instruction that waits counts for its own layer."""
 
 
 def predict(
@@ -88,6 +107,7 @@ def predict(
     start = np.full(len(table), -1, dtype=np.int64)
     done = np.full(len(table), -1, dtype=np.int64)
     busy, stalled = (np.zeros(_ENGINES, dtype=np.int64) for _ in range(2))
+    spent = np.zeros((1 << isa.TAG_BITS, _ENGINES, len(Activity)), dtype=np.int64)
     cycles = _compiled_run()(
         table,
         items,
@@ -103,6 +123,7 @@ def predict(
         done,
         busy,
         stalled,
+        spent,
     )
     if cycles == _NO_END:
         raise CycleError(f"program {program.name!r} must have an END after entry {entry}. Compile again.")
@@ -126,6 +147,7 @@ def predict(
         layers=layers,
         busy={engine: int(busy[engine]) for engine in Engine},
         stalled={engine: int(stalled[engine]) for engine in Engine},
+        spent=spent,
     )
 
 
@@ -148,17 +170,28 @@ def _satisfied(semaphores, wait):
 
 
 @numba.njit
+def _missing(semaphores, wait):
+    """A bit for each producer that is waited for."""
+    missing = 0
+    for bit in range(16):
+        if wait >> bit & 1 and semaphores[bit] == 0:
+            missing |= 1 << bit // 4
+    return missing
+
+
+@numba.njit
 def _add(semaphores, mask, amount):
     for bit in range(16):
         semaphores[bit] += amount * (mask >> bit & 1)
 
 
-def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy, stalled):
-    """Steps all blocks from the cycle after run_start on; fills the last four arrays, returns the cycle of run_end."""
+def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, done, busy, stalled, spent):
+    """Steps all blocks from the cycle after run_start on; fills the last five arrays, returns the cycle of run_end."""
     semaphores = np.zeros(16, dtype=np.int64)
     queue = np.zeros((_ENGINES, _QUEUE), dtype=np.int64)
     head, level = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
     executing, on = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.bool_)
+    now = np.zeros(_ENGINES, dtype=np.int64)
     compacting = False
     waited = np.zeros(_ENGINES, dtype=np.int64)
     starting, ending = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
@@ -222,6 +255,40 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
                 target >= 0 and not (target == _WEIGHT and weights) and not (target == _INDEX and compacting)
             )
 
+        # What the engines do.
+        for engine in range(_ENGINES):
+            what, index = -1, -1
+            if engine == _MATRIX:
+                if on[_MATRIX]:
+                    what, index = matrix.activity(mat, T)
+            elif executing[engine] > 0:
+                index = now[engine]
+                if engine == _VECTOR:
+                    if v_read >= 0 or v_write >= 0:
+                        refused = (v_read >= 0 and not v_read_granted) or (
+                            v_write >= 0 and not v_write_granted
+                        )
+                        what = _MEMORY if refused else _COMPUTING
+                    else:
+                        what = _DRAINING
+                elif engine == _LOAD:
+                    what = _MEMORY if memory.load_stalled(load, l_granted) else _COMPUTING
+                else:
+                    what = _MEMORY if memory.store_stalled(store, m_cfg, cycle) else _COMPUTING
+            if what < 0 and level[engine] > 0:
+                waits = queue[engine, head[engine]]
+                missing = _missing(semaphores, T[waits, _WAIT])
+                if missing & (1 << _LOAD | 1 << _STORE):
+                    what, index = _MEMORY, waits
+                elif missing & ~(1 << engine):
+                    what, index = _SEMAPHORE, waits
+                elif missing or index < 0:
+                    what, index = _DRAINING, waits
+            if what < 0 and index >= 0:
+                what = _DRAINING
+            if what >= 0:
+                spent[T[index, _TAG], engine, what] += 1
+
         # Counters of what the engines say of themselves, and the clock edge.
         ending[:] = -1
         if on[_LOAD]:
@@ -245,6 +312,7 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
             if index >= 0:
                 start[index] = cycle
                 executing[engine] += 1
+                now[engine] = index
                 waited[engine] = 0
                 if engine == _VECTOR:
                     compacting = T[index, _OP] == _COMPACT

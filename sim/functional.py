@@ -331,7 +331,10 @@ class Machine(Memories):
         if i.bias:
             bias = self._read(i.residual_row, i.residual_stride, *logits.shape, True)
             logits, mask = numerics.logit_bias(logits, bias), bias != numerics.MASKED
-        e = numerics.softmax_exp(logits, self.tables[LoadTarget.EXP].ravel(), mask)
+        alive = np.arange(logits.shape[1]) % a.depth < a.tokens_per_word
+        mask = mask if mask is None else mask[:, alive]
+        e = np.zeros(logits.shape, np.int64)
+        e[:, alive] = numerics.softmax_exp(logits[:, alive], self.tables[LoadTarget.EXP].ravel(), mask)
         recip = self.tables[LoadTarget.RECIP].view("<u2").ravel()
         scale = numerics.softmax_row_scale(e.sum(axis=1), i.m, i.n, recip)
         tiles = -(-i.positions // a.columns)

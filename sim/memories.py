@@ -9,6 +9,7 @@ import numpy as np
 from ..arch import isa
 from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_PAGE_ENTRIES, TABLE_ROW_BYTES, Accelerator
 from ..arch.isa import Destination, Instruction, LoadTarget, Region
+from ..arch.layout import token_slots
 from ..arch.schemes import decode, encode, storage_bits
 
 __all__ = ["MachineError", "Memories", "Write"]
@@ -220,6 +221,7 @@ class Memories:
         full = np.zeros((positions, v.shape[1]), np.int8)
         full[: len(v)] = v
         p, o = np.arange(positions)[:, None], np.arange(v.shape[1])
+        p = token_slots(a, positions)[p]
         token, channel = (p, o) if i.destination == Destination.KEYS else (o, p)
         rows = i.dst + token // a.lanes.fixed8 * i.dst_stride + channel // a.depth
         self._rows("WEIGHT", rows, a.weight_rows)

@@ -154,7 +154,9 @@ def _weight(a: Accelerator, directory: Path) -> Writes:
     log = np.fromfile(directory / _WEIGHT_FILE, dtype=record)
     column, bank = (v.ravel() for v in np.divmod(np.arange(count), a.drain))
     keys, part, block = (log[name][:, None] for name in ("keys", "part", "block"))
-    lane = np.where(keys, part * a.columns + column, part * a.drain + bank) % a.lanes.fixed8
+    tiles = a.depth // a.columns
+    token = part // tiles * a.depth + part % tiles * a.columns + column
+    lane = np.where(keys, token, part * a.drain + bank) % a.lanes.fixed8
     code = np.where(keys, block * a.drain + bank, block * a.columns + column) % a.depth
     mask = np.zeros((len(log), a.weight_row_bytes), dtype=bool)
     data = np.zeros(mask.shape, dtype=np.uint8)

@@ -356,6 +356,24 @@ def sim(
 
 
 @app.command()
+def explain(
+    program: Annotated[Path, typer.Argument(help="Program file.")],
+    layer: Annotated[str | None, typer.Argument(help="One layer, with its instructions.")] = None,
+    board: Annotated[str, typer.Option(help="Board whose memory the frame runs on.")] = "zcu102",
+    json: Json = False,
+) -> None:
+    """Show where a frame's cycles went: computing, draining, waiting for memory or for a semaphore."""
+    from .arch.program import Program
+    from .explain import explain as explained
+
+    result = explained(Program.load(program), layer, board=board)
+    names = ("frame", "layers", "instructions")
+    tables = {name.capitalize(): result.get(name, []) for name in names}
+    facts = [f"{result['cycles']} cycles, utilization {result['utilization']}"]
+    _emit(json, result, tables, facts)
+
+
+@app.command()
 def compare(
     graph: Annotated[Path, typer.Argument(help="Graph file.")],
     program: Annotated[Path, typer.Argument(help="Program file.")],

@@ -5,9 +5,9 @@ from __future__ import annotations
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
 
 from ...arch.accelerator import Accelerator
+from ..divide import divided
 from ..lanes.sums import register
 from ..ports import ROW_BITS, IndexRead
 
@@ -22,7 +22,7 @@ class Gatherer(wiring.Component):
     """
 
     def __init__(self, accelerator: Accelerator):
-        self.columns_log2 = ceil_log2(accelerator.columns)
+        self.columns = accelerator.columns
         super().__init__(
             {
                 "start": In(1),
@@ -33,7 +33,7 @@ class Gatherer(wiring.Component):
                 "src_stride": In(12),
                 "entries": Out(IndexRead()),
                 "row": Out(ROW_BITS),
-                "column": Out(self.columns_log2),
+                "column": Out(range(self.columns)),
             }
         )
 
@@ -47,9 +47,10 @@ class Gatherer(wiring.Component):
         m.d.comb += self.entries.entry.eq(entry)
 
         position = self.entries.value
-        offset = register(m, ((position >> self.columns_log2) * self.src_stride)[:ROW_BITS], "offset_2")
+        tile, word = divided(m, position, self.columns, "position")
+        offset = register(m, (tile * self.src_stride)[:ROW_BITS], "offset_2")
         row = register(m, (self.src + offset)[:ROW_BITS], "row_3")
-        column = register(m, register(m, position[: self.columns_log2], "column_2"), "column_3")
+        column = register(m, register(m, word, "column_2"), "column_3")
         for output, following, name in ((self.row, row, "row"), (self.column, column, "column")):
             taken = Signal.like(output, name=f"{name}_taken", reset_less=True)
             m.d.comb += output.eq(Mux(self.first, following, taken))

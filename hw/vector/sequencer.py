@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import C, Module, Mux, Signal, Value, signed
+from amaranth.hdl import C, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import ceil_log2
@@ -77,7 +77,13 @@ class Sequencer(wiring.Component):
         ]
         self.granted, self.end_of_pass = Signal(), Signal()
         granted_step = self.granted & ~self.at_residual
-        m.d.comb += self.granted.eq(self.read_valid & self.read_ready)
+        self.last_tile = Signal()
+        """Of what is written; GATHER: the last position."""
+        unit = Mux(self.gather, 1, self.accelerator.columns)
+        m.d.comb += [
+            self.granted.eq(self.read_valid & self.read_ready),
+            self.last_tile.eq(self.to_write <= unit),
+        ]
 
         self.addresses(m, granted_step)
         waiting = self.requests(m)
@@ -111,7 +117,6 @@ class Sequencer(wiring.Component):
         self.residual_row, self.dst_row = Signal(ROW_BITS), Signal(ROW_BITS)
         self.measured_row, self.written_row = measured, written
         self.measured_bank, self.written_bank = Signal(), Signal()
-        self.left = Signal(signed(20))
         self.dst_column = Signal(ceil_log2(a.columns))
 
         wide = Mux(self.at_residual, now.residual_wide, now.src_wide)
@@ -122,6 +127,14 @@ class Sequencer(wiring.Component):
         target = Mux(now.dst_wide, self.number << 1, self.number)
         tail = Signal(a.vector)
         rest = (now.channels - 1)[:vector_log2] if vector_log2 else C(0, 1)
+        empty = Signal(a.vector)
+        """Slots of keys that belong to no token."""
+        for first_key in range(0, a.depth, a.vector):
+            if first_key + a.vector > a.tokens_per_word:
+                with m.If(self.number % (a.depth // a.vector) == first_key // a.vector):
+                    m.d.comb += empty.eq(
+                        sum((first_key + i >= a.tokens_per_word) << i for i in range(a.vector))
+                    )
         whole, some = self.number < self.valid_last, self.number == self.valid_last
         m.d.comb += [
             tail[0].eq(1),
@@ -136,12 +149,12 @@ class Sequencer(wiring.Component):
             self.step.wide.eq(wide),
             self.step.column.eq(Mux(self.gather, column, 0)),
             self.step.slot.eq(place[:slot]),
-            self.step.present.eq(Mux(whole, -1, Mux(some, tail, 0))),
+            self.step.present.eq(Mux(whole, -1, Mux(some, tail, 0)) & ~Mux(self.softmax, empty, 0)),
             self.ticket_valid.eq(granted_step & ~self.step.measure),
             self.ticket.row.eq(self.dst_row + (target >> slot)),
             self.ticket.slot.eq(target[:slot]),
             *(
-                self.ticket.columns[c].eq(Mux(self.gather, self.dst_column == c, self.left > c))
+                self.ticket.columns[c].eq(Mux(self.gather, self.dst_column == c, self.to_write > c))
                 for c in range(a.columns)
             ),
         ]
@@ -168,9 +181,7 @@ class Sequencer(wiring.Component):
             m.d.comb += held.eq(self.counting.any())
         with m.Elif(self.end_of_pass & ((self.softmax & ~self.measure) | self.compact)):
             m.d.comb += held.eq(self.counting > SOFTMAX_LATENCY)
-        with m.Elif(
-            (self.number == 0) & (self.gather | (self.layernorm & ~self.measure & (self.to_write == 1)))
-        ):
+        with m.Elif((self.number == 0) & (self.gather | (self.layernorm & ~self.measure & self.last_tile))):
             m.d.comb += held.eq(self.counting.any())
         blocked = held | (~self.measure & (self.pending == QUEUE_STEPS))
         m.d.comb += self.read_valid.eq(self.issuing & ~blocked & ~halt)
@@ -179,8 +190,7 @@ class Sequencer(wiring.Component):
     def loops(self, m: Module, granted_step: Value) -> None:
         """Setup, and what follows each granted read."""
         now, a = self.instruction, self.accelerator
-        vector_log2, depth_log2, columns_log2 = map(ceil_log2, (a.vector, a.depth, a.columns))
-        tiles = (now.positions + (a.columns - 1)) >> columns_log2
+        vector_log2, depth_log2 = ceil_log2(a.vector), ceil_log2(a.depth)
         chunks = (now.channels + (a.depth - 1)) >> depth_log2
         two_passes = self.layernorm | self.softmax
         last_number = Mux(self.softmax & ~self.measure, self.padded_last, self.valid_last)
@@ -195,8 +205,8 @@ class Sequencer(wiring.Component):
                 self.read_number.eq(0),
                 self.valid_last.eq((now.channels - 1) >> vector_log2),
                 self.padded_last.eq((chunks << (depth_log2 - vector_log2)) - 1),
-                self.to_measure.eq(Mux(two_passes, tiles, 0)),
-                self.to_write.eq(Mux(self.gather, now.positions, tiles)),
+                self.to_measure.eq(Mux(two_passes, now.positions, 0)),
+                self.to_write.eq(now.positions),
                 self.measured_row.eq(now.src),
                 self.written_row.eq(now.src),
                 self.residual_row.eq(now.residual_row),
@@ -204,7 +214,6 @@ class Sequencer(wiring.Component):
                 self.dst_column.eq(0),
                 self.measured_bank.eq(0),
                 self.written_bank.eq(0),
-                self.left.eq(now.positions),
             ]
         with m.If(self.granted):
             m.d.sync += self.at_residual.eq(now.residual & ~self.at_residual)
@@ -219,12 +228,14 @@ class Sequencer(wiring.Component):
     def next_pass(self, m: Module) -> None:
         """What follows the last step of a pass."""
         now = self.instruction
-        ahead = self.layernorm & (self.to_measure == self.to_write) & (self.to_measure != 1)
+        columns = self.accelerator.columns
+        more, column_last = self.to_measure > columns, self.dst_column == columns - 1
+        ahead = self.layernorm & (self.to_measure == self.to_write) & more
         with m.If(self.measure):
             m.d.sync += [
                 self.measured_row.eq(self.measured_row + now.src_stride),
                 self.measured_bank.eq(~self.measured_bank),
-                self.to_measure.eq(self.to_measure - 1),
+                self.to_measure.eq(Mux(more, self.to_measure - columns, 0)),
                 self.measure.eq(ahead),
             ]
         with m.Else():
@@ -232,13 +243,12 @@ class Sequencer(wiring.Component):
                 self.written_row.eq(self.written_row + now.src_stride),
                 self.written_bank.eq(~self.written_bank),
                 self.residual_row.eq(self.residual_row + now.residual_stride),
-                self.dst_column.eq(self.dst_column + 1),
-                self.left.eq(self.left - self.accelerator.columns),
-                self.to_write.eq(self.to_write - 1),
+                self.dst_column.eq(Mux(column_last, 0, self.dst_column + 1)),
+                self.to_write.eq(Mux(self.last_tile, 0, self.to_write - Mux(self.gather, 1, columns))),
                 self.measure.eq(self.to_measure != 0),
-                self.issuing.eq(self.to_write != 1),
+                self.issuing.eq(~self.last_tile),
             ]
-            with m.If(~self.gather | self.dst_column.all()):
+            with m.If(~self.gather | column_last):
                 m.d.sync += self.dst_row.eq(self.dst_row + now.dst_stride)
 
     def completion(self, m: Module, granted_step: Value) -> None:

@@ -13,7 +13,7 @@ from ...arch.accelerator import Accelerator
 from ...arch.isa import Destination, FetchMode
 from .table import COLUMN
 
-__all__ = ["STATE", "busy", "config", "ready", "request", "stalled", "step"]
+__all__ = ["STATE", "activity", "busy", "config", "ready", "request", "stalled", "step"]
 
 _MODE, _POSITIONS, _GROUPS = COLUMN["mode"], COLUMN["positions"], COLUMN["groups"]
 _PRIVATE = COLUMN["private"]
@@ -37,7 +37,7 @@ _LINEAR, _CONV, _JOIN = map(int, (FetchMode.LINEAR, FetchMode.CONV, FetchMode.JO
 _SCRATCHPAD = int(Destination.SCRATCHPAD)
 
 # Parameters.
-_COLUMNS_LOG2, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS, _BANKS = range(7)
+_COLUMN_COUNT, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS, _BANKS = range(7)
 
 # Fixed pipelines, in cycles.
 _LANES_LATENCY = 8
@@ -138,9 +138,8 @@ STATE = _SCALARS + 5 * _WHEEL + 5 * _COLUMNS
 def config(accelerator: Accelerator) -> np.ndarray:
     """The parameters that the functions below take as `cfg`."""
     a = accelerator
-    powers = (a.columns, a.depth, a.drain, a.scratchpad_rows)
-    logs = [value.bit_length() - 1 for value in powers]
-    return np.array([*logs, a.scratchpad_regions, a.operand_chunks, a.private], dtype=np.int64)
+    logs = [value.bit_length() - 1 for value in (a.depth, a.drain, a.scratchpad_rows)]
+    return np.array([a.columns, *logs, a.scratchpad_regions, a.operand_chunks, a.private], dtype=np.int64)
 
 
 @numba.njit
@@ -182,6 +181,19 @@ def stalled(s, T):
 
 
 @numba.njit
+def activity(s, T):
+    """(what the array does in this cycle, the instruction that it does it for or -1): 0 it computes, 1 it waits for
+    the drain, 2 for operands, -1 it has no instruction."""
+    if s[_C_VALID] == 1:
+        if _issues(s, T):
+            return 0, s[_C_INS]
+        return (2 if s[_C_INDEX] == s[_WRITTEN] else 1), s[_C_INS]
+    if s[_PENDING_VALID] == 1:
+        return (1 if s[_USED] == 3 else 2), s[_PENDING]
+    return -1, (s[_SLOT_0 + s[_SLOT]] if s[_USED] != 0 else -1)
+
+
+@numba.njit
 def _region(row, cfg):
     return row >> cfg[_ROWS_LOG2] & (cfg[_REGIONS] - 1)
 
@@ -203,7 +215,7 @@ def request(s, T, cfg):
 @numba.njit
 def _windows(s, T, cfg):
     """The columns' windows of the walk's tile; a column without a position is far below the image."""
-    columns, ins = 1 << cfg[_COLUMNS_LOG2], s[_F_INS]
+    columns, ins = cfg[_COLUMN_COUNT], s[_F_INS]
     out_width, width = T[ins, _OUT_WIDTH], T[ins, _WIDTH]
     for c in range(columns - 1, -1, -1):
         place = s[_W_TILE] * columns + c
@@ -220,13 +232,13 @@ def _windows(s, T, cfg):
 @numba.njit
 def _tap(s, T, cfg):
     """The walk's element as it enters the tap stage."""
-    columns_log2, depth_log2 = cfg[_COLUMNS_LOG2], cfg[_DEPTH_LOG2]
-    columns, ins, inner = 1 << columns_log2, s[_F_INS], s[_W_INNER]
+    columns, depth_log2 = cfg[_COLUMN_COUNT], cfg[_DEPTH_LOG2]
+    ins, inner = s[_F_INS], s[_W_INNER]
     mode = T[ins, _MODE]
     s[_TAP_OFFSET] = s[_W_GROUP_ROW] + inner
     s[_TAP_COUNTS] = 1
     if mode == _LINEAR:
-        s[_TAP_POSITION] = s[_W_TILE] << columns_log2
+        s[_TAP_POSITION] = s[_W_TILE] * columns
         s[_PENDING_AT] = 1
     elif mode == _JOIN:
         y = s[_Y_AT + s[_W_COLUMN]] + s[_W_TAP_Y]
@@ -246,9 +258,8 @@ def _tap(s, T, cfg):
 @numba.njit
 def _unit(s, T, cfg):
     """Serves a unit of the tap stage; returns whether nothing remains."""
-    columns_log2 = cfg[_COLUMNS_LOG2]
-    columns = 1 << columns_log2
-    tile, word = s[_TAP_POSITION] >> columns_log2, s[_TAP_POSITION] & (columns - 1)
+    columns = cfg[_COLUMN_COUNT]
+    tile, word = s[_TAP_POSITION] // columns, s[_TAP_POSITION] % columns
     s[_UNIT_OFFSET] = s[_TAP_OFFSET]
     if T[s[_F_INS], _MODE] != _CONV:
         s[_UNIT_TILE], s[_UNIT_NEEDS], s[_UNIT_COUNTS] = tile, s[_PENDING_AT], s[_TAP_COUNTS]
@@ -257,12 +268,12 @@ def _unit(s, T, cfg):
     while first < columns and s[_PENDING_AT + first] == 0:
         first += 1
     if first < columns:
-        distance = s[_TAP_DISTANCE_AT + first] >> columns_log2
+        distance = s[_TAP_DISTANCE_AT + first] // columns
         tile += distance
         c = first
-        while c < columns and s[_TAP_DISTANCE_AT + c] >> columns_log2 == distance:
+        while c < columns and s[_TAP_DISTANCE_AT + c] // columns == distance:
             if s[_PENDING_AT + c] == 1:
-                needs |= 1 if word + (s[_TAP_DISTANCE_AT + c] & (columns - 1)) < columns else 2
+                needs |= 1 if word + s[_TAP_DISTANCE_AT + c] % columns < columns else 2
                 s[_PENDING_AT + c] = 0
             c += 1
     s[_UNIT_TILE], s[_UNIT_NEEDS] = tile, needs
@@ -300,7 +311,7 @@ def _rows(s, T):
 @numba.njit
 def _walk(s, T, cfg):
     """Advances the walk by an element."""
-    columns = 1 << cfg[_COLUMNS_LOG2]
+    columns = cfg[_COLUMN_COUNT]
     ins = s[_F_INS]
     mode = T[ins, _MODE]
     inner_count = T[ins, _CHUNKS]
@@ -398,7 +409,7 @@ def _fetch(s, T, cfg, freed, granted):
         _requests(s, T, cfg, freed)
     if s[_W_NUMBER] != 0:
         s[_W_NUMBER] += 1
-        if s[_W_NUMBER] > 1 << cfg[_COLUMNS_LOG2]:
+        if s[_W_NUMBER] > cfg[_COLUMN_COUNT]:
             s[_W_NUMBER] = 0
             s[_W_VALID] = 1
             _windows(s, T, cfg)
@@ -430,7 +441,7 @@ def _compute(s, T, cfg, slot_free):
             s[_C_CHUNK] = 0
             countdown = (T[ins, _STEPS] << T[ins, _SECOND]) - 1
             tile_end = block_last and s[_C_GROUP] + 1 == T[ins, _GROUPS]
-            finish = tile_end and s[_C_LEFT] <= 1 << cfg[_COLUMNS_LOG2]
+            finish = tile_end and s[_C_LEFT] <= cfg[_COLUMN_COUNT]
             at = (s[_CYCLE] + _BLOCK) & (_WHEEL - 1)
             s[_BLOCKS_AT + at] = 1 | np.int64(tile_end) << 1 | np.int64(finish) << 2
             if block_last:
@@ -441,7 +452,7 @@ def _compute(s, T, cfg, slot_free):
                 s[_C_BLOCK] += 1
                 s[_C_INDEX] = s[_C_BASE]
             if tile_end:
-                s[_C_LEFT] -= 1 << cfg[_COLUMNS_LOG2]
+                s[_C_LEFT] -= cfg[_COLUMN_COUNT]
     s[_COUNTDOWN] = countdown
     if finish:
         s[_C_VALID] = 0

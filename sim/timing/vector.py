@@ -24,7 +24,7 @@ _BROADCAST, _BIAS = COLUMN["broadcast"], COLUMN["bias"]
 _ELEMENTWISE, _LAYERNORM, _SOFTMAX, _MULTIPLY, _COMPACT, _GATHER = map(int, VectorOp)
 
 # Parameters.
-_COLUMNS_LOG2, _DEPTH_LOG2, _VECTOR_LOG2, _ROWS_LOG2, _REGIONS = range(5)
+_COLUMNS, _DEPTH_LOG2, _VECTOR_LOG2, _ROWS_LOG2, _REGIONS = range(5)
 
 # The pipeline of hw/vector/steps.py.
 _OUTPUT_STAGE = 13
@@ -67,8 +67,8 @@ STATE = _TICKETS + _QUEUE_STEPS
 def config(accelerator: Accelerator) -> np.ndarray:
     """The parameters that the functions below take as `cfg`."""
     a = accelerator
-    powers = (a.columns, a.depth, a.vector, a.scratchpad_rows)
-    return np.array([*(value.bit_length() - 1 for value in powers), a.scratchpad_regions], dtype=np.int64)
+    logs = [value.bit_length() - 1 for value in (a.depth, a.vector, a.scratchpad_rows)]
+    return np.array([a.columns, *logs, a.scratchpad_regions], dtype=np.int64)
 
 
 @numba.njit
@@ -160,8 +160,8 @@ def stalled(s, T, read_granted, write_granted):
 def _start(s, T, cfg):
     """The cycle after the start."""
     now = T[s[_INDEX]]
-    columns_log2, depth_log2, vector_log2 = cfg[_COLUMNS_LOG2], cfg[_DEPTH_LOG2], cfg[_VECTOR_LOG2]
-    tiles = (now[_POSITIONS] + (1 << columns_log2) - 1) >> columns_log2
+    columns, depth_log2, vector_log2 = cfg[_COLUMNS], cfg[_DEPTH_LOG2], cfg[_VECTOR_LOG2]
+    tiles = (now[_POSITIONS] + columns - 1) // columns
     op, channels = now[_OP], now[_CHANNELS]
     if op == _COMPACT:
         channels = 1
@@ -213,20 +213,20 @@ def _issue(s, T, cfg):
     s[_NUMBER] = s[_READ_NUMBER] = 0
     if measure == 1:
         if op == _LAYERNORM:
-            s[_COUNTING] = (1 << cfg[_COLUMNS_LOG2]) + _LAYERNORM_LATENCY
+            s[_COUNTING] = cfg[_COLUMNS] + _LAYERNORM_LATENCY
         s[_MEASURE] = op == _LAYERNORM and s[_TO_MEASURE] == s[_TO_WRITE] and s[_TO_MEASURE] != 1
         s[_TO_MEASURE] -= 1
         s[_MEASURED_ROW] += now[_SRC_STRIDE]
     else:
         if op in (_SOFTMAX, _COMPACT):
-            s[_COUNTING] = (1 << cfg[_COLUMNS_LOG2]) + _SOFTMAX_LATENCY
+            s[_COUNTING] = cfg[_COLUMNS] + _SOFTMAX_LATENCY
         s[_MEASURE] = s[_TO_MEASURE] != 0
         s[_TO_WRITE] -= 1
         s[_ISSUING] = s[_TO_WRITE] != 0
         s[_WRITTEN_ROW] += now[_SRC_STRIDE]
         if op != _MULTIPLY or now[_BROADCAST] == 0:
             s[_RESIDUAL_NOW] += now[_RESIDUAL_STRIDE]
-        s[_DST_COLUMN] = (s[_DST_COLUMN] + 1) & ((1 << cfg[_COLUMNS_LOG2]) - 1)
+        s[_DST_COLUMN] = (s[_DST_COLUMN] + 1) % cfg[_COLUMNS]
         if op != _GATHER or s[_DST_COLUMN] == 0:
             s[_DST_NOW] += now[_DST_STRIDE]
 

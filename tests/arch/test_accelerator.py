@@ -49,7 +49,14 @@ def test_hash_names_every_parameter():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"columns": 3}, r"columns must be a power of two, not 3"),
+        (
+            {"columns": 3, "lanes": Lanes(fixed8=4)},
+            r"columns must be a power of two with lanes\.fixed8 \(4\) below depth, not 3",
+        ),
+        (
+            {"columns": 3, "lanes": Lanes(fixed8=16), "private": 2},
+            r"columns must be a power of two with private \(2\) above 1, not 3",
+        ),
         ({"columns": 16}, r"columns must be 2\.\.depth \(8\), not 16"),
         ({"drain": 8}, r"drain must be at most depth / 2 \(4\), not 8"),
         ({"lanes": Lanes(fixed8=8, pot4=3)}, r"lanes\.pot4 must be a multiple of drain \(2\), not 3"),

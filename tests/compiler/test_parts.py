@@ -1,15 +1,21 @@
 """Layers in parts and items in another order: the same outputs, in fewer cycles."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from terrazzo import compiler
+from terrazzo.arch.accelerator import Lanes
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.compiler import build, parts
 from terrazzo.sim import cycle, functional, reference
 
 from ..graphs import DEMO, OTHER, Builder, random_codes, random_graph
 from ..moves import moving_graph
+
+FIVE = dataclasses.replace(DEMO, columns=5, lanes=Lanes(fixed8=16, fixed4=4), scratchpad_rows=2048)
+THREE = dataclasses.replace(DEMO, columns=3, drain=4, lanes=Lanes(fixed8=8, pot4=4), scratchpad_rows=2048)
 
 
 @pytest.fixture
@@ -29,7 +35,7 @@ def assert_exact(graph, accelerator):
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("make", [random_graph, moving_graph])
-@pytest.mark.parametrize("accelerator", [DEMO, OTHER], ids=["demo", "other"])
+@pytest.mark.parametrize("accelerator", [DEMO, OTHER, THREE, FIVE], ids=["demo", "other", "three", "five"])
 def test_parts_compute_the_same(make, accelerator, seed, cut_everything):
     assert_exact(make(seed, accelerator), accelerator)
 

@@ -44,6 +44,10 @@ CONFIGURATIONS = {
     "private_4": dataclasses.replace(
         SMALL, columns=4, lanes=Lanes(fixed8=16, pot4=2), operand_chunks=32, private=4
     ),
+    "columns_3": dataclasses.replace(
+        SMALL, columns=3, depth=8, drain=4, lanes=Lanes(fixed8=16, pot4=4), operand_chunks=32
+    ),
+    "columns_5": dataclasses.replace(SMALL, columns=5, depth=8, lanes=Lanes(fixed8=8), operand_chunks=64),
     "drain_1": dataclasses.replace(SMALL, drain=1, lanes=Lanes(fixed8=2, sp2_4=1)),
 }
 

@@ -155,14 +155,16 @@ def drain(memory, ins, t, x, j, s, i, c):
     v = clamp(v, ins.lo, ins.hi)
 
     live = p < ins.positions
+    tokens = a.depth // a.columns * a.columns
+    slot = p // tokens * a.depth + p % tokens
     writes = []
     if ins.destination == Destination.KEYS:
         fixed8 = a.lanes.fixed8
-        place = (ins.dst + p // fixed8 * ins.dst_stride + o // a.depth, p % fixed8, o % a.depth)
+        place = (ins.dst + slot // fixed8 * ins.dst_stride + o // a.depth, slot % fixed8, o % a.depth)
         writes.append((memory.patterns, place, v & 255 if live else 0))
     elif ins.destination == Destination.VALUES:
         fixed8 = a.lanes.fixed8
-        place = (ins.dst + o // fixed8 * ins.dst_stride + p // a.depth, o % fixed8, p % a.depth)
+        place = (ins.dst + o // fixed8 * ins.dst_stride + slot // a.depth, o % fixed8, slot % a.depth)
         writes.append((memory.patterns, place, v & 255 if live else 0))
     elif live:
         size = 2 if ins.wide else 1

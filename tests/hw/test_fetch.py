@@ -22,6 +22,7 @@ PRIVATE = dataclasses.replace(ACCELERATOR, lanes=Lanes(fixed8=64), private=4)
 WIDE = dataclasses.replace(
     ACCELERATOR, lanes=Lanes(fixed8=16), columns=16, scratchpad_regions=8, scratchpad_rows=64
 )
+FIVE = dataclasses.replace(ACCELERATOR, lanes=Lanes(fixed8=16), columns=5)
 START_AND_LATENCY = 2 + 11
 """Cycles from a transfer to the first element of the walk, and from an element to its count in `written`."""
 
@@ -165,7 +166,9 @@ def test_any_window(seed):
     values = window(height, width, kernel, stride, pad, groups=groups, tap_chunks=tap_chunks, prefix=prefix)
     values["src_stride"] = min(values["src_stride"], 2)
     grant, use = ((1.0, 1.0), (0.6, 1.0), (0.9, 0.4))[seed % 3]
-    check(values, accelerator=(ACCELERATOR, WIDE)[seed % 2], count=2, grant=grant, use=use, seed=seed)
+    check(
+        values, accelerator=(ACCELERATOR, WIDE, FIVE)[seed // 3 % 3], count=2, grant=grant, use=use, seed=seed
+    )
 
 
 @pytest.mark.parametrize("prefix", [1, 5, 15])

@@ -10,7 +10,7 @@ from terrazzo.arch.isa import VectorOp
 from .vector_bench import bench, check
 from .vector_model import random_instruction, random_memory, random_tables
 
-PARAMETERS = [(2, 4, 1), (2, 4, 2), (2, 8, 2), (2, 8, 4), (4, 8, 4)]
+PARAMETERS = [(2, 4, 1), (2, 4, 2), (2, 8, 2), (2, 8, 4), (4, 8, 4), (3, 8, 4), (5, 8, 2), (5, 16, 8)]
 STALLS = [(1.0, 1.0), (0.5, 1.0), (1.0, 0.3), (0.6, 0.6)]
 
 

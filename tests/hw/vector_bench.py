@@ -23,7 +23,7 @@ WATCHDOG_CYCLES = 20_000
 
 def accelerator(columns: int, depth: int, vector: int) -> Accelerator:
     return Accelerator(
-        lanes=Lanes(fixed8=max(2, columns)),
+        lanes=Lanes(fixed8=max(columns, depth)),
         columns=columns,
         depth=depth,
         drain=2,

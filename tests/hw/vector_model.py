@@ -144,7 +144,11 @@ def expected(a: Accelerator, memory, index, tables, norm_records, instruction: I
             b = read_tensor(a, memory, f.residual_row, layout)
             mask = b > -32768
             x = np.minimum(np.maximum(x + b, -32768), 32767)
-        y = numerics.softmax_exp(x, tables["exp"], mask)
+        tokens = [h for h in range(f.channels) if h % a.depth < a.depth // a.columns * a.columns]
+        y = np.zeros((f.positions, f.channels), dtype=np.int64)
+        y[:, tokens] = numerics.softmax_exp(
+            x[:, tokens], tables["exp"], None if mask is None else mask[:, tokens]
+        )
         multiple = a.depth
         scale = numerics.softmax_row_scale(y.sum(axis=-1), f.m, f.n, tables["recip"])
         for p in range(f.positions):

@@ -1,5 +1,6 @@
 """The cycle model predicts random graphs on random machines and memories before the RTL runs: equal per layer."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -14,17 +15,24 @@ from terrazzo.sim.compare import compare
 
 from ..graphs import Builder, random_codes, random_graph
 
-MACHINES = 4
+MACHINES = 6
+"""The last two have columns that are no power of two."""
 GRAPHS = 6
-PRIVATE = (1, 2, 1, 4)
+PRIVATE = (1, 2, 1, 4, 1, 1)
 """Of the machines."""
 
 
 @functools.cache
 def machine(seed: int) -> Accelerator:
     """Random parameters, small so that the Verilog compiles in seconds."""
+    if seed >= MACHINES - 2:
+        columns = (3, 5)[seed - (MACHINES - 2)]
+        drain, depth = (4, 16) if columns == 3 else (2, 8)
+        return dataclasses.replace(
+            machine(0), columns=columns, depth=depth, drain=drain, vector=4, lanes=Lanes(fixed8=16, fixed4=4)
+        )
     random = np.random.default_rng(1000 + seed)
-    private = PRIVATE[seed % len(PRIVATE)]
+    private = PRIVATE[seed]
     depth = int(random.choice([4, 8, 16] if private == 1 else [4]))
     columns = int(random.choice([c for c in (2, 4) if c <= depth]))
     drain = int(random.choice([d for d in (1, 2, 4) if d <= depth // 2]))
