@@ -19,7 +19,7 @@ from .quant.prescribed import stored
 from .quant.source import Source
 from .sim import accelerated, reference
 
-__all__ = ["Compared", "compare", "reals"]
+__all__ = ["Compared", "compare", "outputs", "reals"]
 
 
 @dataclasses.dataclass
@@ -86,6 +86,14 @@ def compare(
                         codes = forced.astype(codes.dtype)
                 values[name] = np.ascontiguousarray(codes)
     return list(found.values()), np.concatenate(outputs)
+
+
+def outputs(model: onnx.ModelProto, preprocessing: Preprocessing, raw: np.ndarray) -> np.ndarray:
+    """onnxruntime's first output (N, values) of a file for raw images (N, H, W, C), one after the other."""
+    session = _session(model, [])
+    name = session.get_inputs()[0].name
+    found = [session.run(None, {name: reals(image[None], preprocessing)})[0].reshape(-1) for image in raw]
+    return np.stack(found)
 
 
 def _known(source: Source, graph: Graph) -> Iterator[tuple[str, tuple[str, int, int | None]]]:

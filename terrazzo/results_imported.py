@@ -87,6 +87,8 @@ def measure(job: results_table.Job) -> dict:
     job.progress(f"{IMAGES} images in onnxruntime, layer by layer")
     with steps.step("onnxruntime"):
         layers, theirs = onnx_layers.compare(onnx.load(path), source, graph, images)
+    with steps.step("float"):
+        real = onnx_layers.outputs(onnx.load(plain), preprocessing, images)
     job.progress("compiling")
     with steps.step("compile"):
         program = compile(graph, MACHINES[MACHINE])
@@ -97,7 +99,9 @@ def measure(job: results_table.Job) -> dict:
         "machine": MACHINE,
         "calibration_images": CALIBRATION,
         "images": IMAGES,
-        "agreement": round(100 * float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()), 2),
+        "agreement": _agreement(ours, theirs),
+        "agreement_with_float": _agreement(ours, real),
+        "onnxruntime_agreement_with_float": _agreement(theirs, real),
         "equal": bool(np.array_equal(found, ours[:1])),
         "operators": len(graph.operators),
         **summary(layers, graph),
@@ -106,6 +110,11 @@ def measure(job: results_table.Job) -> dict:
         "steps": steps.found,
         "command": f"python -m terrazzo.results_imported --only {job.row} --force",
     }
+
+
+def _agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Per cent of images that both give one class."""
+    return round(100 * float((a.argmax(axis=1) == b.argmax(axis=1)).mean()), 2)
 
 
 def _quantize(row: Row, data: Path, plain: Path, path: Path) -> None:
@@ -168,7 +177,7 @@ def summary(layers: list, graph: Graph) -> dict:
 def table(rows: dict[str, dict]) -> str:
     """The rows as Markdown."""
     names = (
-        "row|images|same class as onnxruntime|layers|with >= 99.9 % within a code|least within a code, %|farthest, codes|"
+        "row|images|same class as onnxruntime, %|same as float: imported, onnxruntime, %|layers|with >= 99.9 % within a code|least within a code, %|farthest, codes|"
         "with >= 99.9 % equal|equal codes, all layers, %|least equal, %|attention: least within a code (equal), %|"
         "functional = reference"
     )
@@ -182,7 +191,8 @@ def table(rows: dict[str, dict]) -> str:
         cells = [
             f"`{name}`",
             row["images"],
-            f"{row['agreement']:g} %",
+            f"{row['agreement']:g}",
+            f"{row['agreement_with_float']:g}, {row['onnxruntime_agreement_with_float']:g}",
             row["layers"],
             row["layers_near"],
             row["least_near_percent"],

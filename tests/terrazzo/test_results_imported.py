@@ -68,6 +68,7 @@ def test_a_row_is_measured_against_onnxruntime(job, row):
     found = results_imported.measure(job(row))
     assert found["equal"] and found["agreement"] > 90 and found["images"] == results_imported.IMAGES
     assert found["layers"] >= 8 and found["layers_near"] == found["layers"] and found["most_codes"] == 1
+    assert min(found["agreement_with_float"], found["onnxruntime_agreement_with_float"]) > 80
     assert found["attentions"] == 0 and found["least_near_percent"] == 100.0
     assert 97 < found["least_same_percent"] < 100 and found["codes"] > 10_000
     line = results_imported.table({row: found}).splitlines()[-1]
