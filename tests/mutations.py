@@ -23,6 +23,7 @@ _LANES = ("tests/hw/test_lanes.py",)
 _MATRIX = ("tests/hw/test_matrix.py",)
 _VECTOR = ("tests/hw/test_vector.py",)
 _LOAD = ("tests/hw/test_load.py",)
+_FORMAL = ("tests/hw/test_formal.py",)
 _INDIRECT = ("tests/hw/test_indirect.py",)
 _REFERENCE = ("tests/sim/test_reference.py",)
 _NUMERICS = ("tests/arch/test_numerics.py",)
@@ -142,18 +143,46 @@ MUTATIONS: tuple[Mutation, ...] = (
         _VECTOR,
     ),
     Mutation(
-        "load: the last beat of a row is a beat early",
+        "load: the last line of a row is a line early",
         "hw/load.py",
-        "last_beat.eq(position == beats[transfer.target] - 1)",
-        "last_beat.eq((position == beats[transfer.target] - 2) | (beats[transfer.target] == 1))",
+        "last_line.eq(position == self._beats(transfer.target) - 1)",
+        "last_line.eq((position == self._beats(transfer.target) - 2) | (self._beats(transfer.target) == 1))",
         _LOAD,
     ),
     Mutation(
         "load: bursts without room in the buffer",
-        "hw/load.py",
-        "room.eq(room - length + read)",
-        "room.eq(room)",
+        "hw/lines.py",
+        "self.room.eq(self.room - length + read)",
+        "self.room.eq(self.room)",
         _LOAD,
+    ),
+    Mutation(
+        "lines: the ports' beats in the wrong order",
+        "hw/lines.py",
+        "Cat(beat.data for beat in beats)",
+        "Cat(beat.data for beat in reversed(beats))",
+        _LOAD,
+    ),
+    Mutation(
+        "lines: a line leaves before all ports have its beat",
+        "hw/lines.py",
+        "read.eq(_all(filled) &",
+        "read.eq(filled[0] &",
+        _FORMAL,
+    ),
+    Mutation(
+        "bursts: one that begins in the middle of a block is a line too long",
+        "hw/bursts.py",
+        "space.eq(burst_beats - index)",
+        "space.eq(burst_beats - index + (index == 5))",
+        _FORMAL,
+    ),
+    Mutation(
+        "store: a burst is answered by one port",
+        "hw/store.py",
+        "answered.eq(kept.all())",
+        "answered.eq(kept.any())",
+        ("tests/hw/test_top.py::test_bus_error",),
     ),
     Mutation(
         "semaphores: waiting takes nothing",

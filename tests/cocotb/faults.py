@@ -14,12 +14,19 @@ from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiSlave, MemoryReg
 from terrazzo.arch.isa import INSTRUCTION_WORDS
 from terrazzo.arch.program import Program, checksum
 from terrazzo.arch.registers import Cause, Control, Status, address
-from terrazzo.hw.dram import AddressMap, image, read_output
+from terrazzo.hw.axi import prefixes
+from terrazzo.hw.dram import AddressMap, footprint, image, read_output
 
 JOB = Path(os.environ["TERRAZZO_JOB"])
 PROGRAM = Program.load(JOB / "program")
 CODES, EXPECTED = (np.load(JOB / f"{name}.npy") for name in ("codes", "expected"))
 PLACES = AddressMap.of(PROGRAM, len(CODES))
+MACHINE = PROGRAM.accelerator
+STRIPE = MACHINE.burst_beats * MACHINE.bus_bytes
+LAST = (MACHINE.ports - 1) * STRIPE
+"""Where the last port finds its part of a buffer."""
+LAST_WRITTEN = (min(MACHINE.scratchpad_row_bytes, MACHINE.line_bytes) // MACHINE.bus_bytes - 1) * STRIPE
+"""The same of the last port that has bytes of a row."""
 HEADER_WORDS = INSTRUCTION_WORDS
 PATIENCE_US = 400
 """Of every wait: 40,000 cycles."""
@@ -33,8 +40,9 @@ class Dram(MemoryRegion):
         self.mem[:] = image(PROGRAM, CODES, PLACES).tobytes()
         self.refused = range(0)
         self.strays = []
-        self.writable = [range(PLACES.scratch, PLACES.scratch + PROGRAM.scratch_bytes)]
-        self.writable += [range(start, start + PLACES.output_bytes) for start in PLACES.outputs]
+        scratch, output = (footprint(MACHINE, size) for size in (PROGRAM.scratch_bytes, PLACES.output_bytes))
+        self.writable = [range(PLACES.scratch, PLACES.scratch + scratch)]
+        self.writable += [range(start, start + output) for start in PLACES.outputs]
 
     async def _read(self, address, length, **_):
         if address in self.refused:
@@ -62,7 +70,10 @@ class Bench:
         self.dut = dut
         self.dram = Dram()
         self.host = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil"), dut.clk, dut.rst)
-        self.slave = AxiSlave(AxiBus.from_prefix(dut, "m_axi"), dut.clk, dut.rst, target=self.dram)
+        self.slaves = [
+            AxiSlave(AxiBus.from_prefix(dut, prefix), dut.clk, dut.rst, target=self.dram)
+            for prefix in prefixes(MACHINE)
+        ]
 
     async def start(self):
         Clock(self.dut.clk, 10, unit="ns", impl="gpi").start()
@@ -75,12 +86,11 @@ class Bench:
         await ClockCycles(self.dut.clk, 2)
 
     def stall(self, seed, probability):
-        """Random pauses on all ten channels."""
-        memory, host = self.slave, self.host
-        channels = [getattr(memory.read_if, f"{name}_channel") for name in ("ar", "r")]
-        channels += [getattr(memory.write_if, f"{name}_channel") for name in ("aw", "w", "b")]
-        channels += [getattr(host.read_if, f"{name}_channel") for name in ("ar", "r")]
-        channels += [getattr(host.write_if, f"{name}_channel") for name in ("aw", "w", "b")]
+        """Random pauses on all channels."""
+        channels = []
+        for side in (*self.slaves, self.host):
+            channels += [getattr(side.read_if, f"{name}_channel") for name in ("ar", "r")]
+            channels += [getattr(side.write_if, f"{name}_channel") for name in ("aw", "w", "b")]
         for i, channel in enumerate(channels):
             generator = random.Random(f"{seed} {i}")
             channel.set_pause_generator(generator.random() < probability for _ in itertools.count())
@@ -229,9 +239,9 @@ async def load_while_busy(dut):
 async def read_error(dut):
     b = await bench(dut, (2, 0.2))
     await b.setup()
-    b.dram.refused = range(PLACES.inputs[0], PLACES.inputs[0] + PLACES.input_bytes)
+    b.dram.refused = range(PLACES.inputs[0] + LAST, PLACES.inputs[0] + LAST + STRIPE)
     await b.begin(PROGRAM.frame_entry)
-    await b.expect(Cause.READ_ERROR, PLACES.inputs[0])
+    await b.expect(Cause.READ_ERROR, PLACES.inputs[0] + LAST)
     await good_again(b)
 
 
@@ -249,9 +259,10 @@ async def read_error_while_loading(dut):
 async def write_error(dut):
     b = await bench(dut, (3, 0.2))
     await b.setup()
-    b.dram.refused = range(PLACES.outputs[0], PLACES.outputs[0] + PLACES.output_bytes)
+    refused = PLACES.outputs[0] + LAST_WRITTEN
+    b.dram.refused = range(refused, refused + STRIPE)
     await b.begin(PROGRAM.frame_entry)
-    await b.expect(Cause.WRITE_ERROR, PLACES.outputs[0])
+    await b.expect(Cause.WRITE_ERROR, refused)
     await good_again(b)
 
 
@@ -330,10 +341,11 @@ async def out_of_bounds(dut):
     """A store beyond its region's limit writes nothing there."""
     b = await bench(dut)
     await b.setup()
-    limit = PLACES.output_bytes - PROGRAM.accelerator.bus_bytes
+    limit = PLACES.output_bytes - MACHINE.line_bytes
     await b.write("OUTPUT_LIMIT", limit)
-    b.dram.writable[1:] = [range(start, start + limit) for start in PLACES.outputs]
+    before = b.dram.writable[1:]
+    b.dram.writable[1:] = [range(start, start + limit // MACHINE.ports) for start in PLACES.outputs]
     await b.begin(PROGRAM.frame_entry)
     await b.expect(Cause.OUT_OF_BOUNDS)
-    b.dram.writable[1:] = [range(start, start + PLACES.output_bytes) for start in PLACES.outputs]
+    b.dram.writable[1:] = before
     await good_again(b)
