@@ -51,6 +51,9 @@ BoardName = Annotated[str | None, typer.Option("--board", help="Take the acceler
 AcceleratorFile = Annotated[Path | None, typer.Option("--accelerator", help="JSON file of parameters.")]
 Latency = Annotated[int, typer.Option(min=1, help="Memory latency in cycles.")]
 Interval = Annotated[int, typer.Option(min=1, help="Cycles per bus beat: 1 is full bandwidth, 4 a quarter.")]
+Refresh = Annotated[
+    int, typer.Option(min=0, max=1169, help="Cycles of every 1170 that memory loses to refresh.")
+]
 
 
 @contextlib.contextmanager
@@ -84,10 +87,10 @@ def _emit(as_json: bool, value: dict, tables: dict[str, list[dict]], facts: list
         _out.print(fact, highlight=False)
 
 
-def _memory(latency: int, interval: int, stall: float, seed: int):
+def _memory(latency: int, interval: int, refresh: int, stall: float, seed: int):
     from .arch.memory import MemoryModel
 
-    return MemoryModel(latency=latency, interval=interval, stall=stall, seed=seed)
+    return MemoryModel(latency=latency, interval=interval, refresh_cycles=refresh, stall=stall, seed=seed)
 
 
 def _named(file: Path | None, model: str | None) -> str:
@@ -334,6 +337,7 @@ def sim(
     board: Annotated[str, typer.Option(help="Board whose clock gives the FPS.")] = "zcu102",
     latency: Latency = 60,
     interval: Interval = 1,
+    refresh: Refresh = 0,
     json: Json = False,
 ) -> None:
     """Classify images on a simulated accelerator: predictions, latency, FPS and cycles per layer."""
@@ -347,7 +351,7 @@ def sim(
             level=level,
             count=count,
             board=board,
-            memory=_memory(latency, interval, 0.0, 0),
+            memory=_memory(latency, interval, refresh, 0.0, 0),
             progress=progress,
         )
     names = ("predictions", "layers", "frame", "memory")
@@ -381,6 +385,7 @@ def compare(
     count: Annotated[int, typer.Option(min=1, help="Largest number of images.")] = 4,
     latency: Latency = 60,
     interval: Interval = 1,
+    refresh: Refresh = 0,
     stall: Annotated[
         float, typer.Option(min=0, max=0.95, help="Probability of a random stall per channel.")
     ] = 0.0,
@@ -397,7 +402,7 @@ def compare(
             api.Program.load(program),
             images,
             count=count,
-            memory=_memory(latency, interval, stall, seed),
+            memory=_memory(latency, interval, refresh, stall, seed),
             wave=wave,
             progress=progress,
         )

@@ -106,6 +106,11 @@ def test_quantize_compile_and_simulate(terrazzo, files, tmp_path):
         found[level] = json.loads(out)
     assert found["reference"]["predictions"] == found["functional"]["predictions"]
     assert len(found["cycle"]["predictions"]) == 8 and found["cycle"]["frame"][0]["cycles"] > 0
+    read, written, both = found["cycle"]["memory"]
+    assert read["bytes"] > 0 and written["bytes"] > 0 and both["bytes"] == read["bytes"] + written["bytes"]
+    slow = ["--level", "cycle", "--refresh", 1000, "--json"]
+    status, out, err = terrazzo("sim", graph, program, "--images", files / "grey", *slow)
+    assert json.loads(out)["frame"][0]["cycles"] > found["cycle"]["frame"][0]["cycles"], err
 
 
 def test_compare_on_the_users_images(terrazzo, files):
