@@ -495,7 +495,7 @@ def sim(
                 "utilization": f"{utilization(program, cycles[0]):.1%}",
             }
         ]
-        result["memory"] = bandwidth.rows(program, cycles, target)
+        result["memory"] = bandwidth.rows(program, cycles[0], target)
     return result
 
 
