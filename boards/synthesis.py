@@ -21,7 +21,7 @@ from ..arch.accelerator import Accelerator
 from ..arch.errors import UserError
 from ..arch.files import write_text
 from ..hw import top
-from ..hw.lanes.chain import Chain
+from ..hw.lanes.chain import Chain, SplitChain
 from ..hw.verilog import module_bodies, module_instances, without_clearing
 from .board import Board, Resources
 from .dsp48e2 import DspChain
@@ -111,6 +111,7 @@ FLOWS = {
     ),
     "ecp5": Flow(
         script=_ECP5,
+        primitives={Chain: SplitChain},
         lut={"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6},
         ff={"TRELLIS_FF": 1},
         dsp={"MULT18X18D": 1},

@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from .sums import register
 
-__all__ = ["PAIR", "QUAD", "TAPS", "Chain", "Packing"]
+__all__ = ["PAIR", "QUAD", "TAPS", "Chain", "Packing", "SplitChain"]
 
 TAPS = 4
 """Multipliers of a cascade."""
@@ -97,3 +97,39 @@ class Chain(wiring.Component):
         high = Cat(C(0, packing.shift), self.high[i]).as_signed()
         weights = (self.low[i] + high)[: packing.shift + packing.weight_bits + 1].as_signed()
         return (weights * self.operand[i])[: packing.sum_bits].as_signed()
+
+
+class SplitChain(Chain):
+    """`Chain` of one multiplier and one sum for each field, for devices whose multipliers hold no two products.
+
+    The same as long as weights and operands are legal: then no field takes from or gives to another.
+    """
+
+    def elaborate(self, platform):
+        m = Module()
+        bits, fields = self.packing.field_bits, self.packing.fields
+        sums = []
+        for field in range(fields):
+            weights = self.high if field >= fields // 2 else self.low
+            products = [
+                register(m, weights[i] * self.part(i, field % (fields // 2)), f"product_{field}_{i}")
+                for i in range(TAPS)
+            ]
+            total = products[0] + products[1]
+            for i in range(1, TAPS):
+                total = register(m, total[:bits].as_signed(), f"sum_{field}_{i}")
+                if i + 1 < TAPS:
+                    total = total + products[i + 1]
+            for stage in range(self.LATENCY - TAPS):
+                total = register(m, total, f"late_{field}_{stage}")
+            # The offset of the lower fields is half their range.
+            sums.append(total if field + 1 == fields else Cat(total[:-1], ~total[-1]))
+        m.d.comb += self.sum.eq(Cat(sums))
+        return m
+
+    def part(self, i: int, place: int) -> Value:
+        """Operand `place` of the word of tap i, signed."""
+        word, bits = self.operand[i], self.packing.field_bits
+        if self.packing.fields == 2:
+            return word
+        return word[bits:].as_signed() + word[bits - 1] if place else word[:bits].as_signed()
