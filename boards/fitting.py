@@ -19,7 +19,7 @@ from ..hw.decode import STORED_BITS
 from ..hw.lines import BUFFER_LINES
 from .board import Board, BoardError, Resources
 
-__all__ = ["estimate", "fit", "require_interface"]
+__all__ = ["estimate", "fit", "require_interface", "with_luts"]
 
 RAM_SHAPES = {
     "xcup": (
@@ -40,29 +40,50 @@ SMALL_RAM_BITS = {"xcup": 56, "ecp5": 10.7}
 """Bits of it per LUT."""
 
 
+Cost = tuple[float, float, float]
+"""LUT, FF and DSP."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KindCosts:
+    """Of a lane kind, from single rows of 2 columns x depth 4 and 4 or 5 columns x depth 16; shadow registers included."""
+
+    product: Cost
+    """Of one multiply-accumulate."""
+    sum: Cost
+    """Of a lane in a column: the accumulator, and what depends on no depth."""
+    code: Cost
+    """Of one weight of a lane: registers and decoding, which the columns share."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
     """From `synthesis.count`'s modules of the demo's accelerator (both flows) and of ulx3s-85f's default (ecp5)."""
 
-    product: Mapping[Scheme, tuple[float, float, float]]
-    """LUT, FF and DSP of one multiply-accumulate of a lane kind."""
-    output: tuple[float, float, float]
+    kinds: Mapping[Scheme, KindCosts]
+    others: Mapping[Scheme, KindCosts]
+    """Of `hw.lanes.OTHERS`."""
+    output: Cost
     """Of one drain output (drain * columns of them)."""
-    element: tuple[float, float, float]
+    element: Cost
     """Of one vector lane (vector * columns of them), its share of the column included."""
-    word: tuple[float, float, float]
+    word: Cost
     """Of one byte of a scratchpad row: fetch, alignment, multiplexers, write masks."""
-    base: tuple[float, float, float]
+    base: Cost
     """Control, queues, load, store, address generators."""
 
 
 COSTS = {
     "xcup": Costs(
-        product={
-            Scheme.FIXED8: (22, 28, 0.5),
-            Scheme.FIXED4: (36, 20, 0),
-            Scheme.POT4: (41, 17, 0),
-            Scheme.SP2_4: (36, 20, 0),
+        kinds={
+            Scheme.FIXED8: KindCosts(product=(4.7, 0, 0.5), sum=(22.4, 73, 0), code=(0, 14, 0)),
+            Scheme.FIXED4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 16, 0)),
+            Scheme.POT4: KindCosts(product=(30.5, 12, 0), sum=(39.4, 35, 0), code=(5, 14, 0)),
+            Scheme.SP2_4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 16, 0)),
+        },
+        others={
+            Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(13, 36, 0)),
+            Scheme.FIXED4: KindCosts(product=(2.8, 0.5, 0.25), sum=(17, 65, 0), code=(0, 7, 0)),
         },
         output=(890, 570, 3),
         element=(1010, 670, 4),
@@ -70,16 +91,20 @@ COSTS = {
         base=(11_100, 9_800, 16),
     ),
     "ecp5": Costs(
-        product={
-            Scheme.FIXED8: (42, 28, 1),
-            Scheme.FIXED4: (62, 20, 0),
-            Scheme.POT4: (82, 17, 0),
-            Scheme.SP2_4: (106, 20, 0),
+        kinds={
+            Scheme.FIXED8: KindCosts(product=(18, 35, 1), sum=(72, 93, 0), code=(0, 14, 0)),
+            Scheme.FIXED4: KindCosts(product=(50, 15.4, 0), sum=(96, 120, 0), code=(13, 16, 0)),
+            Scheme.POT4: KindCosts(product=(60, 11, 0), sum=(96, 120, 0), code=(10, 14, 0)),
+            Scheme.SP2_4: KindCosts(product=(50, 15.4, 0), sum=(96, 120, 0), code=(13, 16, 0)),
         },
-        output=(1560, 570, 4),
-        element=(2200, 820, 5),
-        word=(235, 170, 0),
-        base=(19_700, 9_800, 17),
+        others={
+            Scheme.FIXED8: KindCosts(product=(102, 27, 0), sum=(196, 100, 0), code=(26, 36, 0)),
+            Scheme.FIXED4: KindCosts(product=(20, 20, 1), sum=(60, 100, 0), code=(0, 7, 0)),
+        },
+        output=(1160, 570, 4),
+        element=(1240, 820, 5),
+        word=(190, 170, 0),
+        base=(18_200, 10_600, 22),
     ),
 }
 """By flow."""
@@ -109,7 +134,7 @@ def estimate(accelerator: Accelerator, board: Board) -> Resources:
     costs = COSTS[board.flow]
     a = accelerator
     terms = [
-        *((a.columns * a.depth * lanes, costs.product[kind]) for kind, lanes in a.lanes.by_scheme.items()),
+        *_lane_terms(a, costs),
         (a.drain * a.columns, costs.output),
         (a.vector_lanes, costs.element),
         (a.scratchpad_row_bytes, costs.word),
@@ -125,6 +150,29 @@ def estimate(accelerator: Accelerator, board: Board) -> Resources:
                 -(-words // depth) * -(-bits // width) * size for depth, width, size in RAM_SHAPES[board.flow]
             )
     return Resources(lut=round(lut), ff=round(ff), dsp=round(dsp), bram=bram)
+
+
+def with_luts(accelerator: Accelerator, board: Board, dsp: float) -> Accelerator:
+    """The same with the fewest Fixed-8 lanes in LUTs that let the rest do with `dsp` DSPs; unchanged if all would not."""
+    a = accelerator
+    excess = estimate(a, board).dsp - dsp
+    pair = 2 * a.columns * a.depth * COSTS[board.flow].kinds[Scheme.FIXED8].product[2]
+    luts = a.lanes.fixed8_luts + 2 * max(0, math.ceil(excess / pair))
+    if luts > a.lanes.fixed8 or luts == a.lanes.fixed8_luts:
+        return a
+    return dataclasses.replace(a, lanes=dataclasses.replace(a.lanes, fixed8_luts=luts))
+
+
+def _lane_terms(a: Accelerator, costs: Costs) -> Iterator[tuple[int, Cost]]:
+    """How often each cost of the lanes occurs."""
+    for scheme, lanes in a.lanes.by_scheme.items():
+        others = a.lanes.others.get(scheme, 0)
+        for table, count in ((costs.kinds, lanes - others), (costs.others, others)):
+            if count:
+                kind = table[scheme]
+                yield count * a.columns * a.depth, kind.product
+                yield count * a.columns, kind.sum
+                yield count * a.depth, kind.code
 
 
 def fit(board: Board, request: Mapping) -> Accelerator:

@@ -19,7 +19,7 @@ from ..compiler import CompileError, compile
 from ..sim.cycle import predict
 from .bandwidth import frame_bytes
 from .board import Board, BoardError, Resources
-from .fitting import estimate, require_interface
+from .fitting import estimate, require_interface, with_luts
 
 __all__ = ["PARTS", "Budget", "Design", "Mixture", "Search", "reassigned", "search"]
 
@@ -127,7 +127,7 @@ def search(
     Raises BoardError where no candidate fits or none compiles.
     """
     budget = budget or Budget()
-    shapes = list(_shapes(board, mixtures, dict(fixed or {})))
+    shapes = list(_shapes(board, mixtures, dict(fixed or {}), budget.dsp * board.budget.dsp))
     for shape, _ in shapes[:1]:
         require_interface(shape, board)
     if not any(budget.holds(estimate(shape, board), board) for shape, _ in shapes):
@@ -202,9 +202,10 @@ def _nothing_fits(board: Board, budget: Budget, shapes: Sequence[Accelerator]) -
 
 
 def _shapes(
-    board: Board, mixtures: Sequence[Mixture], fixed: dict[str, int]
+    board: Board, mixtures: Sequence[Mixture], fixed: dict[str, int], dsp: float
 ) -> Iterator[tuple[Accelerator, Mixture]]:
-    """Valid accelerators with the smallest memories, and their mixture. They have as many ports as fill no line beyond a
+    """Valid accelerators with the smallest memories, and their mixture; with more Fixed-8 lanes than `dsp` DSPs allow,
+    the others are in LUTs. They have as many ports as fill no line beyond a
     row of the scratchpad."""
     widths = {name: (fixed[name],) if name in fixed else values for name, values in WIDTHS.items()}
     base = board.default.to_dict() | {"instructions": INSTRUCTIONS} | fixed
@@ -216,7 +217,8 @@ def _shapes(
         sizes["ports"] = max(p for p in (1, 2, 4) if p == 1 or p <= min(most, board.interface.ports))
         for lanes in _lanes(mixture, values["drain"]):
             with contextlib.suppress(AcceleratorError):
-                yield Accelerator.from_dict(values | sizes | fixed | {"lanes": lanes}), mixture
+                shape = Accelerator.from_dict(values | sizes | fixed | {"lanes": lanes})
+                yield with_luts(shape, board, dsp), mixture
 
 
 def _sized(shape: Accelerator, board: Board, budget: Budget, fixed: set[str]) -> list[Accelerator]:

@@ -36,6 +36,7 @@ from .spill import least, schedule
 from .stream import Image, Plan, plan, residents, setup_loads
 from .tensors import Tensors
 from .traffic import Traffic, traffic
+from .widths import too_wide
 
 __all__ = ["Compiled", "compile", "compiled"]
 
@@ -81,6 +82,8 @@ def compile(graph: Graph, accelerator: Accelerator, name: str | None = None) -> 
 
 def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) -> Compiled:
     """`compile`, with a report. Raises CompileError."""
+    if wide := too_wide(graph, accelerator):
+        raise CompileError(graph.name, wide)
     pieces: dict[Memory, int] = {}
     """Memories whose data is streamed, and the way in _PIECES."""
     free: dict[Memory, tuple[int, int]] = {}

@@ -12,10 +12,12 @@ from terrazzo.boards import (
     demo_accelerator,
     estimate,
     fit,
+    fixed8_accelerator,
     large_accelerator,
     require_interface,
     second_accelerator,
 )
+from terrazzo.boards.fitting import with_luts
 from terrazzo.boards.synthesis import count, verilog
 from terrazzo.hw import top
 
@@ -124,3 +126,16 @@ def test_estimate_is_near_synthesis_which_fits(accelerator, board):
     for name in ("lut", "ff", "dsp", "bram"):
         assert getattr(real, name) <= getattr(board.budget, name)
         assert getattr(guess, name) == pytest.approx(getattr(real, name), rel=0.15), name
+
+
+def test_lanes_go_to_luts_until_the_dsps_suffice():
+    """64 lanes of 40 DSPs each: pairs move, no more than needed."""
+    wide = dataclasses.replace(fixed8_accelerator(), columns=5, private=1)
+    need = estimate(wide, ZCU102)
+    spread = with_luts(wide, ZCU102, 2394)
+    pairs = -(-(need.dsp - 2394) // 80)
+    assert spread.lanes.fixed8_luts == 2 * pairs > 0
+    assert estimate(spread, ZCU102).dsp == need.dsp - 80 * pairs <= 2394
+    assert estimate(spread, ZCU102).lut > need.lut
+    assert with_luts(wide, ZCU102, need.dsp) == wide
+    assert with_luts(wide, ZCU102, 10) == wide

@@ -1,0 +1,53 @@
+"""Whether the operands of layers are as narrow as the lanes of their rows demand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..arch.accelerator import Accelerator
+from ..arch.graph import Conv, Graph, Linear, reads
+from ..arch.schemes import Scheme
+
+__all__ = ["NARROW", "too_wide"]
+
+NARROW = (-32, 31)
+"""Operands of lanes with four products in a multiplier."""
+
+
+def too_wide(graph: Graph, accelerator: Accelerator) -> list[str]:
+    """A problem for each layer whose Fixed-4 rows could meet operands that such lanes cannot take."""
+    if not accelerator.lanes.fixed4_quads:
+        return []
+    limits = code_limits(graph)
+    problems = []
+    for operator in graph.operators:
+        if not isinstance(operator, Linear | Conv):
+            continue
+        lo, hi = limits[operator.input]
+        if (graph.constant(operator, "scheme") == Scheme.FIXED4).any() and not (
+            NARROW[0] <= lo and hi <= NARROW[1]
+        ):
+            problems.append(
+                f"{operator.name}: operands of FIXED4 rows must be {NARROW[0]}..{NARROW[1]} on lanes with four "
+                f"products in a multiplier, not {lo}..{hi}. Quantize activations to at most 6 bits, or set "
+                "lanes.fixed4_quads to 0."
+            )
+    return problems
+
+
+def code_limits(graph: Graph) -> dict[str, tuple[int, int]]:
+    """Least and largest code of each tensor, its zero point (of padding) included."""
+    info = {8: np.iinfo(np.int8), 16: np.iinfo(np.int16)}
+    limits = {name: (int(info[8].min), int(info[8].max)) for name in (graph.input,)}
+    for operator in graph.operators:
+        for place in (operator, getattr(operator, "drain", None)):
+            second = getattr(place, "second", None)
+            if second is not None:
+                limits[second.tensor] = second.lo, second.hi
+            if hasattr(place, "lo"):
+                limits[operator.output] = place.lo, place.hi
+        if operator.output not in limits:
+            sources = [limits[name] for name in reads(operator)] or [(int(info[16].min), int(info[16].max))]
+            limits[operator.output] = min(lo for lo, _ in sources), max(hi for _, hi in sources)
+    points = {name: graph.tensor(name).zero_point for name in limits}
+    return {name: (min(lo, points[name]), max(hi, points[name])) for name, (lo, hi) in limits.items()}
