@@ -107,8 +107,9 @@ class Accelerator:
     ports: int = 1
     """AXI4 ports to DRAM, which move data together; 1, 2 or 4."""
     private: int = 1
-    """Chunks of channels that depthwise windows read at once, each for `depth` Fixed-8 lanes of its own; a power of two,
-    at most fixed8 / depth. 1: there are no such windows."""
+    """Chunks of channels that depthwise windows read at once; a power of two, at most 2 * fixed8 / depth: with as many as
+    fixed8 / depth every lane multiplies a channel's pixel, with more two pixels under different taps. 1: there are no
+    such windows."""
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -139,8 +140,9 @@ class Accelerator:
         fixed8 = self.lanes.fixed8
         if fixed8 < max(2, self.columns) or fixed8 & (fixed8 - 1):
             yield f"lanes.fixed8 must be a power of two and at least columns ({self.columns}), not {fixed8}"
-        if self.private > 1 and not self.private * self.depth <= min(fixed8, 16 * self.depth):
-            yield f"private must be at most fixed8 / depth ({fixed8 // self.depth}) and 16, not {self.private}"
+        most = 2 * fixed8 // self.depth
+        if self.private > 1 and self.private > min(most, 16):
+            yield f"private must be at most 2 * fixed8 / depth ({most}) and 16, not {self.private}"
         for name in ("operand_chunks", "scratchpad_rows"):
             if self.private > 1 and getattr(self, name) < 4 * self.private:
                 yield f"{name} must be at least 4 * private ({4 * self.private}), not {getattr(self, name)}"
@@ -169,6 +171,16 @@ class Accelerator:
             yield "scratchpad_regions * scratchpad_rows must be at most 65536"
         if self.table_pages > 4:
             yield f"table_pages must be at most 4, not {self.table_pages}"
+
+    @property
+    def private_taps(self) -> int:
+        """Taps of a depthwise window that a lane multiplies in a cycle."""
+        return 2 if self.private > 1 and self.private * self.depth > self.lanes.fixed8 else 1
+
+    @property
+    def private_chunks(self) -> int:
+        """Chunks of channels whose lanes do so."""
+        return self.private // self.private_taps
 
     @property
     def multipliers(self) -> int:

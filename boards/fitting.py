@@ -68,7 +68,8 @@ class Costs:
     element: Cost
     """Of one vector lane (vector * columns of them), its share of the column included."""
     word: Cost
-    """Of one byte of a scratchpad row: fetch, alignment, multiplexers, write masks."""
+    """Of one byte of a scratchpad row: fetch, alignment, multiplexers, write masks. Each private chunk is counted as much
+    again, though it has neither address generators nor write masks; no synthesis has measured it."""
     base: Cost
     """Control, queues, load, store, address generators."""
 
@@ -137,7 +138,7 @@ def estimate(accelerator: Accelerator, board: Board) -> Resources:
         *_lane_terms(a, costs),
         (a.drain * a.columns, costs.output),
         (a.vector_lanes, costs.element),
-        (a.scratchpad_row_bytes, costs.word),
+        (a.scratchpad_row_bytes * a.private, costs.word),
         (1, costs.base),
     ]
     lut, ff, dsp = (sum(count * cost[i] for count, cost in terms) for i in range(3))

@@ -127,12 +127,13 @@ def search(
     Raises BoardError where no candidate fits or none compiles.
     """
     budget = budget or Budget()
-    shapes = list(_shapes(board, mixtures, dict(fixed or {}), budget.dsp * board.budget.dsp))
+    work = _Work(graph)
+    dsp = budget.dsp * board.budget.dsp
+    shapes = list(_shapes(board, mixtures, dict(fixed or {}), dsp, work.depthwise > 0))
     for shape, _ in shapes[:1]:
         require_interface(shape, board)
     if not any(budget.holds(estimate(shape, board), board) for shape, _ in shapes):
         raise BoardError(_nothing_fits(board, budget, [shape for shape, _ in shapes]))
-    work = _Work(graph)
     cycles = [work.cycles(shape) for shape, _ in shapes]
     ranked = sorted(range(len(shapes)), key=lambda i: (sum(cycles[i]), shapes[i][0].multipliers))
     judged: dict[Accelerator, Design | None] = {}
@@ -202,11 +203,11 @@ def _nothing_fits(board: Board, budget: Budget, shapes: Sequence[Accelerator]) -
 
 
 def _shapes(
-    board: Board, mixtures: Sequence[Mixture], fixed: dict[str, int], dsp: float
+    board: Board, mixtures: Sequence[Mixture], fixed: dict[str, int], dsp: float, depthwise: bool
 ) -> Iterator[tuple[Accelerator, Mixture]]:
     """Valid accelerators with the smallest memories, and their mixture; with more Fixed-8 lanes than `dsp` DSPs allow,
-    the others are in LUTs. They have as many ports as fill no line beyond a
-    row of the scratchpad."""
+    the others are in LUTs. They have as many ports as fill no line beyond a row of the scratchpad, and for depthwise
+    layers as many private chunks as lanes take and the drain keeps up with."""
     widths = {name: (fixed[name],) if name in fixed else values for name, values in WIDTHS.items()}
     base = board.default.to_dict() | {"instructions": INSTRUCTIONS} | fixed
     for mixture, *chosen in itertools.product(mixtures, *widths.values()):
@@ -216,6 +217,9 @@ def _shapes(
         most = values["columns"] * values["depth"] // values["bus_bytes"]
         sizes["ports"] = max(p for p in (1, 2, 4) if p == 1 or p <= min(most, board.interface.ports))
         for lanes in _lanes(mixture, values["drain"]):
+            if depthwise and values["columns"].bit_count() == 1:
+                most = min(2 * lanes.get("fixed8", 0), 8 * values["drain"], 16 * values["depth"])
+                sizes["private"] = 1 << max(1, most // values["depth"]).bit_length() - 1
             with contextlib.suppress(AcceleratorError):
                 shape = Accelerator.from_dict(values | sizes | fixed | {"lanes": lanes})
                 yield with_luts(shape, board, dsp), mixture
@@ -301,8 +305,8 @@ class _Work:
     def __init__(self, graph: Graph):
         self.layers: list[tuple[int, int, int]] = []
         """Positions, outputs and products per output of layers with weights that are not grouped."""
-        self.grouped = 0
-        """Products of the grouped ones."""
+        self.grouped = self.depthwise = 0
+        """Products of the grouped ones, and of those of single channels."""
         self.attention: list[tuple[int, int, int, int]] = []
         """Positions, keys, channels of a head, and how many heads."""
         self.norms: list[tuple[int, int]] = []
@@ -311,7 +315,9 @@ class _Work:
             if isinstance(operator, Linear | Conv):
                 weight = graph.constant(operator, "weight")
                 positions = out.positions - (operator.prefix if isinstance(operator, Conv) else 0)
-                if isinstance(operator, Conv) and operator.groups > 1:
+                if isinstance(operator, Conv) and operator.groups == len(weight) > 1 == weight.shape[-1]:
+                    self.depthwise += graph.macs(operator)
+                elif isinstance(operator, Conv) and operator.groups > 1:
                     self.grouped += graph.macs(operator)
                 else:
                     self.layers.append((positions, len(weight), weight[0].size))
@@ -329,7 +335,7 @@ class _Work:
             return tiles * max(-(-outputs // lanes) * chunks, -(-outputs // a.drain))
 
         matrix = sum(products(*layer, a.lanes.total) for layer in self.layers)
-        matrix += self.grouped // a.multipliers
+        matrix += self.grouped // a.multipliers + self.depthwise // (a.private * a.depth * a.columns)
         vector = 0
         for positions, keys, width, heads in self.attention:
             matrix += heads * products(positions, keys, width, a.lanes.fixed8)

@@ -88,7 +88,8 @@ def emit(
             "the lane groups of a permutation are in its own parameters"
         )
         size = part.steps * a.drain
-        step = part.blocks // groups if groups > 1 else 1
+        whole = groups > 1 or "private" in operand.window
+        step = part.blocks // groups if whole else 1
         unit = step * max(1, per_unit // np.gcd(per_unit, step * size))
         limits = [
             tensors.limits[Memory.WEIGHT] // weight_rows,
@@ -102,7 +103,7 @@ def emit(
             count = count // unit * unit
         if count < 1:
             tensors.short |= {m for m in (Memory.WEIGHT, Memory.PARAM) if m in tensors.limited}
-        if count < 1 or (groups > 1 and step > 1 and k > a.operand_chunks):
+        if count < 1 or (whole and step > 1 and k > a.operand_chunks):
             tensors.problem(
                 name,
                 f"a block of outputs must fit: {unit} x {weight_rows} weight rows in {tensors.limits[Memory.WEIGHT]}, "
@@ -136,7 +137,7 @@ def _piece(
     rows = np.full(channels, -1)
     present = order[base : base + channels]
     rows[: len(present)] = present
-    step = part.blocks // groups if groups > 1 else blocks
+    step = part.blocks // groups if groups > 1 or "private" in operand.window else blocks
     lanes = part.lanes[first : first + blocks]
     digest = hashlib.blake2b(weights[rows[rows >= 0]].tobytes()).digest()
     key = "weights", digest, weights.shape, rows.tobytes(), lanes.tobytes(), size

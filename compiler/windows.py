@@ -123,7 +123,7 @@ def pooling(tensors: Tensors, operator: g.MaxPool | g.AvgPool) -> tuple[Operand,
     """A depthwise convolution with weights of one."""
     a, x = tensors.accelerator, tensors.places[operator.input]
     _, _, (kh, kw) = _image(tensors, operator)
-    if a.private > 1:
+    if a.private > 1 and not (isinstance(operator, g.MaxPool) and a.private_taps > 1):
         return _private(tensors, operator, x.channels, np.ones((1, kh * kw), np.int8))
     groups = -(-x.channels // a.depth)
     weights = np.zeros((groups * a.depth, kh * kw, a.depth), np.int8)
@@ -140,16 +140,19 @@ def _private(
     at once as divide the rows of a tile, of the input and of what is written."""
     a, x = tensors.accelerator, tensors.places[operator.input]
     chunks, width, room = -(-channels // a.depth), a.private, tensors.rows_of(channels, False)
+    taps = weights.shape[1]
+    if (taps + 1) * a.private > a.operand_chunks:  # all taps wait for the other half of the channels
+        width = a.private_chunks
     while x.stride % width or x.offset % width or -(-chunks // width) * width > room:
         width //= 2
-    groups, size, taps = -(-chunks // width), width * a.depth, weights.shape[1]
+    groups, size = -(-chunks // width), width * a.depth
     packed = np.zeros((len(weights), -(-taps // a.depth), a.depth), np.int8)
     packed.reshape(len(weights), -1)[:, :taps] = weights
     if len(weights) < channels:
         packed = np.broadcast_to(packed, (groups * size, *packed.shape[1:]))
     operand = _operand(tensors, operator, width, taps)
     operand.window["private"] = 1
-    return operand, packed, plain(0, groups * size, a, size), groups
+    return operand, packed, plain(0, groups * size, a, min(width, a.private_chunks) * a.depth), groups
 
 
 def _in_order(weights: np.ndarray, chunks: int) -> np.ndarray:

@@ -32,7 +32,8 @@ def element_layout(accelerator: Accelerator) -> data.StructLayout:
 
     Rows of words follow each other as `low`, `high`; column c takes word `words[c]` of `high` if that is below
     `first`, else of `low`. `join`: of word 0's number and the one before it, bytes from `shift`; of those, bytes
-    first_byte <= i < last_byte are data, others padding. `private`: the same of every row that was read.
+    first_byte <= i < last_byte are data, others padding. `private`: the same of every row that was read,
+    of `odd` taps in the order of the other half.
     """
     columns, byte_bits = accelerator.columns, exact_log2(accelerator.depth)
     word_bits = ceil_log2(columns)
@@ -51,6 +52,7 @@ def element_layout(accelerator: Accelerator) -> data.StructLayout:
             "pad_value": 8,
             "join": 1,
             "private": 1,
+            "odd": 1,
             "shift": byte_bits,
             "first_byte": byte_bits + 1,
             "last_byte": byte_bits + 1,
@@ -109,6 +111,8 @@ class Align(wiring.Component):
             m.d.sync += self.write.enable[column].eq(s2_serve & s2.writes[column])
             for bank in banks:
                 word = words[bank][column]
+                if self.accelerator.private_taps > 1:
+                    word = Mux(s2.odd, words[bank ^ len(banks) // 2][column], word)
                 if bank:
                     word = Mux(s2.private, word, words[0][column])
                 padded = Mux(s2.padding[column], s2.pad_value.replicate(self.accelerator.depth), word)

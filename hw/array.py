@@ -26,7 +26,8 @@ class Array(wiring.Component):
     """`chunk`, `operand` and `weights` are of one cycle; inputs are registered here (the broadcast).
 
     All lanes take chunk number `chunk.bank` of `operand` (`columns` words each). With `chunk.private` lane l takes
-    number l // depth, and multiplies byte l % depth by its weight number `chunk.tap`.
+    number l // depth, and multiplies byte l % depth by its weight number `chunk.tap`; and with two taps the same byte of
+    the chunk half of them away, by its next weight. `chunk.high`: the first tap has the upper half.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -51,14 +52,14 @@ class Array(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        depth = self.accelerator.depth
+        share = self.accelerator.depth // self.accelerator.private_taps
         operands, prepared = self.operands(m), {}
         chunk = delayed(m, self.chunk, 1)
         valid = delayed(m, self.chunk.valid, 1, reset_less=False)
         move = delayed(m, valid & chunk.last, lanes.LATENCY, reset_less=False)
 
         for lane, row in self.rows().items():
-            place = lane // depth if lane // depth < len(operands) else 0
+            place = lane // share if lane // share < len(operands) else 0
             if (place, row.arithmetic) not in prepared:
                 prepared[place, row.arithmetic] = row.arithmetic.operands.prepared(m, operands[place])
             m.submodules[f"row_{lane}"] = row
@@ -79,13 +80,13 @@ class Array(wiring.Component):
         return m
 
     def operands(self, m: Module) -> list[list[list[Value]]]:
-        """What the lanes of each private chunk multiply, [column][i]; other lanes take the first."""
+        """What each private chunk's worth of lanes multiplies, [column][i]; other lanes take the first."""
         columns, depth, private = self.accelerator.columns, self.accelerator.depth, self.accelerator.private
         operands = [[] for _ in range(private)]
         for column in range(columns):
             own = [self.operand[i * columns + column] for i in range(private)]
             common = hdl.Array(own)[self.chunk.bank] if private > 1 else own[0]
-            for operand, word in zip(operands, own, strict=True):
+            for operand, word in zip(operands, self.paired(own), strict=True):
                 chosen = Signal.like(word)
                 m.d.comb += chosen.eq(Mux(self.chunk.private, word, common) if private > 1 else word)
                 codes = [chosen[i * 8 : i * 8 + 8] for i in range(depth)]
@@ -94,12 +95,30 @@ class Array(wiring.Component):
 
     def weight(self, lane: int):
         """What the lane multiplies its operand by."""
-        word, depth = self.weights[lane], self.accelerator.depth
-        if self.accelerator.private == 1 or lane >= self.accelerator.private * depth:
+        a, word = self.accelerator, self.weights[lane]
+        if a.private == 1 or lane >= a.private_chunks * a.depth:
             return word
-        place, tap = lane % depth, self.chunk.tap[: exact_log2(depth)]
-        alone = Cat(C(0, 8 * place), word.word_select(tap, 8), C(0, 8 * (depth - 1 - place)))
-        return Mux(self.chunk.private, alone, word)
+        codes = [C(0, 8)] * a.depth
+        if a.private_taps == 1:
+            codes[lane % a.depth] = word.word_select(self.chunk.tap[: exact_log2(a.depth)], 8)
+        else:
+            pair = word.word_select(self.chunk.tap[1 : exact_log2(a.depth)], 16)
+            codes[lane % a.depth], codes[(lane + a.depth // 2) % a.depth] = (
+                pair[:8],
+                Mux(self.chunk.single, 0, pair[8:]),
+            )
+        return Mux(self.chunk.private, Cat(codes), word)
+
+    def paired(self, chunks: list) -> list:
+        """The private chunks, or with two taps halves of the first tap's and of the second's together: byte l % depth
+        of the first for lane l, and of the second half the bytes away."""
+        if self.accelerator.private_taps == 1:
+            return chunks
+        half, bits, made = len(chunks) // 2, self.accelerator.depth * 4, []
+        for low, high in zip(chunks[:half], chunks[half:], strict=True):
+            first, second = Mux(self.chunk.high, high, low), Mux(self.chunk.high, low, high)
+            made += [Cat(first[:bits], second[:bits]), Cat(second[bits:], first[bits:])]
+        return made
 
     def rows(self) -> dict[int, Shared]:
         """The row modules by their first lane."""

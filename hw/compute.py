@@ -16,10 +16,22 @@ from .ports import ROW_BITS, IndexRead
 __all__ = ["BlockLayout", "ChunkLayout", "Compute"]
 
 ChunkLayout = data.StructLayout(
-    {"valid": 1, "first": 1, "last": 1, "maximum": 1, "unsigned": 1, "private": 1, "tap": 6, "bank": 4}
+    {
+        "valid": 1,
+        "first": 1,
+        "last": 1,
+        "maximum": 1,
+        "unsigned": 1,
+        "private": 1,
+        "high": 1,
+        "single": 1,
+        "tap": 6,
+        "bank": 4,
+    }
 )
 """What accompanies an operand chunk: position within its block, how to accumulate it, and which chunk of those that the
-buffer shows it is. `private`: it is all of them, one for each `depth` lanes, and of every lane's weights `tap` counts."""
+buffer shows it is. `private`: it is all of them, and of every lane's weights number `tap` counts; of two taps (then the next
+weight too, unless `single`) the first has the lower half of the chunks, or with `high` the other half."""
 
 BlockLayout = data.StructLayout({"valid": 1, "tile_end": 1, "end": 1})
 """A block's last chunk: whether it is the last block of its tile of positions and of its instruction."""
@@ -46,6 +58,7 @@ class Compute(wiring.Component):
                 "chunk": Out(ChunkLayout),
                 "block": Out(BlockLayout),
                 "address": Out(exact_log2(accelerator.operand_chunks)),
+                "address_high": Out(exact_log2(accelerator.operand_chunks)),
                 "row": Out(ROW_BITS),
                 "index": Out(IndexRead()),
                 "issue": Out(1),
@@ -63,12 +76,23 @@ class Compute(wiring.Component):
         base, index, following = (Signal.like(self.written) for _ in range(3))
         countdown = Signal(9)
 
-        private, step, written = self.accelerator.private, 1, self.written
+        private, taps, tap_bits = (
+            self.accelerator.private,
+            self.accelerator.private_taps,
+            exact_log2(self.accelerator.depth),
+        )
+        step, tap, chunk_last = 1, chunk[:tap_bits], chunk + 1 == ins.chunks
+        present, row_end, high, single = index != self.written, tap.all(), 0, 0
         if private > 1:
             step = Mux(ins.private, private, 1)
-            written = Mux(ins.private, aligned(written, private), written)
-        tap = chunk[: exact_log2(self.accelerator.depth)]
-        chunk_last = chunk + 1 == ins.chunks
+            present = Mux(ins.private, aligned(self.written, private) != index, present)
+        if taps > 1:  # a chunk is two taps, but for the last of an odd number
+            single = chunk + 1 == ins.chunks
+            step = Mux(ins.private, Mux(single, private, 2 * private), 1)
+            ready = (aligned(self.written, private) - index)[: len(index)]
+            present = Mux(ins.private, ready >= step, present)
+            chunk_last = single | (ins.private & (chunk + 2 == ins.chunks))
+            row_end, high = tap[1:].all(), ins.private & block[0]
         block_last = block + 1 == ins.blocks
         group_last = group + 1 == ins.groups
         tile_end = Signal()
@@ -77,7 +101,7 @@ class Compute(wiring.Component):
             following.eq(index + step),
             tile_end.eq(block_last & group_last),
             end.eq(tile_end & (left <= self.accelerator.columns)),
-            self.issue.eq(valid & ~self.halt & (index != written) & ~(chunk_last & (countdown != 0))),
+            self.issue.eq(valid & ~self.halt & present & ~(chunk_last & (countdown != 0))),
             finish.eq(self.issue & chunk_last & end),
             self.o.valid.eq(pending_valid & (~valid | finish) & ~self.halt),
             self.o.payload.eq(pending),
@@ -88,7 +112,8 @@ class Compute(wiring.Component):
         with m.If(countdown != 0):
             m.d.sync += countdown.eq(countdown - 1)
         with m.If(self.issue):
-            m.d.sync += [chunk.eq(chunk + 1), row.eq(row + (~ins.private | tap.all())), index.eq(following)]
+            ahead = Mux(ins.private, taps, 1)
+            m.d.sync += [chunk.eq(chunk + ahead), row.eq(row + (~ins.private | row_end)), index.eq(following)]
             with m.If(block_last):
                 m.d.sync += self.freed.eq(following)
             with m.If(chunk_last):
@@ -131,12 +156,15 @@ class Compute(wiring.Component):
             self.chunk.maximum.eq(ins.maximum),
             self.chunk.unsigned.eq(ins.unsigned),
             self.chunk.private.eq(ins.private),
+            self.chunk.high.eq(high),
+            self.chunk.single.eq(single),
             self.chunk.tap.eq(tap),
             self.chunk.bank.eq(index & (private - 1)),
             self.block.valid.eq(self.issue & chunk_last),
             self.block.tile_end.eq(tile_end),
             self.block.end.eq(end),
-            self.address.eq(index),
+            self.address.eq(Mux(high, index + private, index) if taps > 1 else index),
+            self.address_high.eq(Mux(ins.private & ~high, index + private, index) if taps > 1 else index),
             self.row.eq(Mux(ins.gather, ins.weight + self.index.value, row)),
         ]
         return m

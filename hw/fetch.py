@@ -141,6 +141,7 @@ class Fetch(wiring.Component):
                 tap.element.pad_value.eq(ins.pad_value),
                 tap.element.join.eq(join),
                 tap.element.private.eq(ins.private),
+                tap.element.odd.eq(walk.odd),
                 tap.element.shift.eq(walk.x),
                 tap.element.first_byte.eq(clip(low)),
                 tap.element.last_byte.eq(Mux(y_inside, clip(high), 0)),

@@ -78,6 +78,7 @@ class Engine(wiring.Component):
             fetch.freed.eq(compute.freed),
             compute.written.eq(fetch.written),
             operand.address.eq(compute.address),
+            operand.address_high.eq(compute.address_high),
             weights.row.eq(compute.row),
             array.chunk.eq(delayed(m, compute.chunk, MEMORY_CYCLES, reset_less=False)),
             drain.block.eq(delayed(m, compute.block, BLOCK_CYCLES, reset_less=False)),

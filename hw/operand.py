@@ -41,7 +41,7 @@ class WriteSignature(wiring.Signature):
 
 class Buffer(wiring.Component):
     """Chunks by address; `data` belongs to the address of the cycle before: the chunk there in number address %
-    private, and those beside it. Not to be read where it is written."""
+    private, and those beside it. The second half of them is read at `address_high`. Not to be read where it is written."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -49,6 +49,7 @@ class Buffer(wiring.Component):
             {
                 "write": In(WriteSignature(accelerator)),
                 "address": In(exact_log2(accelerator.operand_chunks)),
+                "address_high": In(exact_log2(accelerator.operand_chunks)),
                 "data": Out(accelerator.depth * 8).array(accelerator.private * accelerator.columns),
             }
         )
@@ -66,7 +67,7 @@ class Buffer(wiring.Component):
                 write.en.eq(self.write.enable[column] & mine),
                 write.addr.eq(self.write.address[bits:]),
                 write.data.eq(self.write.data[number]),
-                read.addr.eq(self.address[bits:]),
+                read.addr.eq((self.address_high if bank >= (a.private + 1) // 2 else self.address)[bits:]),
                 data.eq(read.data),
             ]
         return m

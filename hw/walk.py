@@ -58,6 +58,8 @@ class Walk(wiring.Component):
                 "writes": Out(1),
                 "counts": Out(1),
                 "visible": Out(1),
+                # private: whether it is the second of two taps.
+                "odd": Out(1),
                 "y": Out(_Y_BITS),
                 "x": Out(signed(16)),
             }
@@ -117,6 +119,8 @@ class Walk(wiring.Component):
                 tap_y.eq(Mux(tap_y_last, 0, tap_y + column_last)),
                 line.eq(Mux(tap_y_last, 0, Mux(column_last, line + ins.width, line))),
             ]
+            if self.accelerator.private_taps > 1:
+                m.d.sync += self.odd.eq(~self.odd & ins.private & ~tap_y_last)
             with m.If(inner_last & join):
                 m.d.sync += [
                     self.column.eq(Mux(column_last, 0, self.column + 1)),

@@ -208,15 +208,22 @@ class Machine(Memories):
             self._fail(f"tap_chunks must be a power of two up to {a.private} with private, not {width}")
         if i.src % width or i.src_stride % width:
             self._fail(f"src and src_stride must be multiples of tap_chunks ({width}) with private")
-        if i.steps * a.drain > width * a.depth:
-            self._fail(f"steps * drain must be at most tap_chunks * depth ({width * a.depth}) with private")
+        lanes, blocks = min(width, a.private_chunks) * a.depth, -(-width // a.private_chunks)
+        if i.steps * a.drain > lanes or i.blocks != blocks:
+            self._fail(
+                f"steps * drain must be at most {lanes} and blocks {blocks} with {width} private chunks"
+            )
+        if i.maximum and a.private_taps > 1:
+            self._fail("maximum is impossible with private where lanes multiply two taps at once")
+        if blocks > 1 and (i.chunks + 1) * a.private > a.operand_chunks:
+            self._fail(f"chunks must be below {a.operand_chunks // a.private} with {width} private chunks")
 
     def _private(self, i: Instruction, operand: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Accumulators (positions, groups * blocks, lanes) of lanes with channels of their own."""
         depth, lanes = self.accelerator.depth, weights.shape[3]
         shape = (len(operand), i.groups, i.taps_y, i.tap_chunks, i.taps_x, depth)
         x = operand.reshape(shape).transpose(2, 4, 0, 1, 3, 5)  # taps, positions, groups, channels
-        x = x.reshape(i.chunks, len(operand), i.groups, 1, -1)[..., :lanes].astype(np.int32)
+        x = x.reshape(i.chunks, len(operand), i.groups, i.blocks, -1)[..., :lanes].astype(np.int32)
         acc = None
         for k in range(i.chunks):
             product = x[k] * weights[:, :, k // depth, :, k % depth].astype(np.int32)

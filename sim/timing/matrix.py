@@ -37,7 +37,7 @@ _LINEAR, _CONV, _JOIN = map(int, (FetchMode.LINEAR, FetchMode.CONV, FetchMode.JO
 _SCRATCHPAD = int(Destination.SCRATCHPAD)
 
 # Parameters.
-_COLUMN_COUNT, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS, _BANKS = range(7)
+_COLUMN_COUNT, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS, _BANKS, _TAPS = range(8)
 
 # Fixed pipelines, in cycles.
 _LANES_LATENCY = 8
@@ -48,7 +48,7 @@ _RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 2, 14, 15, 16
 _WHEEL = 32
 _COLUMNS = 64
 """At most."""
-_SCALARS = 66
+_SCALARS = 67
 _ALIGN = 5
 """From a grant to the count of its chunk."""
 
@@ -102,6 +102,7 @@ _ALIGN = 5
     _PENDING_VALID,
     _C_INS,
     _C_STEP,
+    _C_TAPS,
     _C_VALID,
     _C_LEFT,
     _C_GROUP,
@@ -139,7 +140,8 @@ def config(accelerator: Accelerator) -> np.ndarray:
     """The parameters that the functions below take as `cfg`."""
     a = accelerator
     logs = [value.bit_length() - 1 for value in (a.depth, a.drain, a.scratchpad_rows)]
-    return np.array([a.columns, *logs, a.scratchpad_regions, a.operand_chunks, a.private], dtype=np.int64)
+    private = (a.private, a.private_taps)
+    return np.array([a.columns, *logs, a.scratchpad_regions, a.operand_chunks, *private], dtype=np.int64)
 
 
 @numba.njit
@@ -167,11 +169,20 @@ def _aligned(count, unit):
 
 
 @numba.njit
+def _taps(s, T):
+    """Chunks that the next issue takes."""
+    return min(s[_C_TAPS], T[s[_C_INS], _CHUNKS] - s[_C_CHUNK])
+
+
+@numba.njit
 def _issues(s, T):
     """Whether compute issues a pair in this cycle."""
-    if s[_C_VALID] == 0 or s[_C_INDEX] == _aligned(s[_WRITTEN], s[_C_STEP]):
+    if s[_C_VALID] == 0:
         return False
-    return s[_COUNTDOWN] == 0 or s[_C_CHUNK] + 1 != T[s[_C_INS], _CHUNKS]
+    taps = _taps(s, T)
+    if _aligned(s[_WRITTEN], s[_C_STEP]) - s[_C_INDEX] < taps * s[_C_STEP]:
+        return False
+    return s[_COUNTDOWN] == 0 or s[_C_CHUNK] + taps != T[s[_C_INS], _CHUNKS]
 
 
 @numba.njit
@@ -433,8 +444,9 @@ def _compute(s, T, cfg, slot_free):
     if _issues(s, T):
         ins = s[_C_INS]
         block_last = s[_C_BLOCK] + 1 == T[ins, _BLOCKS]
-        s[_C_INDEX] += s[_C_STEP]
-        s[_C_CHUNK] += 1
+        taps = _taps(s, T)
+        s[_C_INDEX] += taps * s[_C_STEP]
+        s[_C_CHUNK] += taps
         if block_last:
             s[_FREED] = s[_C_INDEX]
         if s[_C_CHUNK] == T[ins, _CHUNKS]:
@@ -462,6 +474,7 @@ def _compute(s, T, cfg, slot_free):
         s[_C_INS] = s[_PENDING]
         s[_C_LEFT] = T[s[_PENDING], _POSITIONS]
         s[_C_STEP] = cfg[_BANKS] if T[s[_PENDING], _PRIVATE] else 1
+        s[_C_TAPS] = cfg[_TAPS] if T[s[_PENDING], _PRIVATE] else 1
         s[_C_INDEX] = s[_C_BASE] = _aligned(s[_C_INDEX], s[_C_STEP])
         s[_SLOT_0 + s[_WRITING]] = s[_PENDING]
         s[_USED] |= 1 << s[_WRITING]

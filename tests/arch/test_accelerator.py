@@ -65,7 +65,7 @@ def test_hash_names_every_parameter():
             r"lanes\.fixed8 must be a power of two and at least columns \(4\), not 2",
         ),
         ({"burst_beats": 512}, r"burst_beats must be at most 256, not 512"),
-        ({"private": 2}, r"private must be at most fixed8 / depth \(1\) and 16, not 2"),
+        ({"private": 4}, r"private must be at most 2 \* fixed8 / depth \(2\) and 16, not 4"),
         ({"weight_rows": 0}, r"weight_rows must be positive, not 0"),
     ],
 )

@@ -48,6 +48,10 @@ CONFIGURATIONS = {
         SMALL, columns=3, depth=8, drain=4, lanes=Lanes(fixed8=16, pot4=4), operand_chunks=32
     ),
     "columns_5": dataclasses.replace(SMALL, columns=5, depth=8, lanes=Lanes(fixed8=8), operand_chunks=64),
+    "two_taps": dataclasses.replace(SMALL, private=2),
+    "two_taps_4": dataclasses.replace(
+        SMALL, columns=4, lanes=Lanes(fixed8=8, pot4=2), operand_chunks=32, private=4
+    ),
     "drain_1": dataclasses.replace(SMALL, drain=1, lanes=Lanes(fixed8=2, sp2_4=1)),
 }
 
@@ -231,7 +235,10 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
     private, unit = v.get("private", 0), 1
     if private:
         unit = v["tap_chunks"] = 1 << pick(0, a.private.bit_length() - 1)
-        v["gather"], v["permute"], v["steps"] = 0, 0, pick(1, unit * a.depth // a.drain)
+        lanes = min(unit, a.private_chunks) * a.depth
+        v |= {"gather": 0, "permute": 0, "steps": pick(1, lanes // a.drain)}
+        v |= {"blocks": -(-unit // a.private_chunks)}
+        v |= {"maximum": 0} if a.private_taps > 1 else {}
     linear, conv = v["mode"] == isa.FetchMode.LINEAR, v["mode"] == isa.FetchMode.CONV
     v.setdefault("positions", pick(1, 11))
     tiles = -(-v["positions"] // a.columns)

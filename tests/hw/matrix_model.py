@@ -103,7 +103,8 @@ def accumulate(memory, ins, x, j, lane):
     for k in range(ins.chunks):
         if ins.private:
             row = ins.weight + j * ins.weight_stride + k // depth
-            partial.append(memory.weight(row, lane, k % depth) * x[k][lane // depth][lane % depth])
+            own = j % ins.blocks * min(memory.accelerator.private_chunks, ins.tap_chunks) + lane // depth
+            partial.append(memory.weight(row, lane, k % depth) * x[k][own][lane % depth])
             continue
         row = ins.weight + j * ins.weight_stride + k
         if ins.gather:

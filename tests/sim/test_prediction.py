@@ -19,7 +19,7 @@ MACHINES = 6
 """The last two have columns that are no power of two."""
 GRAPHS = 6
 PRIVATE = (1, 2, 1, 4, 1, 1)
-"""Of the machines."""
+"""Of the machines; the lanes of the fourth multiply two taps at once."""
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def machine(seed: int) -> Accelerator:
     columns = int(random.choice([c for c in (2, 4) if c <= depth]))
     drain = int(random.choice([d for d in (1, 2, 4) if d <= depth // 2]))
     lanes = Lanes(
-        fixed8=private * depth if private > 1 else 4 if drain < 4 else int(random.choice([4, 8])),
+        fixed8=8 if private > 1 else 4 if drain < 4 else int(random.choice([4, 8])),
         fixed4=drain * int(random.integers(0, 2)),
         pot4=drain * int(random.integers(0, 2)),
         sp2_4=drain * int(random.integers(0, 2)),
@@ -102,7 +102,7 @@ def test_private_windows(machine_seed):
     b = Builder(machine_seed, (9, 7, 13), accelerator.lanes, accelerator.drain)
     x = b.conv(b.input, 13, (3, 3), padding=(1, 1, 1, 1), groups=13)
     x = b.conv(b.conv(x, 24, (1, 1)), 24, (3, 2), (2, 2), (1, 1, 0, 1), groups=24, dilation=(2, 1))
-    x = b.maxpool(b.conv(x, 8, (3, 1), (1, 1), (1, 1, 0, 0)), (2, 2), (2, 1), (1, 0, 0, 1))
+    x = b.avgpool(b.conv(x, 8, (3, 1), (1, 1), (1, 1, 0, 0)), (2, 2), (2, 1), (1, 0, 0, 1))
     x = b.conv(x, 8, (5, 5), (1, 1), (2, 2, 2, 2), groups=8)
     x = b.avgpool(b.conv(x, 3, (1, 1)), (2, 2))
     program = check(b.graph(b.conv(x, 5, (1, 1))), machine_seed, 3, memory)
