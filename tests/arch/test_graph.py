@@ -349,7 +349,7 @@ MOVES = {
     "heads": (
         (attends(heads=4), (8, 6)),
         {"constants": HEADS},
-        "operator a: channels of queries, keys and values must be equal and a multiple of 4 heads",
+        "operator a: channels of queries and keys must be equal, and they and those of values a multiple of 4 heads",
     ),
     "shape of the bias": (
         (attends(windows=4), (8, 6)),
