@@ -97,9 +97,11 @@ def test_identical_rows_are_counted_once_and_multiplied(cache):
     )
     files = list(cache.glob("*.json"))
     assert len(files) == 3
-    row = max((json.loads(file.read_text()) for file in files), key=lambda cells: cells.get("DSP48E2", 0))
-    assert row["DSP48E2"] == 8
-    assert total.ff == 2 * row["FDRE"] + 27 * 2 * 4
+    parts = sorted((FLOWS["xcup"].resources(json.loads(f.read_text())) for f in files), key=lambda r: r.dsp)
+    *others, chain = parts
+    top, row = sorted(others, key=lambda r: r.lut)
+    assert (top.dsp, row.dsp, chain.dsp) == (0, 0, 4)
+    assert total == top + row * 2 + chain * 4
 
 
 def test_cached_counts_need_no_yosys(cache, monkeypatch):
