@@ -149,7 +149,14 @@ def test_attention_product(product):
     graph = imported(Tokens(Separate(spelled)))
     assert kinds(graph).count("attention") == 1 and kinds(graph).count("linear") == 4
     attention = next(node for node in graph.nodes if node.kind == "attention")
-    assert attention.attrs == {"heads": HEADS, "windows": 1, "scale": pytest.approx(scale)}
+    plain = {
+        "heads": HEADS,
+        "windows": 1,
+        "scale": pytest.approx(scale),
+        "scores": None,
+        "probabilities": None,
+    }
+    assert {"scores": None, "probabilities": None} | attention.attrs == plain
     assert attention.inputs == ("attn.q", "attn.k", "attn.v")
 
 
