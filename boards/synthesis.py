@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,10 +24,11 @@ from ..arch.files import write_text
 from ..hw import top
 from ..hw.lanes.chain import Chain, SplitChain
 from ..hw.verilog import module_bodies, module_instances, without_clearing
+from . import netlist
 from .board import Board, Resources
 from .dsp48e2 import DspChain
 
-__all__ = ["FLOWS", "Flow", "Resources", "SynthesisError", "count", "count_flat", "verilog"]
+__all__ = ["FLOWS", "Flow", "Resources", "SynthesisError", "count", "count_flat", "logic", "verilog"]
 
 
 class SynthesisError(UserError):
@@ -133,42 +135,68 @@ def count(verilog: str, top: str, board: Board, progress: Callable[[str], None] 
     cached by the module's text and the flow. Logic that would vanish across module borders is counted.
     `progress` receives a line per finished module. Raises SynthesisError.
     """
+    flow, instances = FLOWS[board.flow], module_instances(verilog)
+    resources = {
+        name: flow.resources(mapped["cells"])
+        for name, mapped in _mapped(verilog, top, flow, progress).items()
+    }
+    return sum(
+        (one * instances[name] for name, one in resources.items()), Resources(lut=0, ff=0, dsp=0, bram=0)
+    )
+
+
+def logic(
+    verilog: str, top: str, board: Board, progress: Callable[[str], None] | None = None
+) -> dict[str, netlist.Logic]:
+    """The paths in each distinct module, from the same syntheses as `count`'s."""
+    mapped = _mapped(verilog, top, FLOWS[board.flow], progress)
+    return {name: netlist.Logic.from_dict(one["logic"]) for name, one in mapped.items()}
+
+
+def _mapped(verilog: str, top: str, flow: Flow, progress: Callable[[str], None] | None) -> dict[str, dict]:
+    """Of each distinct module: "cells", their numbers by type, and "logic", `netlist.Logic.to_dict`'s."""
     instances = module_instances(verilog)
     if instances.get(top) != 1:
         raise SynthesisError(
             f"top must be the top module of the Verilog ({next(iter(instances))}), not {top}"
         )
     bodies = module_bodies(without_clearing(verilog))
-    flow = FLOWS[board.flow]
     files = {name: _cache_file(_with_stubs([name], bodies), flow) for name in instances}
     cached = [name for name, file in files.items() if file.exists()]
 
-    def synthesised(names: list[str]) -> dict[str, Resources]:
+    def synthesised(names: list[str]) -> dict[str, dict]:
         tops = "".join(f"  (* keep *) {name} {name}_alone();\n" for name in names)
         source = f"{_with_stubs(names, bodies)}module {_ALL};\n{tops}endmodule\n"
-        modules = _cells(source, _ALL, flow)
+        modules = _modules(source, _ALL, flow)
         for name in names:
-            write_text(files[name], json.dumps(modules[name]))
+            try:
+                logic = netlist.logic(modules[name]).to_dict()
+            except netlist.UnknownCell as error:
+                raise SynthesisError(f"{name}: {error}") from None
+            write_text(files[name], json.dumps({"cells": _cells(modules[name]), "logic": logic}))
         return read(names)
 
-    def read(names: list[str]) -> dict[str, Resources]:
-        return {name: flow.resources(json.loads(files[name].read_text())) for name in names}
+    def read(names: list[str]) -> dict[str, dict]:
+        return {name: json.loads(files[name].read_text()) for name in names}
 
-    done, total = 0, Resources(lut=0, ff=0, dsp=0, bram=0)
+    found = {}
     with ThreadPoolExecutor(_PROCESSES) as pool:
         batches = _batches({name: len(bodies[name]) for name in instances if name not in cached})
         for results in itertools.chain([read(cached)], pool.map(synthesised, batches)):
             for name, one in results.items():
-                done, total = done + 1, total + one * instances[name]
+                found[name] = one
                 if progress:
-                    progress(f"synthesis {done}/{len(instances)}: {instances[name]} x {name}: {one.lut} LUT")
-    return total
+                    lut = flow.resources(one["cells"]).lut
+                    progress(
+                        f"synthesis {len(found)}/{len(instances)}: {instances[name]} x {name}: {lut} LUT"
+                    )
+    return {name: found[name] for name in instances}
 
 
 def count_flat(verilog: str, top: str, board: Board) -> Resources:
     """Resources of the whole design, flattened and optimised across module borders: slow, for comparison."""
     flow = FLOWS[board.flow]
-    return flow.resources(_cells(without_clearing(verilog), top, flow, flatten=True)[top])
+    return flow.resources(_cells(_modules(without_clearing(verilog), top, flow, flatten=True)[top]))
 
 
 _ALL = "all_modules"
@@ -206,29 +234,35 @@ def _interface(body: str) -> list[str]:
 
 
 def _cache_file(source: str, flow: Flow) -> Path:
-    key = hashlib.sha256("\0".join([source, _PREPARE, flow.script, ADDERS, _yosys_version()]).encode())
+    timing = Path(netlist.__file__).read_text()
+    texts = [source, _PREPARE, flow.script, ADDERS, timing, _yosys_version()]
+    key = hashlib.sha256("\0".join(texts).encode())
     return Path(user_cache_dir("terrazzo")) / "synthesis" / f"{key.hexdigest()}.json"
 
 
-def _cells(source: str, top: str, flow: Flow, flatten: bool = False) -> dict[str, dict[str, int]]:
-    """Mapped cells of each module by type."""
+def _modules(source: str, top: str, flow: Flow, flatten: bool = False) -> dict[str, dict]:
+    """The mapped netlist of all modules of a text: "modules" of Yosys's JSON."""
     steps = [*flow.library, "read_verilog design.v", f"hierarchy -check -top {top}"]
     if flatten:
         steps += ["proc", "flatten"]
-    steps += [_PREPARE, flow.script.format(top=top), "tee -q -o stat.json stat -json"]
+    steps += [_PREPARE, flow.script.format(top=top), "write_json -selected netlist.json"]
     with tempfile.TemporaryDirectory() as folder:
         for name, text in {"design.v": source, "adders.v": ADDERS, "run.ys": "\n".join(steps)}.items():
             (Path(folder) / name).write_text(text)
         run = _yosys(["-q", "-s", "run.ys"], folder)
-        stat = Path(folder) / "stat.json"
+        file = Path(folder) / "netlist.json"
         # Yosys may end early with exit status 0.
-        if run.returncode or not stat.exists():
+        if run.returncode or not file.exists():
             message = (run.stderr or run.stdout).strip().splitlines() or ["no message"]
             modules = ", ".join(name for name in module_bodies(source) if name != _ALL)
             raise SynthesisError(f"Yosys must give a netlist of {modules}, not stop with: {message[-1]}")
-        text = stat.read_text()
-    modules = json.loads(text[text.index("{") :])["modules"]
-    return {name.lstrip("\\"): module.get("num_cells_by_type", {}) for name, module in modules.items()}
+        modules = json.loads(file.read_text())["modules"]
+    return {name: module for name, module in modules.items() if "blackbox" not in module["attributes"]}
+
+
+def _cells(module: Mapping) -> Counter[str]:
+    """Cells of a netlist's module by type."""
+    return Counter(cell["type"] for cell in module["cells"].values())
 
 
 def _yosys(arguments: list[str], folder: str) -> subprocess.CompletedProcess:

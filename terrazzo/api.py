@@ -22,6 +22,8 @@ from .arch.memory import MemoryModel
 from .arch.program import Program
 from .arch.schemes import Scheme
 from .boards import BOARDS, Board, bandwidth, demo_accelerator, fit, require_interface
+from .boards.paths import ModulePaths
+from .boards.paths import paths as module_paths
 from .boards.synthesis import Resources
 from .boards.synthesis import count as count_resources
 from .boards.synthesis import verilog as board_verilog
@@ -382,9 +384,11 @@ def rtl(
     graph: str | Path | None = None,
     images: str | Path | None = None,
     synthesis: bool = True,
+    paths: bool = False,
     progress: Progress = silent,
 ) -> dict:
-    """Write a bundle to the folder `output` (Verilog and its surroundings) and count resources against the board.
+    """Write a bundle to the folder `output` (Verilog and its surroundings), count resources against the board, and with
+    `paths` list the longest path of every module (`boards.paths`).
 
     With a program and its graph the bundle has a self-checking testbench on an image; the accelerator is then the
     program's. Without them the bundle is the Verilog, its file list and the register map.
@@ -406,19 +410,40 @@ def rtl(
         codes = reference.quantize_batch(integer, raw)
         expected = reference.run(integer, codes)
         bundle.write_bundle(output, machine, loaded, codes, _flat(loaded, expected), text)
-    rows = []
-    if synthesis:
+    rows, longest = [], []
+    if synthesis or paths:
         target = board_named(board or "zcu102")
         progress(f"synthesis for {target.name}: each distinct module once, cached")
-        counted = count_resources(board_verilog(machine, target), top.MODULE, target, progress)
-        rows = resource_rows(counted, target)
+        mapped = board_verilog(machine, target)
+        rows = resource_rows(count_resources(mapped, top.MODULE, target, progress), target)
+        if paths:
+            longest = path_rows(module_paths(mapped, top.MODULE, target))
     return {
         "verilog": str(output / f"{top.MODULE}.v"),
         "accelerator": machine.to_dict(),
         "hash": f"{machine.hash:016x}",
         "multipliers": machine.multipliers,
         "resources": rows,
+        "paths": longest,
     }
+
+
+def path_rows(modules: Iterable[ModulePaths]) -> list[dict]:
+    """Of every module the longest path in its own logic, and those across its borders with modules below it."""
+    return [
+        {
+            "module": paths.module.removeprefix(f"{top.MODULE}_"),
+            "instances": paths.instances,
+            "levels": paths.own.levels,
+            "from": paths.own.start,
+            "to": paths.own.end,
+            "across": paths.whole.levels,
+            "first": paths.whole.start,
+            "last": paths.whole.end,
+            "through": paths.through.levels if paths.through else 0,
+        }
+        for paths in modules
+    ]
 
 
 def resource_rows(resources: Resources, board: Board) -> list[dict]:

@@ -305,6 +305,7 @@ def rtl(
     graph: Annotated[Path | None, typer.Option(help="Graph of the program: expected outputs.")] = None,
     images: Images = None,
     synthesis: Annotated[bool, typer.Option(help="Count resources with Yosys.")] = True,
+    paths: Annotated[bool, typer.Option(help="List every module's longest path, in levels.")] = False,
     json: Json = False,
 ) -> None:
     """Write Verilog and everything around it, and count its resources against the board's budget."""
@@ -320,11 +321,11 @@ def rtl(
             graph=graph,
             images=images,
             synthesis=synthesis,
+            paths=paths,
             progress=progress,
         )
-    _emit(
-        json, result, {"Resources": result["resources"]} if result["resources"] else {}, [result["verilog"]]
-    )
+    tables = {"Resources": result["resources"], "Longest paths": result["paths"]}
+    _emit(json, result, tables, [result["verilog"]])
 
 
 @app.command()

@@ -97,7 +97,9 @@ def test_identical_rows_are_counted_once_and_multiplied(cache):
     )
     files = list(cache.glob("*.json"))
     assert len(files) == 3
-    parts = sorted((FLOWS["xcup"].resources(json.loads(f.read_text())) for f in files), key=lambda r: r.dsp)
+    parts = sorted(
+        (FLOWS["xcup"].resources(json.loads(f.read_text())["cells"]) for f in files), key=lambda r: r.dsp
+    )
     *others, chain = parts
     top, row = sorted(others, key=lambda r: r.lut)
     assert (top.dsp, row.dsp, chain.dsp) == (0, 0, 4)
