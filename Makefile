@@ -36,7 +36,7 @@ results: setup
 		$(BIN)/python -m terrazzo.$$part --out build/results.json --docs docs/results.md || exit 1; done
 
 performance: setup
-	for part in performance performance_rtl; do \
+	for part in performance performance_rtl performance_synthesis; do \
 		$(BIN)/python -m terrazzo.$$part --out build/performance.json --docs docs/performance.md || exit 1; done
 
 architectures: setup

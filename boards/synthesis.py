@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import itertools
 import json
@@ -20,7 +21,7 @@ from platformdirs import user_cache_dir
 
 from ..arch.accelerator import Accelerator
 from ..arch.errors import UserError
-from ..arch.files import write_text
+from ..arch.files import write_bytes, write_text
 from ..hw import top
 from ..hw.lanes.chain import Chain, SplitChain
 from ..hw.verilog import module_bodies, module_instances, without_clearing
@@ -131,9 +132,9 @@ def verilog(accelerator: Accelerator, board: Board) -> str:
 def count(verilog: str, top: str, board: Board, progress: Callable[[str], None] | None = None) -> Resources:
     """Resources of `hw.verilog.generate`'s text for a board.
 
-    Each distinct module is synthesised on its own, the modules that it instantiates as black boxes; results are
-    cached by the module's text and the flow. Logic that would vanish across module borders is counted.
-    `progress` receives a line per finished module. Raises SynthesisError.
+    Each distinct module is synthesised on its own, the modules that it instantiates as black boxes; netlists are cached
+    by the module's text and the flow, so that an interrupted count goes on where it stopped. Logic that would vanish
+    across module borders is counted. `progress` receives a line per finished module. Raises SynthesisError.
     """
     flow, instances = FLOWS[board.flow], module_instances(verilog)
     resources = {
@@ -161,23 +162,19 @@ def _mapped(verilog: str, top: str, flow: Flow, progress: Callable[[str], None] 
             f"top must be the top module of the Verilog ({next(iter(instances))}), not {top}"
         )
     bodies = module_bodies(without_clearing(verilog))
-    files = {name: _cache_file(_with_stubs([name], bodies), flow) for name in instances}
-    cached = [name for name, file in files.items() if file.exists()]
+    netlists = {name: _netlist(_with_stubs([name], bodies), flow) for name in instances}
+    cached = [name for name, file in netlists.items() if file.exists()]
 
     def synthesised(names: list[str]) -> dict[str, dict]:
         tops = "".join(f"  (* keep *) {name} {name}_alone();\n" for name in names)
         source = f"{_with_stubs(names, bodies)}module {_ALL};\n{tops}endmodule\n"
         modules = _modules(source, _ALL, flow)
         for name in names:
-            try:
-                logic = netlist.logic(modules[name]).to_dict()
-            except netlist.UnknownCell as error:
-                raise SynthesisError(f"{name}: {error}") from None
-            write_text(files[name], json.dumps({"cells": _cells(modules[name]), "logic": logic}))
+            write_bytes(netlists[name], gzip.compress(json.dumps(modules[name]).encode(), mtime=0))
         return read(names)
 
     def read(names: list[str]) -> dict[str, dict]:
-        return {name: json.loads(files[name].read_text()) for name in names}
+        return {name: _facts(netlists[name], name) for name in names}
 
     found = {}
     with ThreadPoolExecutor(_PROCESSES) as pool:
@@ -201,14 +198,17 @@ def count_flat(verilog: str, top: str, board: Board) -> Resources:
 
 _ALL = "all_modules"
 """A top for modules that are synthesised together: an own process each would take three seconds to start."""
-_PROCESSES = os.cpu_count() or 1
+_PROCESSES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _BATCHES = 2 * _PROCESSES
+_BATCH_CHARACTERS = 400_000
+"""Of a batch's modules together, where none is longer: an interrupted count loses no more."""
 
 
 def _batches(lengths: Mapping[str, int]) -> list[list[str]]:
     """Names in groups of about equal length of text."""
-    groups: list[list[str]] = [[] for _ in range(_BATCHES)]
-    sums = [0] * _BATCHES
+    number = max(_BATCHES, -(-sum(lengths.values()) // _BATCH_CHARACTERS))
+    groups: list[list[str]] = [[] for _ in range(number)]
+    sums = [0] * number
     for name in sorted(lengths, key=lengths.get, reverse=True):
         smallest = sums.index(min(sums))
         groups[smallest].append(name)
@@ -233,11 +233,24 @@ def _interface(body: str) -> list[str]:
     return [header, *re.findall(r"^  (?:input|output) .*;$", body, re.MULTILINE)]
 
 
-def _cache_file(source: str, flow: Flow) -> Path:
-    timing = Path(netlist.__file__).read_text()
-    texts = [source, _PREPARE, flow.script, ADDERS, timing, _yosys_version()]
-    key = hashlib.sha256("\0".join(texts).encode())
-    return Path(user_cache_dir("terrazzo")) / "synthesis" / f"{key.hexdigest()}.json"
+def _netlist(source: str, flow: Flow) -> Path:
+    """Where the mapped netlist of a module and its stubs is kept."""
+    key = hashlib.sha256("\0".join([source, _PREPARE, flow.script, ADDERS, _yosys_version()]).encode())
+    return Path(user_cache_dir("terrazzo")) / "synthesis" / f"{key.hexdigest()}.netlist.json.gz"
+
+
+def _facts(file: Path, name: str) -> dict:
+    """`_mapped`'s of a netlist; kept beside it, for its reader may change without a synthesis."""
+    reader = hashlib.sha256(Path(netlist.__file__).read_bytes()).hexdigest()[:16]
+    kept = file.with_name(file.name.replace("netlist.json.gz", f"{reader}.json"))
+    if not kept.exists():
+        module = json.loads(gzip.decompress(file.read_bytes()))
+        try:
+            logic = netlist.logic(module).to_dict()
+        except netlist.UnknownCell as error:
+            raise SynthesisError(f"{name}: {error}") from None
+        write_text(kept, json.dumps({"cells": _cells(module), "logic": logic}))
+    return json.loads(kept.read_text())
 
 
 def _modules(source: str, top: str, flow: Flow, flatten: bool = False) -> dict[str, dict]:

@@ -94,7 +94,7 @@ def table(rows: dict[str, dict]) -> str:
     header = [
         "design", "multipliers", "lanes x columns x depth", "drain, vector", "ports",
         "cycles (cycle model)", "FPS at 150 MHz", "utilization", "to reach: FPS, utilization", "published FPS",
-        "LUT, FF, DSP, BRAM", "array computing / draining / waiting for memory / for a semaphore",
+        "array computing / draining / waiting for memory / for a semaphore",
     ]  # fmt: skip
     lines = []
     for name, row in rows.items():
@@ -104,7 +104,7 @@ def table(rows: dict[str, dict]) -> str:
             [
                 f"{row['model']}, Fixed-8, A8",
                 f"{row['multipliers']:,}",
-                f"{sum(a['lanes'].values())} x {a['columns']} x {a['depth']}",
+                f"{Accelerator.from_dict(a).lanes.total} x {a['columns']} x {a['depth']}",
                 f"{a['drain']}, {a['vector']}",
                 f"{a['ports']} x {8 * a['bus_bytes']} bits",
                 f"{row['cycles']:,}",
@@ -112,7 +112,6 @@ def table(rows: dict[str, dict]) -> str:
                 f"{row['utilization']:.1%}",
                 f"{target.frames:g}, {target.utilization:.0%}",
                 target.published,
-                "not measured",
                 " / ".join(f"{count / row['cycles']:.1%}" for count in spent),
             ]
         )

@@ -21,7 +21,7 @@ def test_a_row_is_predicted_and_shown(monkeypatch):
     useful = sum(small.macs(operator) for operator in small.operators)
     assert found["utilization"] == round(useful / (5120 * expected), 4)
     cells = performance.table({"deit-t-fixed8": found}).splitlines()[-1].split(" | ")
-    assert f"{expected:,}" in cells and row.published in cells and "not measured" in cells
+    assert {f"{expected:,}", row.published, "64 x 5 x 16"} <= set(cells)
 
 
 def test_the_memory_is_that_of_the_issue():

@@ -1,0 +1,94 @@
+"""What the machines of `terrazzo.performance` occupy on the board, by synthesis, beside the estimate."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from . import results_table
+from .arch.accelerator import Accelerator
+from .boards import ZCU102, estimate
+from .boards.board import Resources
+from .boards.synthesis import FLOWS, count, verilog
+from .hw import top
+from .hw.verilog import module_bodies, module_instances
+from .performance import ROWS
+
+__all__ = ["LIMITS", "main", "measure", "replaced", "table"]
+
+LIMITS = {"lut": 0.85, "ff": 1, "dsp": 0.95, "bram": 0.9}
+"""The share of the board that a design may take."""
+
+
+def replaced(accelerator: Accelerator, text: str) -> dict[str, str]:
+    """The modules of `text`, a machine's Verilog for the board, that are others in its simulation.
+
+    Raises ValueError where the hierarchies differ.
+    """
+    simulated = top.verilog(accelerator)
+    if module_instances(simulated) != module_instances(text):
+        raise ValueError("the simulated hierarchy must be the synthesised one")
+    bodies = module_bodies(simulated)
+    return {name: body for name, body in module_bodies(text).items() if body != bodies[name]}
+
+
+def measure(job: results_table.Job) -> dict:
+    """Count a row's machine, modules in the cache without synthesis; a JSON object."""
+    accelerator, steps = ROWS[job.row].accelerator, results_table.Steps()
+    with steps.step("Verilog"):
+        text = verilog(accelerator, ZCU102)
+    bodies = replaced(accelerator, text)
+    with steps.step("synthesis"):
+        found = count(text, top.MODULE, ZCU102, job.progress)
+    guess = estimate(accelerator, ZCU102)
+    has = ZCU102.budget
+    return {
+        "resources": dataclasses.asdict(found),
+        "shares": {name: round(getattr(found, name) / getattr(has, name), 4) for name in LIMITS},
+        "estimate": dataclasses.asdict(guess),
+        "errors": {name: round(getattr(guess, name) / getattr(found, name) - 1, 4) for name in LIMITS},
+        "fits": _fits(found),
+        "modules": len(module_instances(text)),
+        "replaced": list(bodies),
+        "equal": all(any(dsp in body for dsp in FLOWS[ZCU102.flow].dsp) for body in bodies.values()),
+        "steps": steps.found,
+        "command": f"python -m terrazzo.performance_synthesis --only {job.row} --force",
+    }
+
+
+def _fits(found: Resources) -> bool:
+    return all(getattr(found, name) <= share * getattr(ZCU102.budget, name) for name, share in LIMITS.items())
+
+
+def table(rows: dict[str, dict]) -> str:
+    """The rows as Markdown."""
+    header = [
+        "design",
+        *(f"{name.upper()} (at most {share:.0%})" for name, share in LIMITS.items()),
+        "modules",
+    ]
+    lines = [
+        [
+            name,
+            *(
+                f"{row['resources'][kind]:,} = {row['shares'][kind]:.1%}, estimate {row['errors'][kind]:+.1%}"
+                for kind in LIMITS
+            ),
+            row["modules"],
+        ]
+        for name, row in rows.items()
+    ]
+    return results_table.markdown(header, lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    part = results_table.Part(
+        name="performance-synthesis", module="terrazzo.performance_synthesis", rows=list(ROWS), measure=measure,
+        table=table, data=False,
+    )  # fmt: skip
+    return results_table.run(part, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
