@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/terrazzo demo --out build/demo
 
 test: setup
-	$(BIN)/pytest -n 2 -m "not full"
+	$(BIN)/pytest -n 2 -m "not full" --durations=150
 
 test-full: setup
 	$(BIN)/pytest -n 2

@@ -198,7 +198,7 @@ def mistakes(files, tmp_path):
     )
     yield ("rtl", "--board", "nowhere", "-o", out), "board must be one of zcu102"
     yield ("rtl", "--set", "columns", "-o", out), "request must be parameter=number"
-    yield ("rtl", "--set", "columns=3", "-o", out), "columns must be a power of two, not 3"
+    yield ("rtl", "--set", "depth=3", "-o", out), "depth must be a power of two, not 3"
     yield (
         ("rtl", "--accelerator", tmp_path / "other.json", "--program", program, "--graph", graph, "-o", out),
         "bus_bytes 8 here, 16 there",
