@@ -15,6 +15,7 @@ from ..arch.layout import Layout
 from ..arch.memory import MemoryModel
 from ..arch.program import Program
 from ..hw.dram import pack
+from ..hw.verilator import require_tools
 from . import cycle, functional, reference
 from .functional import Machine, Write
 from .rtl import RtlResult, RtlSimulator, Wave
@@ -168,6 +169,7 @@ def compare(
     wrong write. `wave` receives an FST: around the difference, or else the first frame. `verilog` replaces the
     generated text.
     """
+    require_tools()
     memory = memory or MemoryModel()
     codes = np.asarray(codes)
     shape = (len(codes), program.output.positions, program.output.channels)

@@ -109,6 +109,7 @@ class RtlSimulator:
     ):
         """`trace` builds a model that can record waveforms, `watch` one that logs the engines' writes on chip.
         Raises ToolError without a compiler."""
+        verilator.require_tools()
         if verilog is None:
             from ..hw.top import verilog as generate
 
@@ -318,7 +319,6 @@ def build(
 ) -> Path:
     """The executable simulation of `verilog` with AXI `ports`, compiled unless the cache has it; modules named in `separate` are not
     compiled into those around them. Raises ToolError."""
-    verilator.require_tools()
     tools = [verilator.version(), verilator.compiler_version(), _FLAGS, _VARIABLES, trace]
     design = [verilog, _HARNESS.read_text(), ports, tap_sizes, *separate, *(_SHARING if separate else [])]
     executable = cache_directory() / _digest(tools + design)

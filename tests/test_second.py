@@ -18,7 +18,7 @@ def test_the_machine_differs_in_every_respect():
         assert getattr(first, name) != getattr(second, name), name
 
 
-@pytest.mark.parametrize("name", ["digits-vit", "digits-cnn"])
+@pytest.mark.parametrize("name", [pytest.param("digits-vit", marks=pytest.mark.full), "digits-cnn"])
 def test_all_simulators_agree(name):
     machine, source = second_accelerator(), api.source(name)
     graph = api.quantize(source, data.digits("train")[0][:48], machine).graph

@@ -35,6 +35,7 @@ def test_generates_each_part_once():
     assert verilator.lint(verilog()) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["digits-vit", "digits-cnn"])
 def test_digit_model(name):
     """Reference, functional simulator, cycle model and Verilog agree on an image, rows in all schemes."""

@@ -7,6 +7,7 @@ import pytest
 
 from terrazzo.arch import isa
 
+from ..sampling import pairs
 from .matrix_bench import CONFIGURATIONS, Bench, random_instruction
 from .matrix_model import Memories, execute
 
@@ -27,8 +28,7 @@ def check(name, seed, count, *, grant=1.0, gap=0.0, **forced):
     return bench
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name, seed", pairs(CONFIGURATIONS, 3))
 def test_random_instructions(name, seed):
     check(name, seed, 12, grant=(1.0, 0.7, 0.3)[seed], gap=(0.0, 0.5, 0.0)[seed])
 

@@ -7,6 +7,7 @@ import pytest
 
 from terrazzo.arch.isa import VectorOp
 
+from ..sampling import pairs
 from .vector_bench import bench, check
 from .vector_model import random_instruction, random_memory, random_tables
 
@@ -15,8 +16,7 @@ STALLS = [(1.0, 1.0), (0.5, 1.0), (1.0, 0.3), (0.6, 0.6)]
 
 
 @pytest.mark.parametrize("op", VectorOp)
-@pytest.mark.parametrize("parameters", PARAMETERS)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("parameters, seed", pairs(PARAMETERS, 5))
 def test_random_instructions(parameters, op, seed):
     """All kinds of memory contents, sizes and stalls."""
 

@@ -10,6 +10,7 @@ from terrazzo.sim.timing.table import program_table
 
 from ..hw.matrix_bench import CONFIGURATIONS, Bench, random_instruction
 from ..hw.matrix_model import Memories
+from ..sampling import pairs
 
 
 def compare(accelerator, instructions, memory, **options):
@@ -38,8 +39,7 @@ def compare(accelerator, instructions, memory, **options):
     return bench
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name, seed", pairs(CONFIGURATIONS, 4))
 def test_every_cycle_equals_rtl(name, seed):
     accelerator = CONFIGURATIONS[name]
     random = np.random.default_rng(seed + 100)
