@@ -82,8 +82,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "drain: rounds toward 0",
         "hw/drain.py",
-        "saturate(register(p5_total >> self.p5_n), 16)",
-        "saturate(register((p5_total + Mux(p5_total < 0, (1 << self.p5_n) - 1, 0)) >> self.p5_n), 16)",
+        "shifted(p5_total, self.p5_n, 16)",
+        "shifted(p5_total + Mux(p5_total < 0, (1 << self.p5_n) - 1, 0), self.p5_n, 16)",
         ("tests/hw/test_drain.py",),
     ),
     Mutation(
