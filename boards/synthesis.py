@@ -46,6 +46,8 @@ class Flow:
     """Yosys commands that read what designs may instantiate."""
     primitives: Mapping[type, type] = dataclasses.field(default_factory=dict)
     """What takes the place of portable components: `hw.verilog.generate`'s."""
+    models: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Behaviour of the cells that these instantiate, in Verilog, by the cells' names."""
     lut: Mapping[str, int]
     """LUTs that one cell occupies, by cell name; so are the others."""
     ff: Mapping[str, int]
@@ -103,6 +105,7 @@ FLOWS = {
         script=_XCUP,
         library=("read_verilog -lib +/xilinx/cells_sim.v +/xilinx/cells_xtra.v",),
         primitives={Chain: DspChain},
+        models={"DSP48E2": Path(__file__).with_name("dsp48e2.v").read_text()},
         lut={
             **{f"LUT{size}": 1 for size in range(1, 7)},
             **{"INV": 1, "SRL16E": 1, "SRLC32E": 1, "RAM32X1D": 2, "RAM64X1D": 2, "RAM32M": 4, "RAM64M": 4},

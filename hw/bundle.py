@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,9 @@ _README = """# {name} for terrazzo_top
 
 | file | content |
 |---|---|
-| `terrazzo_top.v` | the accelerator; no vendor primitives |
+| `terrazzo_top.v` | the accelerator; {primitives} |
 | `filelist.f` | the files to synthesize |
-| `testbench.v` | self-checking test with a behavioural AXI4 memory |
+{models}| `testbench.v` | self-checking test with a behavioural AXI4 memory |
 | `memory.hex` | DRAM of the test: program, weights, {frames} input image(s); words of {bus_bytes} bytes |
 | `expected.hex` | the output that the integer graph gives, and which bytes of it count |
 | `registers.h`, `registers.md` | the register map |
@@ -50,9 +51,9 @@ _README = """# {name} for terrazzo_top
 ## Test
 In this directory:
 
-    iverilog -g2005 -o test testbench.v -f filelist.f && vvp -n test
+    iverilog -g2005 -o test testbench.v {simulated}-f filelist.f && vvp -n test
 
-    verilator --binary --timing -CFLAGS -std=c++20 -Wno-fatal --top-module testbench testbench.v -f filelist.f && obj_dir/Vtestbench
+    verilator --binary --timing -CFLAGS -std=c++20 -Wno-fatal --top-module testbench testbench.v {simulated}-f filelist.f && obj_dir/Vtestbench
 
 Either ends with `PASS`, or with `FAIL` and an exit status that is not 0.
 
@@ -85,11 +86,13 @@ def write_bundle(
     codes: np.ndarray,
     expected: np.ndarray,
     verilog: str | None = None,
+    models: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the bundle to `directory`, whole or not at all; a bundle that is there is replaced.
 
     `codes` (N, ...) are input codes, `expected` (N, positions, channels) the output codes of the reference.
-    `verilog` is generated unless it is given. Raises FileError for a directory with other files, and for another
+    `verilog` is generated unless it is given; `models` holds the behaviour, in Verilog, of the vendor primitives in it
+    by their names. Raises FileError for a directory with other files, and for another
     accelerator's program.
     """
     directory = Path(directory)
@@ -102,17 +105,22 @@ def write_bundle(
         from .top import verilog as generate
 
         verilog = generate(accelerator)
-    files = _files(accelerator, program, np.asarray(codes), np.asarray(expected), verilog)
+    files = _files(accelerator, program, np.asarray(codes), np.asarray(expected), verilog, models or {})
     return _write(directory, files)
 
 
-def write_verilog(directory: str | Path, accelerator: Accelerator, verilog: str | None = None) -> Path:
-    """Write the bundle without a test: Verilog, file list, registers and ports."""
+def write_verilog(
+    directory: str | Path,
+    accelerator: Accelerator,
+    verilog: str | None = None,
+    models: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the bundle without a test: Verilog and models, file list, registers and ports."""
     if verilog is None:
         from .top import verilog as generate
 
         verilog = generate(accelerator)
-    return _write(Path(directory), _documents(verilog))
+    return _write(Path(directory), _documents(verilog, models or {}))
 
 
 def _write(directory: Path, files: dict[str, str]) -> Path:
@@ -152,7 +160,12 @@ def ports(verilog: str) -> list[tuple[str, str, int, str]]:
 
 
 def _files(
-    accelerator: Accelerator, program: Program, codes: np.ndarray, expected: np.ndarray, verilog: str
+    accelerator: Accelerator,
+    program: Program,
+    codes: np.ndarray,
+    expected: np.ndarray,
+    verilog: str,
+    models: Mapping[str, str],
 ) -> dict[str, str]:
     places = AddressMap.of(program, len(codes))
     dram = image(program, codes, places)
@@ -175,9 +188,15 @@ def _files(
         "setup_entry": program.setup_entry,
         "frame_entry": program.frame_entry,
         "hash": accelerator.hash,
+        "primitives": f"vendor primitives: {', '.join(models)}" if models else "no vendor primitives",
+        "models": "".join(
+            f"| `{_model(name)}` | behaviour of {name}, for simulation without the vendor's library |\n"
+            for name in models
+        ),
+        "simulated": "".join(f"{_model(name)} " for name in models),
     }
     return {
-        **_documents(verilog),
+        **_documents(verilog, models),
         "testbench.v": _TESTBENCH.read_text()
         .replace("//PARAMETERS", _parameters(accelerator, program, places))
         .replace("//MASTERS", _masters(accelerator)),
@@ -187,9 +206,14 @@ def _files(
     }
 
 
-def _documents(verilog: str) -> dict[str, str]:
+def _model(primitive: str) -> str:
+    return f"{primitive.lower()}.v"
+
+
+def _documents(verilog: str, models: Mapping[str, str]) -> dict[str, str]:
     return {
         "terrazzo_top.v": verilog,
+        **{_model(name): text for name, text in models.items()},
         "filelist.f": "terrazzo_top.v\n",
         "registers.h": registers.c_header(),
         "registers.md": registers.markdown(),

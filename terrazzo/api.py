@@ -24,7 +24,7 @@ from .arch.schemes import Scheme
 from .boards import BOARDS, Board, bandwidth, demo_accelerator, fit, require_interface
 from .boards.paths import ModulePaths
 from .boards.paths import paths as module_paths
-from .boards.synthesis import Resources
+from .boards.synthesis import FLOWS, Resources
 from .boards.synthesis import count as count_resources
 from .boards.synthesis import verilog as board_verilog
 from .compiler import compile, compiled, listing
@@ -391,7 +391,8 @@ def rtl(
     `paths` list the longest path of every module (`boards.paths`).
 
     With a program and its graph the bundle has a self-checking testbench on an image; the accelerator is then the
-    program's. Without them the bundle is the Verilog, its file list and the register map.
+    program's. Without them the bundle is the Verilog, its file list and the register map. With a `board` the Verilog has
+    its family's primitives, and the bundle their behaviour for simulations.
     """
     output = Path(output)
     if (program is None) != (graph is None):
@@ -401,18 +402,19 @@ def rtl(
     if loaded and (board or accelerator or requests):
         loaded.require(make_accelerator(board, accelerator, requests))
     progress("generating Verilog")
-    text = top.verilog(machine)
+    target = board_named(board or "zcu102")
+    text = board_verilog(machine, target) if board else top.verilog(machine)
+    models = {name: model for name, model in FLOWS[target.flow].models.items() if f"{name} " in text}
     if loaded is None:
-        bundle.write_verilog(output, machine, text)
+        bundle.write_verilog(output, machine, text, models)
     else:
         integer = Graph.load(graph)
         raw, _, _ = _images(integer, images, 1)
         codes = reference.quantize_batch(integer, raw)
         expected = reference.run(integer, codes)
-        bundle.write_bundle(output, machine, loaded, codes, _flat(loaded, expected), text)
+        bundle.write_bundle(output, machine, loaded, codes, _flat(loaded, expected), text, models)
     rows, longest = [], []
     if synthesis or paths:
-        target = board_named(board or "zcu102")
         progress(f"synthesis for {target.name}: each distinct module once, cached")
         mapped = board_verilog(machine, target)
         rows = resource_rows(count_resources(mapped, top.MODULE, target, progress), target)

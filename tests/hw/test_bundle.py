@@ -11,6 +11,9 @@ import pytest
 from terrazzo import compiler
 from terrazzo.arch.files import FileError
 from terrazzo.arch.registers import REGISTERS
+from terrazzo.boards import ZCU102
+from terrazzo.boards.synthesis import FLOWS
+from terrazzo.boards.synthesis import verilog as board_verilog
 from terrazzo.hw import verilator
 from terrazzo.hw.bundle import ports, write_bundle
 from terrazzo.sim import reference
@@ -99,6 +102,23 @@ def test_icarus_passes_and_fails(bundle, tmp_path):
         assert built.returncode == 0, built.stderr
         result = run(["vvp", "-n", test], directory)
         assert name in result.stdout and (result.returncode == 0) == (name == "PASS"), result.stdout
+
+
+@pytest.mark.full
+@pytest.mark.skipif(IVERILOG is None, reason="iverilog is not installed")
+def test_vendor_primitives(tmp_path):
+    """A board's Verilog passes with the primitives' models, as the README says, and does not elaborate without."""
+    codes = tiny.codes(1)
+    expected = reference.run(tiny.graph(), codes).reshape(1, tiny.program().output.positions, -1)
+    text, models = board_verilog(tiny.MACHINE, ZCU102), FLOWS[ZCU102.flow].models
+    directory = write_bundle(tmp_path / "board", tiny.MACHINE, tiny.program(), codes, expected, text, models)
+    readme = (directory / "README.md").read_text()
+    assert "vendor primitives: DSP48E2 |" in readme and "| `dsp48e2.v` |" in readme
+    (command,) = [line.strip() for line in readme.splitlines() if line.strip().startswith("iverilog")]
+    alone = run(["sh", "-c", command.replace("dsp48e2.v ", "")], directory)
+    assert alone.returncode and "DSP48E2" in alone.stderr
+    result = run(["sh", "-c", command], directory)
+    assert result.returncode == 0 and "PASS" in result.stdout, result.stdout + result.stderr
 
 
 def test_lint_is_clean():

@@ -149,6 +149,7 @@ def test_rtl_writes_a_bundle(terrazzo, files, tmp_path):
     assert "module terrazzo_top" in Path(json.loads(out)["verilog"]).read_text()
     names = {path.name for path in (tmp_path / "bundle").iterdir()}
     assert {"terrazzo_top.v", "filelist.f"} <= names and any(name.endswith(".hex") for name in names)
+    assert "dsp48e2.v" not in names
 
 
 def test_check_lists_every_offender(terrazzo, files):
