@@ -394,4 +394,25 @@ MUTATIONS: tuple[Mutation, ...] = (
         "reached >= -(_SHIFT_GELU_BITS + 1) *",
         _PUBLISHED,
     ),
+    Mutation(
+        "order: rows that are still read may be written",
+        "compiler/order.py",
+        "(writes or wrote)",
+        "wrote",
+        ("tests/compiler/test_parts.py", "tests/sim/test_functional.py"),
+    ),
+    Mutation(
+        "compute: private windows are taken before all their chunks are there",
+        "hw/compute.py",
+        "present = Mux(ins.private, aligned(self.written, private) != index, present)",
+        "present = index != self.written",
+        _MATRIX,
+    ),
+    Mutation(
+        "layout: tokens lie without gaps where columns do not divide a word",
+        "arch/layout.py",
+        "return word * accelerator.depth + within",
+        "return np.arange(count)",
+        ("tests/sim/test_functional.py", "tests/compiler/test_parts.py"),
+    ),
 )
