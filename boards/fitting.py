@@ -38,6 +38,8 @@ SMALL_RAM_WORDS = 64
 """Memories up to this depth become LUT RAM."""
 SMALL_RAM_BITS = {"xcup": 56, "ecp5": 10.7}
 """Bits of it per LUT."""
+DIVISION_DSPS = 2
+"""Of a division by the columns that is no shift (`hw.divide`): one for a position in fetch and GATHER, and one for each column."""
 
 
 Cost = tuple[float, float, float]
@@ -53,12 +55,13 @@ class KindCosts:
     sum: Cost
     """Of a lane in a column: the accumulator, and what depends on no depth."""
     code: Cost
-    """Of one weight of a lane: registers and decoding, which the columns share."""
+    """Of one weight of a lane: registers on its way from DRAM and from its memory, and decoding, which the columns share."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
-    """From `synthesis.count`'s modules of the demo's accelerator (both flows) and of ulx3s-85f's default (ecp5)."""
+    """From `synthesis.count`'s modules of the demo's accelerator (both flows), of `deit_accelerator` (xcup) and of ulx3s-85f's
+    default (ecp5)."""
 
     kinds: Mapping[Scheme, KindCosts]
     others: Mapping[Scheme, KindCosts]
@@ -77,19 +80,19 @@ class Costs:
 COSTS = {
     "xcup": Costs(
         kinds={
-            Scheme.FIXED8: KindCosts(product=(4.7, 0, 0.5), sum=(22.4, 73, 0), code=(0, 14, 0)),
-            Scheme.FIXED4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 16, 0)),
-            Scheme.POT4: KindCosts(product=(30.5, 12, 0), sum=(39.4, 35, 0), code=(5, 14, 0)),
-            Scheme.SP2_4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 16, 0)),
+            Scheme.FIXED8: KindCosts(product=(4.7, 0, 0.5), sum=(22.4, 73, 0), code=(8, 30, 0)),
+            Scheme.FIXED4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
+            Scheme.POT4: KindCosts(product=(30.5, 12, 0), sum=(39.4, 35, 0), code=(5, 22, 0)),
+            Scheme.SP2_4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
         },
         others={
-            Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(13, 36, 0)),
-            Scheme.FIXED4: KindCosts(product=(2.8, 0.5, 0.25), sum=(17, 65, 0), code=(0, 7, 0)),
+            Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
+            Scheme.FIXED4: KindCosts(product=(2.8, 0.5, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
         },
-        output=(890, 570, 3),
+        output=(800, 570, 3),
         element=(1010, 670, 4),
-        word=(75, 170, 0),
-        base=(11_100, 9_800, 16),
+        word=(110, 110, 0),
+        base=(12_500, 8_500, 16),
     ),
     "ecp5": Costs(
         kinds={
@@ -114,7 +117,8 @@ COSTS = {
 def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
     """(copies, words, bits) of each memory; those that `Costs` includes left out."""
     a = accelerator
-    yield a.scratchpad_regions * a.private, a.scratchpad_rows // a.private, a.scratchpad_row_bytes * 8
+    # Each byte is written on its own: that takes the ninth bit of a block RAM's byte as well.
+    yield a.scratchpad_regions * a.private, a.scratchpad_rows // a.private, a.scratchpad_row_bytes * 9
     for kind, lanes in a.lanes.by_scheme.items():
         yield lanes, a.weight_rows, storage_bits(kind) * a.depth
     yield a.columns * a.private, a.operand_chunks // a.private, a.depth * 8
@@ -142,6 +146,8 @@ def estimate(accelerator: Accelerator, board: Board) -> Resources:
         (1, costs.base),
     ]
     lut, ff, dsp = (sum(count * cost[i] for count, cost in terms) for i in range(3))
+    if a.columns & (a.columns - 1):
+        dsp += DIVISION_DSPS * (a.columns + 2)
     bram = 0.0
     for copies, words, bits in memories(a):
         if words <= SMALL_RAM_WORDS:
