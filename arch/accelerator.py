@@ -30,8 +30,9 @@ class AcceleratorError(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lanes:
-    """Lanes of each kind in the array. Every kind runs rows of its own scheme; Fixed-8 lanes run any row and are
-    the only ones that multiply two activations (attention). In lane order: fixed8, fixed4, pot4, sp2_4."""
+    """Lanes of each kind in the array. Every kind runs rows of its own scheme; Fixed-8 lanes run any row. Products of two
+    activations (attention) run on Fixed-8 lanes, with keys and values of 4 bits on `fixed4_dynamic` ones too. In lane
+    order: fixed8, fixed4, pot4, sp2_4."""
 
     fixed8: int
     fixed4: int = 0
@@ -42,6 +43,9 @@ class Lanes:
     fixed4_quads: int = 0
     """How many of the Fixed-4 lanes, the last ones, multiply in multipliers, four products in each; operands of
     layers with Fixed-4 rows must be of 6 bits then."""
+    fixed4_dynamic: int = 0
+    """How many of the Fixed-4 lanes, the first ones, take keys and values of 4 bits (-8..7) from the drain; a multiple of
+    `drain`. Two codes share a byte of the weight memory, so columns and drain must be even."""
 
     @property
     def by_scheme(self) -> dict[Scheme, int]:
@@ -58,6 +62,11 @@ class Lanes:
     def total(self) -> int:
         """Number of lanes."""
         return self.fixed8 + self.fixed4 + self.pot4 + self.sp2_4
+
+    @property
+    def dynamic(self) -> int:
+        """Lanes that take keys and values of 4 bits from the drain: the first ones."""
+        return self.fixed8 + self.fixed4_dynamic
 
     @property
     def kinds(self) -> tuple[Scheme, ...]:
@@ -150,6 +159,14 @@ class Accelerator:
             part = getattr(self.lanes, name)
             if not 0 <= part <= whole or part % 2:
                 yield f"lanes.{name} must be even and at most lanes.{name[:6]} ({whole}), not {part}"
+        dynamic = self.lanes.fixed4_dynamic
+        if not 0 <= dynamic <= self.lanes.fixed4 or dynamic % self.drain:
+            yield (
+                f"lanes.fixed4_dynamic must be a multiple of drain ({self.drain}) and at most lanes.fixed4 "
+                f"({self.lanes.fixed4}), not {dynamic}"
+            )
+        if dynamic and (self.columns % 2 or self.drain % 2):
+            yield f"columns ({self.columns}) and drain ({self.drain}) must be even with lanes.fixed4_dynamic above 0"
         if self.columns & (self.columns - 1) and fixed8 < self.depth:
             yield f"columns must be a power of two with lanes.fixed8 ({fixed8}) below depth, not {self.columns}"
         if self.columns & (self.columns - 1) and self.private > 1:

@@ -135,9 +135,9 @@ class Destination(enum.IntEnum):
 
     SCRATCHPAD = 0
     KEYS = 1
-    """Weight memory of the Fixed-8 lanes: a lane per token, words of channels."""
+    """Weight memory of the first lanes: a lane per token, words of channels."""
     VALUES = 2
-    """Weight memory of the Fixed-8 lanes: a lane per channel, words of tokens."""
+    """Weight memory of the first lanes: a lane per channel, words of tokens."""
 
 
 class VectorOp(enum.IntEnum):
@@ -272,6 +272,8 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
             "dst_stride", 12, "rows per tile (SCRATCHPAD), per block of tokens (KEYS) or of channels (VALUES)"
         ),
         Field("dst_channel", 12, "first output channel in the destination (SCRATCHPAD), a multiple of drain"),
+        Field("dst_block", 8, "lanes of a block: tiles of tokens (KEYS), drain steps of channels (VALUES)"),
+        Field("dst_part", 8, "place in a block of the first tile (KEYS) or step (VALUES); below dst_block"),
         Field("second", 1, "write a second, 8-bit output to the scratchpad"),
         Field("second_dst", 16, "first row of the second output"),
         Field("second_stride", 12, "rows per tile of the second output"),

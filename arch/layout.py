@@ -7,14 +7,29 @@ import dataclasses
 import numpy as np
 
 from .accelerator import Accelerator
+from .schemes import storage_bits
 
-__all__ = ["Layout", "token_slots"]
+__all__ = ["Layout", "drained_lanes", "lane_bytes", "token_slots"]
 
 
 def token_slots(accelerator: Accelerator, count: int) -> np.ndarray:
     """Slots of tokens 0..count of keys, values and logits: the tiles of a word follow each other from its begin."""
     word, within = np.divmod(np.arange(count), accelerator.tokens_per_word)
     return word * accelerator.depth + within
+
+
+def drained_lanes(accelerator: Accelerator, part: np.ndarray, keys: bool, within: np.ndarray) -> np.ndarray:
+    """Lanes that KEYS or VALUES write: of tile `part` of a block and column `within`, or of step `part` and bank `within`."""
+    if not keys:
+        return part * accelerator.drain + within
+    word, tile = np.divmod(part, accelerator.depth // accelerator.columns)
+    return word * accelerator.depth + tile * accelerator.columns + within
+
+
+def lane_bytes(accelerator: Accelerator) -> tuple[np.ndarray, np.ndarray]:
+    """First byte of every lane in a weight row, and bits of its codes."""
+    bits = np.array([storage_bits(kind) for kind in accelerator.lanes.kinds])
+    return (np.cumsum(bits) - bits) * accelerator.depth // 8, bits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,15 @@ import numpy as np
 
 from ..arch import graph as g
 from ..arch import numerics
-from ..arch.accelerator import TABLE_ROW_BYTES
-from ..arch.isa import Destination, FetchMode, Opcode, ParamMode, Region, VectorOp
+from ..arch.accelerator import TABLE_ROW_BYTES, Accelerator
+from ..arch.isa import Destination, FetchMode, Opcode, ParamMode, Region, VectorOp, fields
 from ..arch.layout import token_slots
 from . import moves
 from .ir import At, Buffer, Content, Item, Memory, Place, Span
 from .matrix import Output
 from .rows import pack_params
 from .tensors import Tensors
+from .widths import dynamic_lanes
 
 if TYPE_CHECKING:
     from .lower import _Lowering
@@ -50,22 +51,63 @@ def bias_rows(tensors: Tensors) -> int:
     return rows
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Outputs of a product of two activations on lanes, from the first on."""
+
+    count: int
+    lanes: int
+    """Of a block, which keys or values fill."""
+
+    @classmethod
+    def of(cls, outputs: int, most: int, unit: int) -> Blocks:
+        """The fewest blocks of at most `most` lanes, of equal size: a multiple of `unit`."""
+        count = -(-outputs // (most // unit * unit))
+        return cls(count=count, lanes=-(-outputs // (count * unit)) * unit)
+
+    @property
+    def channels(self) -> int:
+        """Of all blocks."""
+        return self.count * self.lanes
+
+    def steps(self, a: Accelerator, outputs: int) -> int:
+        """Drain steps of a block."""
+        return -(-min(outputs, self.lanes) // a.drain)
+
+
+def _key_blocks(lowering: _Lowering, operator: g.Attention, slots: int) -> Blocks:
+    """Lanes for the slots of the keys."""
+    a, limits = lowering.accelerator, lowering.limits
+    lanes = dynamic_lanes(a, limits[operator.keys], limits[operator.input])
+    even = a.columns & (a.columns - 1) == 0
+    tiles = next(f for f in fields(Opcode.MATRIX) if f.name == "dst_block").hi
+    most = tiles * a.columns if even else tiles // (a.depth // a.columns) * a.depth
+    return Blocks.of(slots, min(lanes, most), max(a.columns, a.drain) if even else a.depth)
+
+
+def _value_blocks(lowering: _Lowering, operator: g.Attention) -> Blocks:
+    """Lanes for the channels of a head."""
+    graph, limits = lowering.graph, lowering.limits
+    largest = int(graph.constant(operator, "exp").max())
+    lanes = dynamic_lanes(lowering.accelerator, limits[operator.values], (0, largest))
+    size = graph.tensor(operator.values).channels // operator.heads
+    return Blocks.of(size, lanes, lowering.accelerator.drain)
+
+
 def lower(lowering: _Lowering, tag: int, operator: g.Attention) -> None:
     """Append the items of one attention and of the layers that make its keys and values."""
     tensors, a = lowering.tensors, lowering.accelerator
     out = lowering.graph.tensor(operator.output)
-    size = out.channels // operator.heads
-    unit = a.depth if size <= a.lanes.fixed8 else max(a.depth, a.lanes.fixed8)
     tokens = out.positions // operator.windows
-    y = tensors.output(out, slots(out.channels, operator.heads, unit), tokens)
+    padded = -(-_value_blocks(lowering, operator).channels // a.depth) * a.depth
+    moved = slots(out.channels, operator.heads, padded)
+    y = tensors.output(out, moved, tokens, room=operator.heads * padded)
     if not _supported(lowering, operator):
         return
     channels = lowering.graph.tensor(operator.input).channels
     queries = moves.arranged(tensors, tag, operator.input, tokens, slots(channels, operator.heads, a.depth))
     windows = [
-        _Window(
-            lowering, tag, operator, number, queries, y, -(-size // unit) * unit * (1 + y.wide) // a.depth
-        )
+        _Window(lowering, tag, operator, number, queries, y, padded * (1 + y.wide) // a.depth)
         for number in range(operator.windows)
     ]
     work = [(window, head) for window in windows for head in range(operator.heads)]
@@ -137,15 +179,21 @@ class _Window:
         self.key_chunks = -(-(keys.channels // heads) // a.depth)
         self.size = lowering.graph.tensor(operator.values).channels // heads
         """Channels of a head of the values."""
-        lane_unit = max(a.depth, a.lanes.fixed8)
-        self.value_channels = -(-self.size // lane_unit) * lane_unit
+        self.blocks = {
+            Destination.KEYS: _key_blocks(lowering, operator, self.slot_count),
+            Destination.VALUES: _value_blocks(lowering, operator),
+        }
         self.strides = {
             Destination.KEYS: self.tensors.rows_of(heads * self.key_chunks * a.depth, False),
             Destination.VALUES: -(-self.slot_count // a.depth),
         }
+        fixed8, values = a.lanes.fixed8, self.blocks[Destination.VALUES]
+        written = heads * values.channels
+        if written > fixed8:  # perhaps as blocks of all Fixed-8 lanes
+            written = -(-written // fixed8) * fixed8
         blocks = {
-            Destination.KEYS: -(-self.slot_count // a.lanes.fixed8),
-            Destination.VALUES: heads * self.value_channels // a.lanes.fixed8,
+            Destination.KEYS: self.blocks[Destination.KEYS].count,
+            Destination.VALUES: -(-written // values.lanes),
         }
         self.buffers = {
             kind: Buffer(
@@ -161,9 +209,12 @@ class _Window:
     def project(self, name: str, kind: Destination) -> None:
         """Keys or values of all heads to the weight memory: from the Linear layer that makes them, or copied."""
         lowering, tensors, a = self.lowering, self.tensors, self.accelerator
-        unit = a.depth if kind == Destination.KEYS else self.value_channels
+        blocks = self.blocks[kind]
+        unit = a.depth if kind == Destination.KEYS else blocks.channels
         order = slots(lowering.graph.tensor(name).channels, self.operator.heads, unit)
-        output = Output(destination=kind, buffer=self.buffers[kind], stride=self.strides[kind])
+        output = Output(
+            destination=kind, buffer=self.buffers[kind], stride=self.strides[kind], lanes=blocks.lanes
+        )
         tag, linear = lowering.projections.get(name, (self.tag, None))
         source = name if linear is None else linear.input
         x = moves.arranged(tensors, tag, source, self.keys_count, tensors.places[source].slots)
@@ -200,9 +251,16 @@ class _Window:
         tensors, a, operator = self.tensors, self.accelerator, self.operator
         constant = self.lowering.graph.constant
         keys, chunks, stride = self.buffers[Destination.KEYS], self.key_chunks, self.strides[Destination.KEYS]
-        blocks, steps = self._blocks(self.slot_count)
+        blocks = self.blocks[Destination.KEYS].count
+        steps = self.blocks[Destination.KEYS].steps(a, self.slot_count)
         name = f"{head}" if operator.windows == 1 else f"{self.number}.{head}"
-        logits = tensors.place(f"{operator.name}/logits{name}", self.x.positions, self.slot_count, True)
+        logits = tensors.place(
+            f"{operator.name}/logits{name}",
+            self.x.positions,
+            self.slot_count,
+            True,
+            room=blocks * steps * a.drain,
+        )
         records = (np.full(a.drain, constant(operator, field)[head], np.int64) for field in ("m", "n", "C"))
         param = tensors.data(
             Memory.PARAM,
@@ -279,11 +337,9 @@ class _Window:
         """PV of a head: rescaled by the row scales of its softmax."""
         a, operator, (e, scales) = self.accelerator, self.operator, self.softmax[head]
         chunks = stride = self.strides[Destination.VALUES]
-        buffer, first = (
-            self.buffers[Destination.VALUES],
-            head * self.value_channels // a.lanes.fixed8 * stride,
-        )
-        blocks, steps = self._blocks(self.size)
+        taken, buffer = self.blocks[Destination.VALUES], self.buffers[Destination.VALUES]
+        blocks, steps = taken.count, taken.steps(a, self.size)
+        first = head * blocks * stride
         row = head * self.head_rows
         values = {
             "mode": FetchMode.LINEAR,
@@ -308,13 +364,6 @@ class _Window:
         reads = (e.span(a, 0, chunks), Span(buffer, first, blocks * stride), Span(scales, 0, scales.rows))
         written = self.y.span(a, row, -(-blocks * steps * a.drain * (1 + self.y.wide) // a.depth))
         self._append(Opcode.MATRIX, values, reads, (written,))
-
-    def _blocks(self, channels: int) -> tuple[int, int]:
-        """Blocks and steps of so many outputs on the Fixed-8 lanes."""
-        a = self.accelerator
-        if channels <= a.lanes.fixed8:
-            return 1, -(-channels // a.drain)
-        return -(-channels // a.lanes.fixed8), a.lanes.fixed8 // a.drain
 
     def _append(
         self, opcode: Opcode, values: dict, reads: tuple[Span, ...], writes: tuple[Span, ...]

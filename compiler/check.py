@@ -207,9 +207,11 @@ def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
             (Memory.SCRATCHPAD, _tiles(i.dst, i.dst_stride, tiles, -(-channels * size // a.depth)), True)
         )
     else:
-        positions = int(token_slots(a, tiles * a.columns)[-1]) + 1
-        tokens, words = (positions, channels) if i.destination == Destination.KEYS else (channels, positions)
-        rows = _tiles(i.dst, i.dst_stride, -(-tokens // a.lanes.fixed8), -(-words // a.depth))
+        keys, slots = i.destination == Destination.KEYS, int(token_slots(a, tiles * a.columns)[-1]) + 1
+        count = i.dst_part + (tiles if keys else blocks * i.steps)
+        rows = _tiles(
+            i.dst, i.dst_stride, -(-count // i.dst_block), -(-(channels if keys else slots) // a.depth)
+        )
         found.append((Memory.WEIGHT, rows, True))
     if i.second:
         rows = _tiles(i.second_dst, i.second_stride, tiles, -(-channels // a.depth))

@@ -7,13 +7,14 @@ import numpy as np
 from ..arch import graph as g
 from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES
-from ..arch.isa import Destination, FetchMode, Opcode, Region, VectorOp
+from ..arch.isa import FetchMode, Opcode, Region, VectorOp
 from . import attention, bands, moves, vector, windows
 from .cuts import Schedule
 from .ir import At, Content, Item, Memory, Page, Place, Span, capacity
 from .matrix import Operand, Output, Params, emit
 from .rows import pack_norms, segments
 from .tensors import Tensors
+from .widths import code_limits
 
 __all__ = ["lower"]
 
@@ -61,6 +62,8 @@ class _Lowering:
         """Rows that constants of a kind may keep."""
         self.streams = False
         """Whether other constants are brought in every frame."""
+        self.limits = code_limits(self.graph)
+        """Least and largest code of each tensor."""
         self.keeps_biases = attention.bias_rows(tensors) <= self.room
         """Biases of attention stay on chip."""
 
@@ -168,8 +171,7 @@ class _Lowering:
         if slots is not None:
             order = np.full(slots[-1] + 1, -1)
             order[np.array(slots)] = np.arange(len(weights))
-        if output.destination != Destination.SCRATCHPAD:  # zeros up to the end of the last head
-            order = np.pad(order, (0, -len(order) % output.unit(self.accelerator)), constant_values=-1)
+        order = output.padded(self.accelerator, order)
         schemes = self.graph.constant(operator, "scheme")
         unit = output.unit(self.accelerator)
         key = "segments", order.tobytes(), schemes.tobytes(), unit

@@ -54,14 +54,19 @@ class Output:
     destination: Destination = Destination.SCRATCHPAD
     buffer: Buffer | None = None
     stride: int = 0
+    lanes: int = 0
+    """In a block of keys or values."""
     second: tuple[Second, Place] | None = None
     residual: tuple[Residual, Place] | None = None
 
     def unit(self, accelerator: Accelerator) -> int:
         """Channels at a multiple of which an instruction may begin to write."""
-        if self.destination == Destination.VALUES:
-            return max(accelerator.lanes.fixed8, accelerator.depth)
-        return accelerator.depth
+        return accelerator.drain if self.destination == Destination.VALUES else accelerator.depth
+
+    def padded(self, accelerator: Accelerator, order: np.ndarray) -> np.ndarray:
+        """Weight rows of output channels (-1: none), so many that zeros fill the last row of keys or block of values."""
+        unit = self.lanes if self.destination == Destination.VALUES else accelerator.depth
+        return order if self.place is not None else np.pad(order, (0, -len(order) % unit), constant_values=-1)
 
 
 def emit(
@@ -230,15 +235,7 @@ def _finish(
         }
         writes.append(output.place.span(a, offset, -(-channels * size // a.depth)))
     else:
-        keys = output.destination == Destination.KEYS
-        offset = base // a.depth if keys else base // a.lanes.fixed8 * output.stride
-        values |= {"dst": At(output.buffer, offset), "dst_stride": output.stride}
-        if keys:
-            writes.append(
-                Span(output.buffer, offset, output.buffer.rows - output.stride + -(-channels // a.depth))
-            )
-        else:
-            writes.append(Span(output.buffer, offset, -(-channels // a.lanes.fixed8) * output.stride))
+        writes.append(_to_weights(a, values, output, base, channels))
     if output.second is not None:
         second, place = output.second
         offset = base // a.depth
@@ -248,3 +245,24 @@ def _finish(
         writes.append(place.span(a, offset, -(-channels // a.depth)))
     item.reads, item.writes = tuple(reads), tuple(writes)
     tensors.items.append(item)
+
+
+def _to_weights(a: Accelerator, values: dict, output: Output, base: int, channels: int) -> Span:
+    """Fields of an item that writes channels base..base+channels of keys or values; the rows that it writes."""
+    if output.destination == Destination.KEYS:
+        offset = base // a.depth
+        values |= {"dst_block": lane_tiles(a, output.lanes)}
+        rows = output.buffer.rows - output.stride + -(-channels // a.depth)
+    else:
+        block, part = divmod(base, output.lanes)
+        offset = block * output.stride
+        values |= {"dst_block": output.lanes // a.drain, "dst_part": part // a.drain}
+        rows = -(-(part + channels) // output.lanes) * output.stride
+    values |= {"dst": At(output.buffer, offset), "dst_stride": output.stride}
+    return Span(output.buffer, offset, rows)
+
+
+def lane_tiles(a: Accelerator, lanes: int) -> int:
+    """Tiles of keys in a block of so many lanes."""
+    word = a.depth // a.columns
+    return lanes // a.depth * word + lanes % a.depth // a.columns

@@ -14,6 +14,7 @@ from .ir import Place
 from .matrix import Operand, Output, Params, emit
 from .rows import plain
 from .tensors import Tensors
+from .widths import CODES
 
 if TYPE_CHECKING:
     from .lower import _Lowering
@@ -61,9 +62,10 @@ def identity(
     weights[np.arange(len(source)), source] = 1
     order = np.full(target[-1] + 1, -1)
     order[target] = np.arange(len(source))
-    if output.place is None:
-        order = np.pad(order, (0, -len(order) % output.unit(a)), constant_values=-1)
-    else:
+    order, params = output.padded(a, order), _SAME
+    if output.lanes > a.lanes.fixed8:
+        params = dataclasses.replace(_SAME, lo=CODES[0], hi=CODES[1])
+    if output.place is not None:
         output = Output(place=dataclasses.replace(output.place, wide=False))
     operand = Operand(
         place=x, mode=FetchMode.LINEAR, positions=x.reach(a), chunks=chunks, group_chunks=chunks
@@ -76,7 +78,7 @@ def identity(
         weights=weights.reshape(len(weights), chunks, a.depth),
         order=order,
         parts=[plain(0, len(order), a)],
-        params=_SAME,
+        params=params,
         output=output,
     )
 

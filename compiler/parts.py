@@ -38,7 +38,7 @@ def _parts(a: Accelerator, item: Item, count: int) -> list[Item]:
 
 def _cuts(a: Accelerator, item: Item, tiles: int, count: int) -> list[int]:
     """Tiles at which parts after the first begin: the same ones for all items of as many tiles, as far as they can."""
-    unit = max(_key_tiles(a), a.depth // a.columns)
+    unit = max(a.depth // a.columns * a.lanes.fixed8 // a.depth, a.depth // a.columns)
     values = item.values
     if item.opcode == Opcode.MATRIX and values["mode"] != FetchMode.LINEAR:
         return _rows_of_windows(a, item, tiles, count)
@@ -109,15 +109,11 @@ def _destination(a: Accelerator, values: dict, first: int, advance) -> None:
     if values.get("destination", Destination.SCRATCHPAD) == Destination.SCRATCHPAD:
         advance("dst", "dst_stride")
         return
-    keys = values["destination"] == Destination.KEYS
-    unit = _key_tiles(a) if keys else a.depth // a.columns
-    rows = first // unit * (values["dst_stride"] if keys else 1)
+    rows = first // (a.depth // a.columns)
+    if values["destination"] == Destination.KEYS:
+        block, values["dst_part"] = divmod(values.get("dst_part", 0) + first, values["dst_block"])
+        rows = block * values["dst_stride"]
     values["dst"] = At(values["dst"].buffer, values["dst"].offset + rows)
-
-
-def _key_tiles(a: Accelerator) -> int:
-    """Tiles of keys in a block of Fixed-8 lanes."""
-    return a.depth // a.columns * a.lanes.fixed8 // a.depth
 
 
 def _span(span: Span, moved: list[tuple[At, int]], first: int, end: int, tiles: int) -> Span:

@@ -82,10 +82,11 @@ class Tensors:
         window: int = 0,
         joined: bool = False,
         spare: bool = False,
+        room: int = 0,
     ) -> Place:
-        """A new tensor in the scratchpad; `channels` are those of the tensor."""
+        """A new tensor in the scratchpad; `channels` are those of the tensor, `room` those that are written."""
         a = self.accelerator
-        stride = self.rows_of(channels if slots is None else slots[-1] + 1, wide)
+        stride = self.rows_of(max(room, channels if slots is None else slots[-1] + 1), wide)
         buffer = Buffer(name=name, memory=Memory.SCRATCHPAD, rows=0, spare=spare)
         place = Place(
             buffer=buffer, stride=stride, positions=positions, channels=channels, wide=wide, slots=slots,
@@ -94,13 +95,15 @@ class Tensors:
         buffer.rows = (-(-place.reach(a) // a.columns) + spare) * stride
         return place
 
-    def output(self, tensor: Tensor, slots: tuple[int, ...] | None = None, window: int = 0) -> Place:
+    def output(
+        self, tensor: Tensor, slots: tuple[int, ...] | None = None, window: int = 0, room: int = 0
+    ) -> Place:
         """A place for a tensor of the graph, which is remembered."""
         shape, spare = (tensor.channels, tensor.dtype == "s16", slots, window), tensor.name in self.padded
         if tensor.name in self.parts:
             positions, first, window = self.parts[tensor.name]
             if tensor.name not in self.wholes:
-                self.wholes[tensor.name] = self.place(tensor.name, positions, *shape[:3], window)
+                self.wholes[tensor.name] = self.place(tensor.name, positions, *shape[:3], window, room=room)
             whole = self.wholes[tensor.name]
             place = dataclasses.replace(
                 whole.resized(tensor.positions), offset=whole.rows_before(self.accelerator, first)
@@ -110,7 +113,7 @@ class Tensors:
             whole = self.places.get(joined) or self.output(self.graph.tensor(joined))
             place = dataclasses.replace(whole, offset=whole.offset + row, channels=tensor.channels)
         else:
-            place = self.place(tensor.name, tensor.positions, *shape, spare=spare)
+            place = self.place(tensor.name, tensor.positions, *shape, spare=spare, room=room)
         self.places[tensor.name] = place
         return place
 

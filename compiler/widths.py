@@ -1,4 +1,4 @@
-"""Whether the operands of layers are as narrow as the lanes of their rows demand."""
+"""Whether operands are as narrow as the lanes of their rows demand, and which lanes take keys or values."""
 
 from __future__ import annotations
 
@@ -8,10 +8,27 @@ from ..arch.accelerator import Accelerator
 from ..arch.graph import Conv, Graph, Linear, reads
 from ..arch.schemes import Scheme
 
-__all__ = ["NARROW", "too_wide"]
+__all__ = ["CODES", "NARROW", "code_limits", "dynamic_lanes", "too_wide"]
 
 NARROW = (-32, 31)
-"""Operands of lanes with four products in a multiplier."""
+"""Operands of lanes with four products in a multiplier, and weights -7..7."""
+CODES = (-8, 7)
+"""Keys and values on Fixed-4 lanes; a multiplier of four products then takes operands -31..31, since -8 * -32 * 4 is no
+number of a field."""
+
+
+def dynamic_lanes(accelerator: Accelerator, codes: tuple[int, int], operand: tuple[int, int]) -> int:
+    """How many lanes, from the first on, multiply keys or values between `codes` by operands between `operand`."""
+    lanes = accelerator.lanes
+    if not _within(codes, CODES):
+        return lanes.fixed8
+    if not _within(operand, (NARROW[0] + 1, NARROW[1])):
+        return min(lanes.dynamic, lanes.fixed8 + lanes.fixed4 - lanes.fixed4_quads)
+    return lanes.dynamic
+
+
+def _within(found: tuple[int, int], limits: tuple[int, int]) -> bool:
+    return limits[0] <= found[0] and found[1] <= limits[1]
 
 
 def too_wide(graph: Graph, accelerator: Accelerator) -> list[str]:
@@ -24,9 +41,7 @@ def too_wide(graph: Graph, accelerator: Accelerator) -> list[str]:
         if not isinstance(operator, Linear | Conv):
             continue
         lo, hi = limits[operator.input]
-        if (graph.constant(operator, "scheme") == Scheme.FIXED4).any() and not (
-            NARROW[0] <= lo and hi <= NARROW[1]
-        ):
+        if (graph.constant(operator, "scheme") == Scheme.FIXED4).any() and not _within((lo, hi), NARROW):
             problems.append(
                 f"{operator.name}: operands of FIXED4 rows must be {NARROW[0]}..{NARROW[1]} on lanes with four "
                 f"products in a multiplier, not {lo}..{hi}. Quantize activations to at most 6 bits, or set "

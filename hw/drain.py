@@ -21,7 +21,7 @@ from .delay import delayed
 from .ports import ROW_BITS, LoadPort, ReadPort, RowScalePort, WritePort, row_scale_layout
 from .requantize import saturate, shifted
 from .shared import Shared
-from .weights import DrainWrite, key_parts, word_parts
+from .weights import PART_BITS, DrainWrite, word_parts
 
 __all__ = ["SUMS_CYCLE", "Drain"]
 
@@ -111,8 +111,10 @@ class Steps(wiring.Component):
                 "step": Out(8),
                 "output": Out(ROW_BITS),
                 "tile": Out(18),
-                "key_block": Out(18),
-                "key_part": Out(range(key_parts(accelerator))),
+                # KEYS, VALUES: the block of lanes, and the place in it.
+                "lane_block": Out(ROW_BITS),
+                "lane_part": Out(PART_BITS),
+                # VALUES: the word of tokens, and the tile in it.
                 "word": Out(18),
                 "part": Out(range(word_parts(accelerator))),
                 "live": Out(accelerator.columns),
@@ -133,6 +135,8 @@ class Steps(wiring.Component):
             self.valid.eq(active & ~second),
             self.last.eq(step_last & block.end),
         ]
+        tile_end = step_last & block.tile_end
+        self.lanes(m, advance, tile_end, tile_end & block.end)
         first = Signal(18)
         for column in range(columns):
             m.d.comb += self.live[column].eq(first + column < positions)
@@ -144,21 +148,37 @@ class Steps(wiring.Component):
                 with m.If(block.tile_end):
                     following = Mux(block.end, 0, self.tile + 1), Mux(block.end, 0, first + columns)
                     m.d.sync += [self.output.eq(0), self.tile.eq(following[0]), first.eq(following[1])]
-                    self.parts(m, block.end, self.key_part, self.key_block, key_parts(self.accelerator))
-                    self.parts(m, block.end, self.part, self.word, word_parts(self.accelerator))
+                    last = self.part == word_parts(self.accelerator) - 1
+                    m.d.sync += [
+                        self.part.eq(Mux(block.end | last, 0, self.part + 1)),
+                        self.word.eq(Mux(block.end, 0, self.word + last)),
+                    ]
                 with m.If(block.end):
                     m.d.sync += self.slot.eq(~self.slot)
         with m.If(self.block.valid):
             m.d.sync += [active.eq(1), block.eq(self.block)]
         return m
 
-    def parts(self, m: Module, end, part: Signal, whole: Signal, count: int) -> None:
-        """The next tile's place, `count` of them to a whole."""
-        last = part == count - 1
-        m.d.sync += [
-            part.eq(Mux(end | last, 0, part + 1)),
-            whole.eq(Mux(end, 0, whole + last)),
+    def lanes(self, m: Module, advance, tile_end, end) -> None:
+        """The place of keys (stepped at a tile's end) or values (at every step) in the blocks of lanes; it starts anew
+        with the instruction or with the tile."""
+
+        def field(name: str):
+            return Mux(self.slot, self.slots[1][name], self.slots[0][name])
+
+        part, fresh, over = Signal(PART_BITS), Signal(init=1), Signal()
+        keys = field("destination") == isa.Destination.KEYS
+        restart = Mux(keys, end, tile_end)
+        m.d.comb += [
+            self.lane_part.eq(Mux(fresh, field("dst_part"), part)),
+            over.eq((~keys | tile_end) & (self.lane_part + 1 == field("dst_block"))),
         ]
+        with m.If(advance):
+            m.d.sync += [
+                fresh.eq(restart),
+                part.eq(Mux(over, 0, self.lane_part + (~keys | tile_end))),
+                self.lane_block.eq(Mux(restart, 0, self.lane_block + over)),
+            ]
 
 
 class Drain(wiring.Component):
@@ -350,15 +370,14 @@ class Drain(wiring.Component):
     def writes(self, m: Module, steps: Steps, outputs: list[list[Shared]]) -> None:
         """Rows, masks and data of all destinations."""
         accelerator, columns = self.accelerator, self.accelerator.columns
-        depth, drain, fixed8 = accelerator.depth, accelerator.drain, accelerator.lanes.fixed8
+        depth, drain = accelerator.depth, accelerator.drain
         block_bits = exact_log2(depth // drain)
-        channel_part = exact_log2(fixed8 // drain)
         p11_tile, p11_output = delayed(m, steps.tile, 11), delayed(m, steps.output, 11)
         p11_destination, p11_wide = self.field(11, "destination"), self.field(11, "wide")
         keys = p11_destination == isa.Destination.KEYS
         values = p11_destination == isa.Destination.VALUES
-        p11_key_block, p11_word = delayed(m, steps.key_block, 11), delayed(m, steps.word, 11)
-        p11_major = Mux(keys, p11_key_block, Mux(values, p11_output >> channel_part, p11_tile))
+        p11_lane_block, p11_word = delayed(m, steps.lane_block, 11), delayed(m, steps.word, 11)
+        p11_major = Mux(keys | values, p11_lane_block, p11_tile)
         p11_first = Mux(keys | values, 0, self.field(11, "dst_channel") >> exact_log2(drain))
         p11_placed = (p11_output + p11_first)[:ROW_BITS]
         placed_row = Mux(p11_wide, p11_placed << 1, p11_placed) >> block_bits
@@ -401,14 +420,14 @@ class Drain(wiring.Component):
             ]
 
         p13_keys = self.field(13, "destination") == isa.Destination.KEYS
-        p13_key_part, p13_part = delayed(m, steps.key_part, 13), delayed(m, steps.part, 13)
+        p13_part = delayed(m, steps.part, 13)
         weights_valid = Signal()
         m.d.comb += self.weights.valid.eq(weights_valid & ~self.halt)
         m.d.sync += [
             weights_valid.eq(p13_valid & ~to_scratchpad),
             self.weights.keys.eq(p13_keys),
             self.weights.row.eq(p13_row),
-            self.weights.part.eq(Mux(p13_keys, p13_key_part, p13_output[:channel_part])),
+            self.weights.part.eq(delayed(m, steps.lane_part, 13)),
             self.weights.block.eq(Mux(p13_keys, p13_output[:block_bits], p13_part)),
         ]
         for c in range(columns):

@@ -56,6 +56,6 @@ def activation_classes(units: list[Unit], root: Mapping[str, str]) -> dict[str, 
 
 
 def exp_levels(table: np.ndarray, bits: int) -> np.ndarray:
-    """A table of exponentials (256,), uint8, restricted to 2**bits levels between 0 and 255."""
-    top = (1 << bits) - 1
-    return np.rint(np.rint(table * (top / 255)) * (255 / top)).astype(np.uint8)
+    """A table of exponentials (256,), uint8, as codes of `bits` bits: 0 and 255 become 0 and 2**bits - 1. Softmax divides by
+    their sum, so that the step does not matter."""
+    return np.rint(table * (((1 << bits) - 1) / 255)).astype(np.uint8)

@@ -11,7 +11,7 @@ import numpy as np
 from ..arch import isa
 from ..arch.graph import Graph
 from ..arch.isa import Destination, Engine, Instruction, Opcode
-from ..arch.layout import Layout
+from ..arch.layout import Layout, lane_bytes
 from ..arch.memory import MemoryModel
 from ..arch.program import Program
 from ..hw.dram import pack
@@ -395,9 +395,15 @@ def _place(program: Program, i: Instruction, row: int, byte: int) -> tuple[int, 
     a = program.accelerator
     if i.engine == Engine.MATRIX and i.destination != Destination.SCRATCHPAD:
         block, within = divmod(row - i.dst, i.dst_stride or 1)
-        lane, code = block * a.lanes.fixed8 + byte // a.depth, within * a.depth + byte % a.depth
-        slot, channel = (lane, code) if i.destination == Destination.KEYS else (code, lane)
-        return slot // a.depth * a.tokens_per_word + slot % a.depth, channel
+        first, bits = lane_bytes(a)
+        lane = int(np.searchsorted(first, byte, side="right")) - 1
+        code = within * a.depth + (byte - int(first[lane])) * 8 // int(bits[lane])
+        if i.destination == Destination.KEYS:
+            word, slot = divmod(lane, a.depth)
+            tile = word * (a.depth // a.columns) + slot // a.columns + block * i.dst_block - i.dst_part
+            return tile * a.columns + slot % a.columns, code
+        channel = (block * i.dst_block - i.dst_part) * a.drain + lane
+        return code // a.depth * a.tokens_per_word + code % a.depth, channel
     base, stride, wide = i.dst, i.dst_stride or 1, i.wide if i.engine == Engine.MATRIX else i.dst_wide
     tiles = -(-i.positions // a.columns)
     if i.engine == Engine.MATRIX and i.second and not base <= row < base + tiles * stride:

@@ -9,8 +9,8 @@ import numpy as np
 from ..arch import isa
 from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_PAGE_ENTRIES, TABLE_ROW_BYTES, Accelerator
 from ..arch.isa import Destination, Instruction, LoadTarget, Region
-from ..arch.layout import token_slots
-from ..arch.schemes import decode, encode, storage_bits
+from ..arch.layout import drained_lanes, lane_bytes, token_slots
+from ..arch.schemes import Scheme, decode, encode, storage_bits
 
 __all__ = ["MachineError", "Memories", "Write"]
 
@@ -214,23 +214,31 @@ class Memories:
         self._note("SCRATCHPAD", rows, mask.reshape(len(rows), -1), raw)
 
     def _write_weights(self, i: Instruction, v: np.ndarray, positions: int) -> None:
-        """Outputs (positions, channels) to the Fixed-8 lanes as keys or values; 0 up to the end of the last tile."""
-        a = self.accelerator
+        """Outputs (positions, channels) to the first lanes as keys or values; 0 up to the end of the last tile."""
+        a, keys = self.accelerator, i.destination == Destination.KEYS
         if i.wide:
             self._fail("keys and values must not be wide")
+        if not i.dst_part < i.dst_block:
+            self._fail(f"dst_part must be below dst_block, not {i.dst_part} and {i.dst_block}")
         full = np.zeros((positions, v.shape[1]), np.int8)
         full[: len(v)] = v
         p, o = np.arange(positions)[:, None], np.arange(v.shape[1])
-        p = token_slots(a, positions)[p]
-        token, channel = (p, o) if i.destination == Destination.KEYS else (o, p)
-        rows = i.dst + token // a.lanes.fixed8 * i.dst_stride + channel // a.depth
-        self._rows("WEIGHT", rows, a.weight_rows)
-        rows, lane, code = np.broadcast_arrays(rows, token % a.lanes.fixed8, channel % a.depth)
+        slot = token_slots(a, positions)[p]
+        place, within = divmod(p, a.columns) if keys else divmod(o, a.drain)
+        block, part = divmod(i.dst_part + place, i.dst_block)
+        lane, minor = drained_lanes(a, part, keys, within), o if keys else slot
+        if lane.max() >= a.lanes.dynamic:
+            self._fail(f"keys and values must be on the first {a.lanes.dynamic} lanes, not {lane.max()}")
+        if lane.max() >= a.lanes.fixed8 and not -8 <= i.lo <= i.hi <= 7:
+            self._fail(f"keys and values on Fixed-4 lanes must be -8..7, not {i.lo}..{i.hi}")
+        rows = self._rows("WEIGHT", i.dst + block * i.dst_stride + minor // a.depth, a.weight_rows)
+        rows, lane, code = np.broadcast_arrays(rows, lane, minor % a.depth)
         self.weights[rows, lane, code] = full
         if self.log is not None:
             used, place = np.unique(rows, return_inverse=True)
             mask = np.zeros((len(used), a.weight_row_bytes), bool)
-            mask[place.reshape(rows.shape), lane * a.depth + code] = True
+            first, bits = lane_bytes(a)
+            mask[place.reshape(rows.shape), first[lane] + code * bits[lane] // 8] = True
             self._note("WEIGHT", used, mask, self._encode_weights(self.weights[used]))
 
     def _encode_weights(self, codes: np.ndarray) -> np.ndarray:
@@ -238,7 +246,8 @@ class Memories:
         parts, at = [], 0
         for kind, count in self.accelerator.lanes.by_scheme.items():
             part = codes[:, at : at + count].reshape(len(codes), -1)
-            part = part.view(np.uint8) if storage_bits(kind) == 8 else encode(part, kind)
+            plain = kind in (Scheme.FIXED8, Scheme.FIXED4)  # -8 is no weight's code, but a value's
+            part = part.view(np.uint8) & ((1 << storage_bits(kind)) - 1) if plain else encode(part, kind)
             parts.append(part if storage_bits(kind) == 8 else part[:, ::2] | part[:, 1::2] << 4)
             at += count
         return np.concatenate(parts, axis=1)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..arch.accelerator import Accelerator
 from ..arch.isa import Engine
+from ..arch.layout import drained_lanes, lane_bytes
 
 __all__ = ["Writes", "instrument", "read"]
 
@@ -142,7 +143,7 @@ def _scratchpad(a: Accelerator, directory: Path) -> list[Writes]:
 
 
 def _weight(a: Accelerator, directory: Path) -> Writes:
-    """Keys and values, put where hw/weights.py puts them: lane after lane, `depth` bytes each."""
+    """Keys and values, put where hw/weights.py puts them: lane after lane, `depth` codes each."""
     count = a.columns * a.drain
     record = np.dtype(
         [
@@ -154,15 +155,18 @@ def _weight(a: Accelerator, directory: Path) -> Writes:
     log = np.fromfile(directory / _WEIGHT_FILE, dtype=record)
     column, bank = (v.ravel() for v in np.divmod(np.arange(count), a.drain))
     keys, part, block = (log[name][:, None] for name in ("keys", "part", "block"))
-    tiles = a.depth // a.columns
-    token = part // tiles * a.depth + part % tiles * a.columns + column
-    lane = np.where(keys, token, part * a.drain + bank) % a.lanes.fixed8
+    lane = np.where(keys, drained_lanes(a, part, True, column), drained_lanes(a, part, False, bank))
     code = np.where(keys, block * a.drain + bank, block * a.columns + column) % a.depth
+    first, bits = (v[np.minimum(lane, a.lanes.total - 1)] for v in lane_bytes(a))
+    value = log["data"][:, :count] & (1 << bits) - 1
     mask = np.zeros((len(log), a.weight_row_bytes), dtype=bool)
     data = np.zeros(mask.shape, dtype=np.uint8)
-    index = np.arange(len(log))[:, None]
-    mask[index, lane * a.depth + code] = True
-    data[index, lane * a.depth + code] = log["data"][:, :count]
+    index, byte = np.arange(len(log))[:, None], first + code * bits // 8
+    mask[index, byte] = True
+    for high in (False, True):  # the codes of bytes and the lower of two in a byte, the upper ones
+        here = (code * bits % 8 != 0) == high
+        rows, codes = np.nonzero(here)
+        data[rows, byte[here]] |= value[rows, codes].astype(np.uint8) << (4 if high else 0)
     return Writes(
         engine=Engine.MATRIX, memory="WEIGHT", cycles=log["cycle"], rows=log["row"], mask=mask, data=data
     )

@@ -113,14 +113,15 @@ class Builder:
         self.operators.append(Constant(name=name, output=self._tensor(name, shape, dtype)))
         return name
 
-    def linear(self, x: str, channels: int, dtype: str = "s8", **drain) -> str:
-        """A Linear layer; `drain` are the options of `_drain`."""
+    def linear(self, x: str, channels: int, dtype: str = "s8", bits: int = 8, **drain) -> str:
+        """A Linear layer; codes of `bits` bits where s8; `drain` are the options of `_drain`."""
         name, tensor = self._name("linear"), self.tensors[x]
         weight = self._weights(name, channels, (tensor.channels,))
         self.constants[f"{name}/weight"] = weight
         shape = (*tensor.shape[:-1], channels)
-        made = self._drain(name, shape, dtype, tensor, weight.reshape(channels, -1), **drain)
-        self.operators.append(Linear(name=name, input=x, output=self._tensor(name, shape, dtype), drain=made))
+        made = self._drain(name, shape, dtype, tensor, weight.reshape(channels, -1), bits=bits, **drain)
+        output = self._tensor(name, shape, dtype, bits=bits)
+        self.operators.append(Linear(name=name, input=x, output=output, drain=made))
         return name
 
     def conv(
@@ -170,20 +171,25 @@ class Builder:
         bias: tuple[int, int] | None = None,
         hidden: float = 0.0,
         output_dtype: str = "s8",
+        largest: int = 255,
     ) -> str:
-        """Attention with random scales; `bias` is the shape of a bias over windows and heads, `hidden` of which masks."""
+        """Attention with random scales; `bias` is the shape of a bias over windows and heads, `hidden` of which masks;
+        `largest` is that of the exponentials."""
         name, tensor = self._name("attention"), self.tensors[q]
         size, tokens = tensor.channels // heads, tensor.positions
+        gain = 2 ** (16 - tensor.bits - self.tensors[k].bits)
         scales = [
-            numerics.scale_to_mn(300 / (2500 * size**0.5) * s) for s in self.random.uniform(0.5, 2, heads)
+            numerics.scale_to_mn(gain * 300 / (2500 * size**0.5) * s)
+            for s in self.random.uniform(0.5, 2, heads)
         ]
         m, n = np.array(scales).T
-        gain = 1 if output_dtype == "s8" else 100
-        ratios = gain * self.random.uniform(0.8, 2, heads)
+        exp = np.rint(numerics.exp_table() * (largest / 255))
+        wide = 1 if output_dtype == "s8" else 100
+        ratios = wide * 2 ** (8 - self.tensors[v].bits) * self.random.uniform(0.8, 2, heads)
         m2, n2 = np.array([numerics.scale_to_mn(s, n_max=30) for s in ratios]).T
         rounding = np.array([numerics.round_constant(0, int(a), int(b)) for a, b in scales])
         values = {"m": (m, np.uint16), "n": (n, np.uint8), "C": (rounding, np.int64)}
-        values |= {"m2": (m2, np.uint16), "n2": (n2, np.uint8), "exp": (numerics.exp_table(), np.uint8)}
+        values |= {"m2": (m2, np.uint16), "n2": (n2, np.uint8), "exp": (exp, np.uint8)}
         for field, (value, dtype) in values.items():
             self.constants[f"{name}/{field}"] = np.asarray(value).astype(dtype)
         if bias is not None:
@@ -203,8 +209,8 @@ class Builder:
                 heads=heads,
                 windows=windows,
                 bias=bias is not None,
-                lo=-127 * gain,
-                hi=127 * gain,
+                lo=-127 * wide,
+                hi=127 * wide,
             )
         )
         return name
@@ -312,8 +318,10 @@ class Builder:
     def _name(self, kind: str) -> str:
         return f"{kind}{len(self.operators)}"
 
-    def _tensor(self, name: str, shape: tuple[int, ...], dtype: str = "s8", zero_point: int = 0) -> str:
-        bits = 8 if dtype == "s8" else 16
+    def _tensor(
+        self, name: str, shape: tuple[int, ...], dtype: str = "s8", zero_point: int = 0, bits: int = 8
+    ) -> str:
+        bits = bits if dtype == "s8" else 16
         self.tensors[name] = Tensor(
             name=name, shape=shape, dtype=dtype, scale=0.05, zero_point=zero_point, bits=bits
         )
@@ -354,10 +362,11 @@ class Builder:
         second: bool = False,
         table: int = 0,
         relu: bool = False,
+        bits: int = 8,
     ) -> Drain:
         """m, n and C that spread the accumulators over the output's codes."""
         spread = np.sqrt((weight.astype(np.float64) ** 2).sum(axis=1)) * (45 if x.dtype == "s8" else 900) + 1
-        target = {0: 50 if dtype == "s8" else 1500, 256: 60, 1024: 250}[table]
+        target = {0: 50 if dtype == "s8" else 1500, 256: 60, 1024: 250}[table] / (1 << 8 - bits)
         scales = [
             numerics.scale_to_mn(float(target / s * f))
             for s, f in zip(spread, self._factors(spread), strict=True)
@@ -376,7 +385,7 @@ class Builder:
                 0, 3, table
             )
             self.constants[f"{name}/table"] = np.rint(curve).astype(np.int8)
-        lo, hi = (-32768, 32767) if dtype == "s16" else (-128, 127)
+        lo, hi = (-32768, 32767) if dtype == "s16" else (-(1 << bits - 1), (1 << bits - 1) - 1)
         addend = copy = None
         if residual is not None:
             scale = float(self.random.uniform(0.3, 1.5)) * (0.03 if dtype == "s8" else 1)

@@ -17,7 +17,7 @@ from .graphs import Builder, random_codes
 __all__ = ["MACHINE", "codes", "graph", "program", "verilog"]
 
 MACHINE = Accelerator(
-    lanes=Lanes(fixed8=4, fixed4=2),
+    lanes=Lanes(fixed8=4, fixed4=2, fixed4_dynamic=2),
     columns=2,
     depth=8,
     drain=2,

@@ -66,6 +66,14 @@ def test_hash_names_every_parameter():
         ),
         ({"burst_beats": 512}, r"burst_beats must be at most 256, not 512"),
         ({"private": 4}, r"private must be at most 2 \* fixed8 / depth \(2\) and 16, not 4"),
+        (
+            {"lanes": Lanes(fixed8=8, fixed4=4, fixed4_dynamic=6)},
+            r"lanes\.fixed4_dynamic must be a multiple of drain \(2\) and at most lanes\.fixed4 \(4\), not 6",
+        ),
+        (
+            {"lanes": Lanes(fixed8=8, fixed4=4, fixed4_dynamic=4), "drain": 1},
+            r"columns \(4\) and drain \(1\) must be even with lanes\.fixed4_dynamic above 0",
+        ),
         ({"weight_rows": 0}, r"weight_rows must be positive, not 0"),
     ],
 )

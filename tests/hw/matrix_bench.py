@@ -9,7 +9,7 @@ from terrazzo.arch import isa, schemes
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.hw import matrix
 
-from .matrix_model import Memories
+from .matrix_model import NARROW, Memories
 
 __all__ = ["CONFIGURATIONS", "Bench", "Cycle", "random_instruction"]
 
@@ -35,10 +35,13 @@ SMALL = Accelerator(
 CONFIGURATIONS = {
     "small": SMALL,
     "columns_4": dataclasses.replace(
-        SMALL, columns=4, lanes=Lanes(fixed8=4, fixed4=2, sp2_4=4), operand_chunks=32
+        SMALL,
+        columns=4,
+        lanes=Lanes(fixed8=4, fixed4=4, sp2_4=2, fixed4_quads=2, fixed4_dynamic=4),
+        operand_chunks=32,
     ),
     "deep": dataclasses.replace(
-        SMALL, depth=8, drain=4, lanes=Lanes(fixed8=8, fixed4=4, pot4=4, fixed8_luts=2)
+        SMALL, depth=8, drain=4, lanes=Lanes(fixed8=8, fixed4=4, pot4=4, fixed8_luts=2, fixed4_dynamic=4)
     ),
     "private_2": dataclasses.replace(SMALL, lanes=Lanes(fixed8=8, sp2_4=2), private=2),
     "private_4": dataclasses.replace(
@@ -213,13 +216,14 @@ class Bench:
                 self.memory.scratchpad[row, i // a.depth, i % a.depth] = data >> 8 * i & 255
 
     def read_weights(self, ctx):
-        """Copies the weight memory of the Fixed-8 lanes back into `memory`."""
+        """Copies the weight memory of all lanes back into `memory`."""
         a = self.accelerator
-        for lane in range(a.lanes.fixed8):
+        for lane, kind in enumerate(a.lanes.kinds):
+            bits = schemes.storage_bits(kind)
             for row in range(a.weight_rows):
                 value = ctx.get(self.dut.weights.rams[lane][row])
                 for i in range(a.depth):
-                    self.memory.patterns[row, lane, i] = value >> 8 * i & 255
+                    self.memory.patterns[row, lane, i] = value >> bits * i & (1 << bits) - 1
 
 
 def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instruction:
@@ -230,6 +234,7 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
 
     half = a.scratchpad_regions * a.scratchpad_rows // 2
     v = {"tag": tag, "signal": pick(0, 65535), "mode": pick(0, 2), "unsigned": pick(0, 1), **forced}
+    v["unsigned"] &= not a.lanes.fixed4_quads  # their operands are -NARROW..NARROW
     if a.private > 1 and v["mode"] == isa.FetchMode.CONV:
         v.setdefault("private", int(random.random() < 0.7))
     private, unit = v.get("private", 0), 1
@@ -246,9 +251,9 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
     v.setdefault("blocks", pick(1, 3))
     v["param_mode"] = forced.get("param_mode", pick(0, 2))
     maximum = v.setdefault("maximum", int(random.random() < 0.2))
-    fixed8_only = maximum or v["param_mode"] == isa.ParamMode.TOKEN
-    v.setdefault("steps", pick(1, (a.lanes.fixed8 if fixed8_only else a.lanes.total) // a.drain))
-    v["permute"] = 0 if fixed8_only or private else forced.get("permute", pick(0, 1))
+    token = v["param_mode"] == isa.ParamMode.TOKEN
+    v.setdefault("steps", pick(1, (a.lanes.fixed8 if maximum else a.lanes.total) // a.drain))
+    v["permute"] = 0 if maximum or token or private else forced.get("permute", pick(0, 1))
     if linear:
         v.setdefault("chunks", pick(1, 6))
         v["src_stride"] = v["groups"] * v["chunks"] + pick(0, 2)
@@ -266,6 +271,7 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
         )
         v["advance_y"], v["advance_x"] = divmod(a.columns, v["out_width"])
         v["pad_value"] = pick(0, 127) if v["unsigned"] else pick(-128, 127)
+        v["pad_value"] = max(-NARROW, min(v["pad_value"], NARROW)) if a.lanes.fixed4_quads else v["pad_value"]
         if conv:
             rows = -(-v["height"] * v["width"] // a.columns)
             v["src_stride"] = v["groups"] * v["tap_chunks"] + unit * pick(0, 1)
@@ -303,11 +309,17 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
             return random_instruction(a, random, tag, **forced)
         v["dst"] = half + pick(0, room)
     else:
-        major, minor = (
-            (v["positions"], outputs) if destination == isa.Destination.KEYS else (outputs, v["positions"])
-        )
-        v["dst_stride"] = -(-minor // a.depth) + pick(0, 1)
-        rows = (-(-major // a.lanes.fixed8)) * v["dst_stride"] + 1
+        keys, word = destination == isa.Destination.KEYS, a.depth // a.columns
+        lanes = a.lanes.dynamic if random.random() < 0.5 else a.lanes.fixed8
+        most = lanes // a.depth * word + min(lanes % a.depth // a.columns, word) if keys else lanes // a.drain
+        block = v["dst_block"] = pick(1, most)
+        v["dst_part"] = pick(0, block - 1)
+        last = (block - 1) // word * a.depth + (block - 1) % word * a.columns + a.columns
+        if (last if keys else block * a.drain) > a.lanes.fixed8:
+            v["lo"], v["hi"] = sorted((pick(-8, 7), pick(-8, 7)))
+        v["dst_stride"] = (-(-outputs // a.depth) if keys else -(-tiles // word)) + pick(0, 1)
+        count = v["dst_part"] + (tiles if keys else outputs // a.drain)
+        rows = -(-count // block) * v["dst_stride"] + 1
         if rows > a.weight_rows // 2:
             return random_instruction(a, random, tag, **forced)
         v["dst"] = a.weight_rows // 2 + pick(0, a.weight_rows // 2 - rows)

@@ -5,7 +5,10 @@ import numpy as np
 from terrazzo.arch import schemes
 from terrazzo.arch.isa import Destination, FetchMode, ParamMode
 
-__all__ = ["Memories", "execute"]
+__all__ = ["NARROW", "Memories", "execute"]
+
+NARROW = 31
+"""Largest operand of lanes with four products in a multiplier, which may hold codes -8..7."""
 
 
 class Memories:
@@ -16,10 +19,14 @@ class Memories:
         self.scratchpad = random.integers(
             0, 256, (a.scratchpad_regions * a.scratchpad_rows, a.columns, a.depth), dtype=np.uint8
         )
+        if a.lanes.fixed4_quads:
+            self.scratchpad = random.integers(-NARROW, NARROW + 1, self.scratchpad.shape).astype(np.uint8)
         self.patterns = np.zeros((a.weight_rows, a.lanes.total, a.depth), dtype=np.int64)
         for lane, kind in enumerate(a.lanes.kinds):
             codes = random.choice(schemes.codebook(kind), (a.weight_rows, a.depth))
             self.patterns[:, lane] = schemes.encode(codes, kind)
+            if a.lanes.fixed8 <= lane < a.lanes.dynamic:  # what is left of keys and values
+                self.patterns[:, lane] = random.integers(0, 16, codes.shape)
         shape = (a.param_rows, a.drain)
         self.m = random.integers(1 << 15, 1 << 16, shape)
         self.n = random.integers(17, 27, shape)
@@ -35,6 +42,11 @@ class Memories:
     def weight(self, row, lane, i):
         """A weight's value."""
         return int(schemes.decode(self.patterns[row, lane, i], self.accelerator.lanes.kinds[lane]))
+
+
+def stored(memory, lane, value):
+    """The low bits of a key or value that its lane takes."""
+    return value & (1 << schemes.storage_bits(memory.accelerator.lanes.kinds[lane])) - 1
 
 
 def clamp(value, lo, hi):
@@ -160,13 +172,16 @@ def drain(memory, ins, t, x, j, s, i, c):
     slot = p // tokens * a.depth + p % tokens
     writes = []
     if ins.destination == Destination.KEYS:
-        fixed8 = a.lanes.fixed8
-        place = (ins.dst + slot // fixed8 * ins.dst_stride + o // a.depth, slot % fixed8, o % a.depth)
-        writes.append((memory.patterns, place, v & 255 if live else 0))
+        tiles = a.depth // a.columns
+        block, part = divmod(ins.dst_part + t, ins.dst_block)
+        lane = part // tiles * a.depth + part % tiles * a.columns + c
+        place = (ins.dst + block * ins.dst_stride + o // a.depth, lane, o % a.depth)
+        writes.append((memory.patterns, place, stored(memory, lane, v if live else 0)))
     elif ins.destination == Destination.VALUES:
-        fixed8 = a.lanes.fixed8
-        place = (ins.dst + o // fixed8 * ins.dst_stride + slot // a.depth, o % fixed8, slot % a.depth)
-        writes.append((memory.patterns, place, v & 255 if live else 0))
+        block, part = divmod(ins.dst_part + j * ins.steps + s, ins.dst_block)
+        lane = part * a.drain + i
+        place = (ins.dst + block * ins.dst_stride + slot // a.depth, lane, slot % a.depth)
+        writes.append((memory.patterns, place, stored(memory, lane, v if live else 0)))
     elif live:
         size = 2 if ins.wide else 1
         for byte in range(size):

@@ -9,7 +9,7 @@ from terrazzo.arch import isa
 
 from ..sampling import pairs
 from .matrix_bench import CONFIGURATIONS, Bench, random_instruction
-from .matrix_model import Memories, execute
+from .matrix_model import NARROW, Memories, execute
 
 
 def check(name, seed, count, *, grant=1.0, gap=0.0, **forced):
@@ -58,15 +58,16 @@ def chained(accelerator, random):
         )
         if destination == isa.Destination.SCRATCHPAD:
             source = {"src": writer.dst, "src_stride": writer.dst_stride}
+            writer = isa.Instruction(isa.Opcode.MATRIX, {**writer.values, "lo": -NARROW, "hi": NARROW})
         else:
             source = {"weight": writer.dst, "weight_stride": 1}
         instructions += [writer, isa.Instruction(isa.Opcode.MATRIX, {**reader.values, **source})]
     return instructions
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_instructions_read_what_earlier_ones_wrote(seed):
-    accelerator = CONFIGURATIONS["small"]
+@pytest.mark.parametrize("name, seed", [("small", 0), ("small", 1), ("deep", 2), ("columns_4", 3)])
+def test_instructions_read_what_earlier_ones_wrote(name, seed):
+    accelerator = CONFIGURATIONS[name]
     random = np.random.default_rng(seed)
     instructions = chained(accelerator, random)
     memory = Memories(accelerator, random)
