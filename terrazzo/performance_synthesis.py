@@ -9,15 +9,18 @@ from . import results_table
 from .arch.accelerator import Accelerator
 from .boards import ZCU102, estimate
 from .boards.board import Resources
+from .boards.paths import paths
 from .boards.synthesis import FLOWS, count, verilog
 from .hw import top
 from .hw.verilog import module_bodies, module_instances
 from .performance import ROWS
 
-__all__ = ["LIMITS", "main", "measure", "replaced", "table"]
+__all__ = ["LEVELS", "LIMITS", "main", "measure", "replaced", "table"]
 
 LIMITS = {"lut": 0.85, "ff": 1, "dsp": 0.95, "bram": 0.9}
 """The share of the board that a design may take."""
+LEVELS = 10
+"""LUTs and carry chains of a path."""
 
 
 def replaced(accelerator: Accelerator, text: str) -> dict[str, str]:
@@ -40,6 +43,7 @@ def measure(job: results_table.Job) -> dict:
     bodies = replaced(accelerator, text)
     with steps.step("synthesis"):
         found = count(text, top.MODULE, ZCU102, job.progress)
+    longest = paths(text, top.MODULE, ZCU102)
     guess = estimate(accelerator, ZCU102)
     has = ZCU102.budget
     return {
@@ -48,7 +52,8 @@ def measure(job: results_table.Job) -> dict:
         "estimate": dataclasses.asdict(guess),
         "errors": {name: round(getattr(guess, name) / getattr(found, name) - 1, 4) for name in LIMITS},
         "fits": _fits(found),
-        "modules": len(module_instances(text)),
+        "modules": len(longest),
+        "levels": {one.module.removeprefix(f"{top.MODULE}_"): one.whole.levels for one in longest},
         "replaced": list(bodies),
         "equal": all(any(dsp in body for dsp in FLOWS[ZCU102.flow].dsp) for body in bodies.values()),
         "steps": steps.found,
@@ -65,7 +70,7 @@ def table(rows: dict[str, dict]) -> str:
     header = [
         "design",
         *(f"{name.upper()} (at most {share:.0%})" for name, share in LIMITS.items()),
-        "modules",
+        f"longest path of {LEVELS} levels at most",
     ]
     lines = [
         [
@@ -74,11 +79,17 @@ def table(rows: dict[str, dict]) -> str:
                 f"{row['resources'][kind]:,} = {row['shares'][kind]:.1%}, estimate {row['errors'][kind]:+.1%}"
                 for kind in LIMITS
             ),
-            row["modules"],
+            _longest(row["levels"]),
         ]
         for name, row in rows.items()
     ]
     return results_table.markdown(header, lines)
+
+
+def _longest(levels: dict[str, int]) -> str:
+    name = max(levels, key=levels.get)
+    above = sum(number > LEVELS for number in levels.values())
+    return f"{levels[name]} in {name}; {above} of {len(levels)} modules above"
 
 
 def main(arguments: list[str] | None = None) -> int:

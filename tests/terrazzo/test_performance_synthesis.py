@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from terrazzo import performance, performance_synthesis, results_table
-from terrazzo.boards import ZCU102
+from terrazzo.boards import ZCU102, paths
 from terrazzo.boards.board import Resources
 from terrazzo.boards.synthesis import verilog
 
@@ -14,15 +14,26 @@ from ..tiny import MACHINE
 ROW = "deit-t-fixed8"
 
 
+def path(levels: int) -> paths.Path:
+    return paths.Path(levels=levels, start="", end="")
+
+
 @pytest.fixture
 def counted(monkeypatch):
-    """What the tiny machine is said to occupy."""
+    """What the tiny machine is said to occupy; three modules with paths."""
     found = Resources(lut=27_408, ff=54_816, dsp=252, bram=91.5)
     row = performance.Row(
         model="tiny", dim=64, heads=1, accelerator=MACHINE, published="", frames=1, utilization=1
     )
     monkeypatch.setitem(performance.ROWS, ROW, row)
+    longest = [
+        paths.ModulePaths(
+            module=f"terrazzo_top_{name}", instances=1, own=path(4), whole=path(levels), through=None
+        )
+        for name, levels in (("a", 10), ("b", 12), ("c", 11))
+    ]
     monkeypatch.setattr(performance_synthesis, "count", lambda *_: found)
+    monkeypatch.setattr(performance_synthesis, "paths", lambda *_: longest)
     return found
 
 
@@ -36,7 +47,8 @@ def test_a_row_is_counted_and_shown(counted):
     assert found["shares"] == {"lut": 0.1, "ff": 0.1, "dsp": 0.1, "bram": 0.1003}
     assert found["errors"]["dsp"] == round(found["estimate"]["dsp"] / 252 - 1, 4)
     cells = performance_synthesis.table({ROW: found}).splitlines()[-1]
-    assert "27,408 = 10.0%" in cells and f"{found['errors']['lut']:+.1%}" in cells
+    assert "27,408 = 10.0%" in cells and "12 in b; 2 of 3 modules above" in cells
+    assert f"{found['errors']['lut']:+.1%}" in cells
 
 
 def test_only_modules_of_primitives_differ_from_the_simulation():
