@@ -46,6 +46,11 @@ class Layout:
     """Codes of 16 bits."""
     stride: int
     """Rows per tile of `columns` positions, at least ceil(channels * size / depth)."""
+    block: tuple[int, int] = (1, 1)
+    """Of an image (H, W, C) whose positions are blocks of so many rows and columns of pixels: a block's pixels, row by row,
+    are its channels."""
+    width: int = 1
+    """Blocks side by side in such an image."""
 
     @property
     def code_bytes(self) -> int:
@@ -63,14 +68,20 @@ class Layout:
         data = np.zeros(
             (tiles * columns, self.stride * depth // self.code_bytes), dtype="<i2" if self.wide else "i1"
         )
-        data[: self.positions, : self.channels] = np.asarray(codes).reshape(self.positions, self.channels)
+        data[: self.positions, : self.channels] = self._blocks(np.asarray(codes))
         raw = data.view(np.uint8).reshape(tiles, columns, self.stride, depth)
         return np.ascontiguousarray(raw.transpose(0, 2, 1, 3)).reshape(tiles * self.stride, columns * depth)
 
     def unpack(self, accelerator: Accelerator, rows: np.ndarray) -> np.ndarray:
-        """The inverse of `pack`: int64 codes (positions, channels)."""
+        """What `pack` was given, of an image its blocks: int64 codes (positions, channels)."""
         columns, depth = accelerator.columns, accelerator.depth
         raw = np.asarray(rows, dtype=np.uint8).reshape(-1, self.stride, columns, depth).transpose(0, 2, 1, 3)
         raw = np.ascontiguousarray(raw).reshape(-1, self.stride * depth)
         codes = raw.view("<i2" if self.wide else "i1").astype(np.int64)
         return codes[: self.positions, : self.channels]
+
+    def _blocks(self, codes: np.ndarray) -> np.ndarray:
+        """Codes by position and channel."""
+        (height, width), channels = self.block, self.channels // (self.block[0] * self.block[1])
+        pixels = codes.reshape(-1, height, self.width, width, channels)
+        return pixels.swapaxes(1, 2).reshape(self.positions, self.channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from ..arch.accelerator import Accelerator
 from ..arch.graph import Conv, Graph
 from ..arch.isa import Instruction, Opcode, Region
 from ..arch.program import Layer, Program
+from ..arch.schemes import Scheme
 from . import check
 from .allocate import Overflow, allocate
 from .ir import (
@@ -30,7 +32,7 @@ from .ir import (
 )
 from .lower import lower
 from .order import arrange
-from .parts import split
+from .parts import separated, split
 from .schedule import synchronize
 from .spill import least, schedule
 from .stream import Image, Plan, plan, residents, setup_loads
@@ -43,7 +45,7 @@ __all__ = ["Compiled", "compile", "compiled"]
 _PIECES = (8, 6, 4, 3, 2, 1)
 """Parts of a memory's free rows that one instruction may take where data is streamed, best first."""
 
-_WAYS = ((2, 0.9), (3, 0.9), (2, 0.75), (3, 0.75))
+_WAYS = ((2, 0.9), (3, 0.9), (2, 0.75), (3, 0.75), (2, 1.0), (3, 1.0))
 """Parts that layers are cut into, and the part of the scratchpad that may be alive at once."""
 
 _SETUP_INSTRUCTIONS = 32
@@ -68,6 +70,8 @@ class Compiled:
     traffic: Traffic
     activations_bound: int
     """Bytes of activations per frame, input and output included: no schedule of the compiler's kind moves fewer."""
+    macs_by_kind: dict[Scheme, int]
+    """Useful multiply-accumulates of a frame by the kind of lane that makes them."""
 
     @property
     def gap(self) -> float:
@@ -87,12 +91,12 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
     pieces: dict[Memory, int] = {}
     """Memories whose data is streamed, and the way in _PIECES."""
     free: dict[Memory, tuple[int, int]] = {}
-    ahead, spills, early, whole, made = 3, None, True, None, {}
+    ahead, blocks, spills, early, whole, made = 3, True, None, True, None, {}
     room = rows = capacity(accelerator, Memory.SCRATCHPAD)
     """Rows of the scratchpad that a schedule may use; fewer where they could not be packed."""
     while True:
         limits = {memory: max(1, free[memory][1] // _PIECES[way]) for memory, way in pieces.items()}
-        tensors = Tensors(graph, accelerator, limits, ahead, made)
+        tensors = Tensors(graph, accelerator, limits, ahead, made, blocks)
         lower(tensors, spills, early)
         if tensors.problems:
             if not _larger(pieces, tensors.short):
@@ -108,6 +112,9 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
         except Overflow as overflow:
             if overflow.memory == Memory.SCRATCHPAD and ahead > 1:
                 ahead = 1
+                continue
+            if overflow.memory == Memory.SCRATCHPAD and blocks:  # bands are cut along rows of pixels
+                blocks = False
                 continue
             if overflow.memory == Memory.SCRATCHPAD and spills is not None and early:
                 early = False
@@ -128,11 +135,22 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
             program = _program(tensors, name or graph.name, items, found, free[Memory.OUTSIDE][0])
             moved = traffic(program)
             bound = moved.input + moved.output if spills is None else spills.bound
-            return Compiled(program=program, traffic=moved, activations_bound=bound)
+            macs = _macs_by_kind(tensors)
+            return Compiled(program=program, traffic=moved, activations_bound=bound, macs_by_kind=macs)
         else:
             largest = max(residents(items, found), key=lambda buffer: buffer.rows)
             overflow = Overflow(found, largest, free[found][0] + largest.rows)
             raise CompileError(graph.name, [_too_small(tensors, accelerator, overflow)])
+
+
+def _macs_by_kind(tensors: Tensors) -> dict[Scheme, int]:
+    """Layers without rows of their own schemes, attention and windows by channel, are on Fixed-8 lanes."""
+    found = dict.fromkeys(tensors.accelerator.lanes.by_scheme, 0)
+    for operator in tensors.graph.operators:
+        rows = tensors.rows_by_kind.get(operator.name, {Scheme.FIXED8: 1})
+        for kind, count in rows.items():
+            found[kind] += tensors.graph.macs(operator) * count // sum(rows.values())
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,13 +176,14 @@ def _fastest(tensors: Tensors) -> _Placed:
     """The items of a frame in the order, and the parts, that take the fewest cycles by estimate. Raises Overflow
     where none fits."""
     a, frame = tensors.accelerator, _frame(tensors)
-    orders, found = [frame], []
-    orders += [arrange(a, split(a, frame, parts), room) for parts, room in _WAYS]
-    for items in orders:
-        try:
-            found.append(_placed(tensors, items))
-        except Overflow as overflow:
-            last = overflow
+    found = []
+    for tries in _orders(a, frame):
+        for items in tries:
+            try:
+                found.append(_placed(tensors, items))
+                break
+            except Overflow as overflow:
+                last = overflow
     if not found:
         raise last
     room = a.instructions - _SETUP_INSTRUCTIONS
@@ -176,6 +195,14 @@ def _fastest(tensors: Tensors) -> _Placed:
     ]
     best = min(possible, key=lambda one: one.plan.cycles, default=found[0])
     return best if best is found[-1] else _placed(tensors, best.items)
+
+
+def _orders(a: Accelerator, frame: list[Item]) -> Iterator[Iterator[list[Item]]]:
+    """Orders of the items to choose from; of each that which needs more room first."""
+    yield iter([frame])
+    for parts, room in _WAYS:
+        items = split(a, frame, parts)
+        yield (arrange(a, found(items), room) for found in (list, separated))
 
 
 def _rows(items: list[Item], memory: Memory) -> int:

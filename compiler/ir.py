@@ -192,6 +192,10 @@ class Place:
     """Channel of the rows that holds each channel of the tensor; None where they are the same."""
     joined: bool = False
     """An image with one position per image row."""
+    block: tuple[int, int] = (1, 1)
+    """Pixels of an image that are one position, see `Layout`."""
+    width: int = 1
+    """Such positions side by side."""
     window: int = 0
     """Positions of a window where each window begins a tile; 0 where positions follow each other."""
 
@@ -247,4 +251,7 @@ class Place:
     @property
     def layout(self) -> Layout:
         """The layout of a buffer in DRAM with the same rows."""
-        return Layout(positions=self.positions, channels=self.channels, wide=self.wide, stride=self.stride)
+        return Layout(
+            positions=self.positions, channels=self.channels, wide=self.wide, stride=self.stride,
+            block=self.block, width=self.width,
+        )  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from ..arch import graph as g
 from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES
 from ..arch.isa import FetchMode, Opcode, Region, VectorOp
+from ..arch.schemes import Scheme
 from . import attention, bands, moves, vector, windows
 from .cuts import Schedule
 from .ir import At, Content, Item, Memory, Page, Place, Span, capacity
@@ -33,6 +36,7 @@ def lower(tensors: Tensors, schedule: Schedule | None = None, early: bool = True
     if tensors.heads_ahead > 1:
         tensors.shares = moves.shares(tensors)
     lowering.streams = tensors.heads_ahead > 1
+    tensors.rounded |= windows.rounded(tensors)
     lowering.input()
     for tag, operator in enumerate(graph.operators):
         if all(name in tensors.places for name in lowering.needs(operator)):
@@ -92,10 +96,18 @@ class _Lowering:
         return [operator.input] if isinstance(operator, g.Attention) else list(g.reads(operator))
 
     def input(self) -> None:
-        """Place the input: as an image of joined pixels where every reader gains by that."""
+        """Place the input: in blocks of pixels where its reader gains by that, or joined where every reader does."""
         tensor = self.graph.tensor(self.graph.input)
         readers = [op for op in self.graph.operators if tensor.name in (*self.needs(op), *_attended(op))]
         if (
+            len(readers) == 1
+            and tensor.name != self.graph.output
+            and windows.blocked(self.tensors, readers[0])
+        ):
+            (height, width, channels), (by, bx) = tensor.shape, readers[0].stride
+            place = self.tensors.place(tensor.name, height * width // (by * bx), by * bx * channels, False)
+            self.tensors.places[tensor.name] = dataclasses.replace(place, block=(by, bx), width=width // bx)
+        elif (
             readers
             and tensor.name != self.graph.output
             and all(windows.joins(self.tensors, op) for op in readers)
@@ -176,6 +188,12 @@ class _Lowering:
         unit = output.unit(self.accelerator)
         key = "segments", order.tobytes(), schemes.tobytes(), unit
         parts = self.tensors.once(key, lambda: segments(order, schemes, self.accelerator, unit))
+        kinds = np.array(self.accelerator.lanes.kinds)
+        used = np.concatenate([kinds[part.lanes].ravel()[: len(order) - part.base] for part in parts])
+        found, counts = np.unique(used[order >= 0], return_counts=True)
+        self.tensors.rows_by_kind[operator.name] = {
+            Scheme(kind): int(count) for kind, count in zip(found, counts, strict=True)
+        }
         emit(
             self.tensors,
             tag,
@@ -280,7 +298,7 @@ class _Lowering:
     def image(self, tag: int, operator: windows.Window, slots: bool = False) -> None:
         """Positions of the input one after the other, and its channels too unless `slots`."""
         places, name = self.tensors.places, operator.input
-        if not places[name].joined:
+        if not places[name].joined and places[name].block == (1, 1):
             places[name] = moves.arranged(
                 self.tensors, tag, name, slots=places[name].slots if slots else None
             )

@@ -8,9 +8,9 @@ import itertools
 from ..arch.accelerator import Accelerator
 from ..arch.isa import Destination, FetchMode, Opcode, ParamMode, Region, VectorOp
 from . import estimate
-from .ir import At, Content, Item, Memory, Span, row_bytes
+from .ir import At, Buffer, Content, Item, Memory, Span, row_bytes
 
-__all__ = ["split"]
+__all__ = ["separated", "split"]
 
 _VECTOR_OPS = (VectorOp.ELEMENTWISE, VectorOp.LAYERNORM, VectorOp.SOFTMAX, VectorOp.MULTIPLY)
 _LEAST_CYCLES = 128
@@ -20,6 +20,56 @@ _LEAST_CYCLES = 128
 def split(accelerator: Accelerator, items: list[Item], count: int) -> list[Item]:
     """Items that compute the same, each cut into at most `count` parts where its fields allow that."""
     return [part for item in items for part in _parts(accelerator, item, count)]
+
+
+def separated(items: list[Item]) -> list[Item]:
+    """The items on buffers of the scratchpad that are cut between rows that no item accesses together: these need not be
+    alive together. So less is alive at once, but rows are written again sooner."""
+    spans: dict[Buffer, list[tuple[int, int]]] = {}
+    whole: set[Buffer] = set()
+    for item in items:
+        mine: dict[Buffer, list[tuple[int, int]]] = {}
+        for span in (*item.reads, *item.writes):
+            mine.setdefault(span.buffer, []).append((span.first, span.first + span.rows))
+        for value in item.values.values():
+            if isinstance(value, At):  # windows of later parts count rows from the begin of the image
+                found = mine.get(value.buffer, ())
+                if not any(first <= value.offset < end for first, end in found):
+                    whole.add(value.buffer)
+        for buffer, found in mine.items():
+            spans.setdefault(buffer, []).extend(found)
+    pieces: dict[Buffer, list[tuple[int, Buffer]]] = {}
+    for buffer, found in spans.items():
+        cuttable = buffer.memory == Memory.SCRATCHPAD and buffer.data is None
+        if cuttable and not (buffer.whole or buffer.spare or buffer in whole):
+            merged: list[list[int]] = []
+            for first, end in sorted(set(found)):
+                if merged and first < merged[-1][1]:
+                    merged[-1][1] = max(merged[-1][1], end)
+                else:
+                    merged.append([first, end])
+            if len(merged) > 1:
+                pieces[buffer] = [
+                    (first, dataclasses.replace(buffer, name=f"{buffer.name}[{number}]", rows=end - first))
+                    for number, (first, end) in enumerate(merged)
+                ]
+
+    def moved(value):
+        if not isinstance(value, At | Span) or value.buffer not in pieces:
+            return value
+        row = value.offset if isinstance(value, At) else value.first
+        first, piece = next(p for p in reversed(pieces[value.buffer]) if p[0] <= row)
+        return At(piece, row - first) if isinstance(value, At) else Span(piece, row - first, value.rows)
+
+    return [
+        dataclasses.replace(
+            item,
+            values={key: moved(value) for key, value in item.values.items()},
+            reads=tuple(map(moved, item.reads)),
+            writes=tuple(map(moved, item.writes)),
+        )
+        for item in items
+    ]
 
 
 def _parts(a: Accelerator, item: Item, count: int) -> list[Item]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..arch.accelerator import TABLE_ROW_BYTES, Accelerator
 from ..arch.graph import Graph, Tensor
+from ..arch.schemes import Scheme
 from .ir import PAGE_ROWS, Buffer, Item, Memory, Place, capacity
 
 __all__ = ["Tensors"]
@@ -25,11 +26,14 @@ class Tensors:
         limits: dict[Memory, int] | None = None,
         heads_ahead: int = 3,
         made: dict | None = None,
+        blocks: bool = False,
     ):
         self.graph, self.accelerator = graph, accelerator
         self.heads_ahead = heads_ahead
         """Heads of an attention whose softmax may be under way at once; with 1, for want of room, nothing is written
         where it will be concatenated."""
+        self.blocks = blocks
+        """Whether the input may lie in blocks of pixels."""
         self.made = {} if made is None else made
         """Results that other lowerings of the graph for the accelerator can use."""
         self.limited = frozenset(limits or {})
@@ -40,6 +44,8 @@ class Tensors:
         """Tensors in other places, by what is different."""
         self.padded: set[str] = set()
         """Tensors that need a spare tile."""
+        self.rounded: set[str] = set()
+        """Tensors whose tiles are whole groups of `private` rows, so that depthwise windows take as many at once."""
         self.shares: dict[str, tuple[str, int]] = {}
         """Tensors that lie where they are concatenated: by which tensor, and first row in it."""
         self.parts: dict[str, tuple[int, int, int]] = {}
@@ -47,6 +53,8 @@ class Tensors:
         windows of the whole."""
         self.wholes: dict[str, Place] = {}
         """Tensors that are written in parts."""
+        self.rows_by_kind: dict[str, dict[Scheme, int]] = {}
+        """Output channels of each layer with rows of several schemes, by the kind of lane that computes them."""
         self.ranges: list[tuple[int, int]] = []
         """First item and end of each operator."""
         self.torn: set[int] = set()
@@ -83,10 +91,13 @@ class Tensors:
         joined: bool = False,
         spare: bool = False,
         room: int = 0,
+        unit: int = 1,
     ) -> Place:
-        """A new tensor in the scratchpad; `channels` are those of the tensor, `room` those that are written."""
+        """A new tensor in the scratchpad; `channels` are those of the tensor, `room` those that are written, and the rows of
+        a tile a multiple of `unit`."""
         a = self.accelerator
-        stride = self.rows_of(max(room, channels if slots is None else slots[-1] + 1), wide)
+        rows = self.rows_of(max(room, channels if slots is None else slots[-1] + 1), wide)
+        stride = -(-rows // unit) * unit
         buffer = Buffer(name=name, memory=Memory.SCRATCHPAD, rows=0, spare=spare)
         place = Place(
             buffer=buffer, stride=stride, positions=positions, channels=channels, wide=wide, slots=slots,
@@ -113,7 +124,8 @@ class Tensors:
             whole = self.places.get(joined) or self.output(self.graph.tensor(joined))
             place = dataclasses.replace(whole, offset=whole.offset + row, channels=tensor.channels)
         else:
-            place = self.place(tensor.name, tensor.positions, *shape, spare=spare, room=room)
+            unit = self.accelerator.private if tensor.name in self.rounded else 1
+            place = self.place(tensor.name, tensor.positions, *shape, spare=spare, room=room, unit=unit)
         self.places[tensor.name] = place
         return place
 

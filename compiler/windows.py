@@ -9,13 +9,44 @@ import numpy as np
 
 from ..arch import graph as g
 from ..arch.isa import FetchMode
+from .ir import Memory, capacity
 from .matrix import Operand
 from .rows import Segment, plain
 from .tensors import Tensors
 
-__all__ = ["Window", "convolution", "grouped", "joins", "pooling", "unfit"]
+__all__ = ["Window", "blocked", "convolution", "grouped", "joins", "pooling", "rounded", "unfit"]
 
 Window = g.Conv | g.MaxPool | g.AvgPool
+
+
+def blocked(tensors: Tensors, operator: g.Operator) -> bool:
+    """Whether `operator` takes fewer cycles when its input lies in blocks as large as its stride: then the stride is 1,
+    and the pixels of a block are channels side by side."""
+    if not tensors.blocks or not isinstance(operator, g.Conv) or operator.groups > 1:
+        return False
+    tensor, a, (sy, sx) = tensors.graph.tensor(operator.input), tensors.accelerator, operator.stride
+    if len(tensor.shape) != 3 or tensor.dtype != "s8" or operator.dilation != (1, 1) or sy * sx == 1:
+        return False
+    if tensor.shape[0] % sy or tensor.shape[1] % sx:
+        return False
+    residual = operator.drain.residual
+    if residual is not None and residual.tensor == operator.input:
+        return False
+    out, kh, kw, channels = tensors.graph.constant(operator, "weight").shape
+    groups = -(-out // a.lanes.total)
+    (top, left), (ky, kx) = _edges(operator), (kh, kw)
+    taps = -(-(top + ky) // sy) * -(-(left + kx) // sx)
+    mine = taps * -(-sy * sx * channels // a.depth) * groups
+    row = -(-kw * channels // a.depth)
+    if joins(tensors, operator):
+        return mine <= max(kh * row * groups, a.columns * kh * (row + 1))
+    chunks = kh * kw * -(-channels // a.depth)
+    return mine < chunks * max(groups, min(a.columns, sx + 1))
+
+
+def _edges(operator: g.Conv) -> tuple[int, int]:
+    """Pixels between the begin of the first block that a window touches and the window's."""
+    return -operator.padding[0] % operator.stride[0], -operator.padding[2] % operator.stride[1]
 
 
 def joins(tensors: Tensors, operator: g.Operator) -> bool:
@@ -29,6 +60,19 @@ def joins(tensors: Tensors, operator: g.Operator) -> bool:
         return False
     _, _, kw, channels = _weights(tensors, operator).shape
     return -(-kw * channels // depth) < kw * -(-channels // depth)
+
+
+def rounded(tensors: Tensors) -> set[str]:
+    """Tensors that depthwise windows read and write, unless whole groups of rows would take much of the scratchpad."""
+    a, graph, found = tensors.accelerator, tensors.graph, set()
+    for operator in graph.operators:
+        if isinstance(operator, g.Conv) and operator.groups == graph.tensor(operator.input).channels:
+            for tensor in map(graph.tensor, (operator.input, operator.output)):
+                rows = -(-tensors.rows_of(tensor.channels, False) // a.private) * a.private
+                rows *= -(-tensor.positions // a.columns)
+                if tensor.dtype == "s8" and rows <= capacity(a, Memory.SCRATCHPAD) // 3:
+                    found.add(tensor.name)
+    return found
 
 
 def unfit(tensors: Tensors, operator: Window) -> bool:
@@ -59,12 +103,15 @@ def convolution(tensors: Tensors, operator: g.Conv) -> tuple[Operand, np.ndarray
     """Operand and weights (rows, chunks, depth) of a convolution without groups."""
     x, depth = tensors.places[operator.input], tensors.accelerator.depth
     weights = _weights(tensors, operator)
+    if x.block != (1, 1):
+        weights = _in_blocks(weights, operator)
     if x.slots is not None:
         spread = np.zeros((*weights.shape[:3], x.physical), np.int8)
         spread[..., np.array(x.slots)] = weights
         weights = spread
     count, kh, kw, channels = weights.shape
-    simple = (kh, kw, *operator.stride, *operator.padding, operator.prefix) == (1, 1, 1, 1, 0, 0, 0, 0, 0)
+    stride = (1, 1) if x.block != (1, 1) else operator.stride
+    simple = (kh, kw, *stride, *operator.padding, operator.prefix) == (1, 1, 1, 1, 0, 0, 0, 0, 0)
     if x.joined:
         weights, taps = weights.reshape(count, kh, 1, kw * channels), kh
     else:
@@ -139,7 +186,9 @@ def _private(
     """A window of each channel by itself, with weights (channels, taps), or (1, taps) for all: as many chunks of channels
     at once as divide the rows of a tile, of the input and of what is written."""
     a, x = tensors.accelerator, tensors.places[operator.input]
-    chunks, width, room = -(-channels // a.depth), a.private, tensors.rows_of(channels, False)
+    written = (tensors.places[name] for name in g.writes(operator))
+    room = min(place.stride // (1 + place.wide) for place in written)
+    chunks, width = -(-channels // a.depth), a.private
     taps = weights.shape[1]
     if (taps + 1) * a.private > a.operand_chunks:  # all taps wait for the other half of the channels
         width = a.private_chunks
@@ -153,6 +202,16 @@ def _private(
     operand = _operand(tensors, operator, width, taps)
     operand.window["private"] = 1
     return operand, packed, plain(0, groups * size, a, min(width, a.private_chunks) * a.depth), groups
+
+
+def _in_blocks(weights: np.ndarray, operator: g.Conv) -> np.ndarray:
+    """Weights of windows over blocks as large as the stride, a block's pixels as channels."""
+    (count, kh, kw, channels), (sy, sx), (top, left) = weights.shape, operator.stride, _edges(operator)
+    around = ((top, -(top + kh) % sy), (left, -(left + kw) % sx))
+    spread = np.pad(weights, ((0, 0), *around, (0, 0)))
+    ty, tx = spread.shape[1] // sy, spread.shape[2] // sx
+    spread = spread.reshape(count, ty, sy, tx, sx, channels).swapaxes(2, 3)
+    return spread.reshape(count, ty, tx, sy * sx * channels)
 
 
 def _in_order(weights: np.ndarray, chunks: int) -> np.ndarray:
@@ -191,17 +250,21 @@ def _operand(tensors: Tensors, operator: Window, tap_chunks: int, chunks: int, o
     x = tensors.places[operator.input]
     height, width, (kh, kw) = _image(tensors, operator)
     tensor, out = tensors.graph.tensor(operator.input), tensors.graph.tensor(operator.output)
-    top, bottom, left, right = operator.padding
+    (top, bottom, left, right), (sy, sx) = operator.padding, operator.stride
     scale = tensor.channels if x.joined else 1
     prefix = operator.prefix if isinstance(operator, g.Conv) else 0
-    out_height = (height + top + bottom - kh) // operator.stride[0] + 1
-    out_width = (width + left + right - kw) // operator.stride[1] + 1
+    out_height = (height + top + bottom - kh) // sy + 1
+    out_width = (width + left + right - kw) // sx + 1
+    if x.block != (1, 1):
+        height, width, (before, ahead) = height // sy, width // sx, _edges(operator)
+        kh, kw = -(-(before + kh) // sy), -(-(ahead + kw) // sx)
+        top, left, sy, sx = -(-top // sy), -(-left // sx), 1, 1
     window = {
         "taps_y": kh,
         "taps_x": 1 if x.joined else kw,
         "tap_chunks": tap_chunks,
-        "stride_y": operator.stride[0] if out_height > 1 else 1,
-        "stride_x": (operator.stride[1] if out_width > 1 else 1) * scale,
+        "stride_y": sy if out_height > 1 else 1,
+        "stride_x": (sx if out_width > 1 else 1) * scale,
         "start_y": -top,
         "start_x": -left * scale,
         "height": height,

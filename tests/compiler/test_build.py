@@ -242,3 +242,31 @@ def test_fields_out_of_range_name_the_layer():
     assert found == [
         f"layer {x}: MATRIX.stride_y must be 0..63, not 70 (window step in rows (CONV, JOIN)). Make the layer smaller."
     ]
+
+
+@pytest.mark.parametrize("accelerator", [DEMO, OTHER], ids=["demo", "other"])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "padding", "prefix"),
+    [
+        ((12, 8, 3), (7, 7), (2, 2), (3, 3, 3, 3), 0),
+        ((8, 12, 3), (3, 3), (2, 2), (0, 1, 0, 1), 0),
+        ((8, 8, 3), (4, 4), (4, 4), (0, 0, 0, 0), 1),
+        ((6, 9, 1), (2, 5), (2, 3), (1, 0, 2, 1), 0),
+        ((8, 4, 2), (3, 1), (4, 2), (1, 2, 0, 0), 0),
+    ],
+)
+def test_strided_first_layers_read_blocks_of_pixels(accelerator, shape, kernel, stride, padding, prefix):
+    b = Builder(0, shape, accelerator.lanes, accelerator.drain)
+    program = assert_exact(b.graph(b.conv(b.input, 6, kernel, stride, padding, prefix=prefix)), accelerator)
+    assert program.input.block == stride and program.input.width == shape[1] // stride[1]
+    matrix = next(i for i in map(isa.decode, program.instructions) if i.opcode == Opcode.MATRIX)
+    assert (matrix.mode, matrix.stride_y, matrix.stride_x) == (isa.FetchMode.CONV, 1, 1)
+
+
+def test_blocks_of_pixels_give_way_to_bands():
+    """Where activations do not fit, so that bands of rows are cut."""
+    b = Builder(0, (32, 16, 3))
+    x = b.conv(b.conv(b.input, 24, (3, 3), (2, 2), (0, 1, 0, 1)), 24, (3, 3), padding=(1, 1, 1, 1))
+    graph, small = b.graph(b.conv(x, 4, (1, 1))), dataclasses.replace(DEMO, scratchpad_rows=64)
+    assert assert_exact(graph, DEMO).input.block == (2, 2)
+    assert assert_exact(graph, small).input.block == (1, 1)

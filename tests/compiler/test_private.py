@@ -115,3 +115,15 @@ def test_weights_take_a_row_for_as_many_taps_as_products_in_a_lane():
         b = Builder(0, (6, 6, 64), machine.lanes, machine.drain, 0)
         found, *_ = instructions(check(b, b.conv(b.input, 64, (kernel, kernel), groups=64), machine))
         assert (found.groups, found.tap_chunks, found.weight_stride) == (2, 4, rows)
+
+
+def test_tiles_are_whole_groups_of_rows_where_there_is_room():
+    """Three chunks of channels are taken four at a time, unless four would take more than a third of the scratchpad."""
+    machine = MACHINES[4, 1]
+    b = Builder(0, (8, 8, 4))
+    y = b.conv(b.input, 3 * machine.depth, (1, 1))
+    x = b.conv(y, 3 * machine.depth, (3, 3), padding=(1, 1, 1, 1), groups=3 * machine.depth)
+    rows = 4 * -(-64 // machine.columns)
+    for scratchpad, width in ((4 * rows, 4), (2 * rows, 1)):
+        small = dataclasses.replace(machine, scratchpad_rows=scratchpad // machine.scratchpad_regions)
+        assert {i.tap_chunks for i in instructions(check(b, x, small)) if i.private} == {width}
