@@ -48,7 +48,8 @@ class Packing:
 PAIR = Packing(weight_bits=8, operand_bits=9, shift=18, field_bits=18, fields=2)
 """Two weights times an operand -128..255: 4 * 128 * 255 < 2 ** 17. Method: Xilinx WP486 (Fu et al., 2017)."""
 QUAD = Packing(weight_bits=4, operand_bits=18, shift=22, field_bits=11, fields=4)
-"""Two weights -7..7 times two operands -32..31, in the word left + (right << 11): 4 * 7 * 32 < 2 ** 10."""
+"""Two weights -7..7 times two operands -32..31, in the word left + (right << 11): 4 * 7 * 32 < 2 ** 10. Or two keys or values
+-8..7 times two operands -31..31: 4 * 8 * 31 < 2 ** 10."""
 
 
 class Chain(wiring.Component):

@@ -104,8 +104,8 @@ def test_same_delays(tmp_path, packing):
 
 @pytest.mark.parametrize(
     "packing, weights, operands",
-    [(PAIR, (-128, 127), (-128, 255)), (QUAD, (-7, 7), (-32, 31))],
-    ids=["pair", "quad"],
+    [(PAIR, (-128, 127), (-128, 255)), (QUAD, (-7, 7), (-32, 31)), (QUAD, (-8, 7), (-31, 31))],
+    ids=["pair", "quad", "keys and values"],
 )
 def test_fields_hold_their_sums(packing, weights, operands):
     """The largest sums of legal products."""

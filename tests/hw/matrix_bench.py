@@ -310,13 +310,13 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
         v["dst"] = half + pick(0, room)
     else:
         keys, word = destination == isa.Destination.KEYS, a.depth // a.columns
-        lanes = a.lanes.dynamic if random.random() < 0.5 else a.lanes.fixed8
+        lanes = a.lanes.dynamic if random.random() < 0.7 else a.lanes.fixed8
         most = lanes // a.depth * word + min(lanes % a.depth // a.columns, word) if keys else lanes // a.drain
-        block = v["dst_block"] = pick(1, most)
+        block = v["dst_block"] = most if random.random() < 0.5 else pick(1, most)
         v["dst_part"] = pick(0, block - 1)
         last = (block - 1) // word * a.depth + (block - 1) % word * a.columns + a.columns
         if (last if keys else block * a.drain) > a.lanes.fixed8:
-            v["lo"], v["hi"] = sorted((pick(-8, 7), pick(-8, 7)))
+            v["lo"], v["hi"] = pick(-8, -1), pick(0, 7)
         v["dst_stride"] = (-(-outputs // a.depth) if keys else -(-tiles // word)) + pick(0, 1)
         count = v["dst_part"] + (tiles if keys else outputs // a.drain)
         rows = -(-count // block) * v["dst_stride"] + 1

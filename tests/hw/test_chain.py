@@ -6,15 +6,18 @@ from amaranth.sim import Simulator
 
 from terrazzo.hw.lanes.chain import PAIR, QUAD, TAPS, Chain, SplitChain
 
-LIMITS = {PAIR: ((-128, 127), (-128, 255)), QUAD: ((-7, 7), (-32, 31))}
+LIMITS = {
+    "pair": (PAIR, (-128, 127), (-128, 255)),
+    "quad": (QUAD, (-7, 7), (-32, 31)),
+    "keys and values": (QUAD, (-8, 7), (-31, 31)),
+}
 
 
 @pytest.mark.parametrize("kind", [Chain, SplitChain])
-@pytest.mark.parametrize("packing", [PAIR, QUAD], ids=["pair", "quad"])
-def test_fields_are_sums_of_products(kind, packing):
+@pytest.mark.parametrize("packing, weights, operands", LIMITS.values(), ids=LIMITS)
+def test_fields_are_sums_of_products(kind, packing, weights, operands):
     """Random and extreme values, a new chunk in every cycle."""
     rng = np.random.default_rng(packing.fields)
-    weights, operands = LIMITS[packing]
     chunks, places = 120, packing.fields // 2
 
     def values(limits, *shape):

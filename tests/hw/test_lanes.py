@@ -68,9 +68,14 @@ def sums_of(row: Row, cycles: list[dict]) -> list[np.ndarray]:
     return seen[1:]
 
 
-def operand_limits(row: Row) -> tuple[int, int]:
-    """Least and largest operand of a kind."""
-    return (-32, 31) if isinstance(row.arithmetic, Fixed4Quads) else (-128, 255)
+def operand_limits(row: Row, dynamic: bool = False) -> tuple[int, int]:
+    """Least and largest operand of a kind, of weights or of `dynamic` codes: keys and values, -8 among them."""
+    return (-32 + dynamic, 31) if isinstance(row.arithmetic, Fixed4Quads) else (-128, 255)
+
+
+def patterns(kind: Scheme, dynamic: bool) -> np.ndarray:
+    """Stored codes, ascending by value."""
+    return np.arange(-8, 8) & 15 if dynamic and kind == Scheme.FIXED4 else encode(codebook(kind), kind)
 
 
 def product(operand, weights, kind) -> np.ndarray:
@@ -83,7 +88,7 @@ def test_every_product(kind, other):
     """Each pair of activation and code, in every position; a pair of lanes with unrelated codes."""
     depth, columns = 4, 4
     row = Row(kind, columns, depth, other)
-    codes = encode(codebook(kind), kind)
+    codes = patterns(kind, True)
     least, largest = operand_limits(row)
     activations = np.arange(least, largest + 1).reshape(-1, columns)
     cycles = []
@@ -105,12 +110,11 @@ def test_blocks(kind, other, columns, depth):
     """Random blocks with gaps between the chunks; sums in every cycle, extreme operands among random ones."""
     rng = np.random.default_rng(depth * 8 + columns)
     row = Row(kind, columns, depth, other)
-    least, largest = operand_limits(row)
-    codes = encode(codebook(kind), kind)
     cycles, expected, held = [], [], np.zeros((row.lanes, columns), dtype=np.int64)
     for block in range(24):
         maximum = row.arithmetic.maximum and block % 3 == 2
-        extreme = block % 4 == 1
+        extreme, dynamic = block % 4 == 1, block % 8 < 4
+        codes, (least, largest) = patterns(kind, dynamic), operand_limits(row, dynamic)
         for chunk in range(rng.integers(1, 6)):
             while rng.random() < 0.3:
                 cycles.append({"first": True, "maximum": True})
@@ -118,7 +122,7 @@ def test_blocks(kind, other, columns, depth):
             weights = codes[rng.integers(0, len(codes), (row.lanes, depth))]
             operand = rng.integers(least, largest + 1, (columns, depth))
             if extreme:
-                weights[:] = rng.choice(encode(codebook(kind)[[0, -1]], kind))
+                weights[:] = rng.choice(codes[[0, -1]])
                 operand[:] = rng.choice([least, largest])
             value = product(operand, weights, kind)
             if chunk:

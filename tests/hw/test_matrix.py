@@ -65,7 +65,10 @@ def chained(accelerator, random):
     return instructions
 
 
-@pytest.mark.parametrize("name, seed", [("small", 0), ("small", 1), ("deep", 2), ("columns_4", 3)])
+@pytest.mark.parametrize(
+    "name, seed",
+    [("small", 0), ("small", 1), ("deep", 2), pytest.param("columns_4", 19, marks=pytest.mark.full)],
+)
 def test_instructions_read_what_earlier_ones_wrote(name, seed):
     accelerator = CONFIGURATIONS[name]
     random = np.random.default_rng(seed)
