@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -59,10 +59,13 @@ class Bursts(wiring.Component):
         m = Module()
         burst_beats = self._accelerator.burst_beats
         shift = self._accelerator.line_bytes.bit_length() - 1
+        block = shift + (burst_beats - 1).bit_length()
         region, offset = Signal(isa.Region), Signal(ADDRESS_BITS)
         rows, row_beats = Signal.like(self.rows), Signal.like(self.row_beats)
         address = Signal(ADDRESS_BITS)
         remaining = self.left
+        room = Signal(signed(ADDRESS_BITS + 1))
+        """Bytes from the offset to the region's limit."""
         misaligned = Signal()
 
         index = (address >> shift)[: (burst_beats - 1).bit_length()] if burst_beats > 1 else 0
@@ -93,10 +96,11 @@ class Bursts(wiring.Component):
                     address.eq(start),
                     misaligned.eq((start | offset)[:shift].any()),
                     remaining.eq(rows * row_beats),
+                    room.eq(chosen.limit - offset),
                 ]
                 m.next = "CHECK"
             with m.State("CHECK"):
-                with m.If(misaligned | (offset + (remaining << shift) > chosen.limit)):
+                with m.If(misaligned | ((remaining << shift) > room)):
                     m.d.comb += self.fault.cause.eq(Cause.OUT_OF_BOUNDS)
                 with m.Elif(self.enable):
                     m.d.comb += self.begin.eq(1)
@@ -104,9 +108,10 @@ class Bursts(wiring.Component):
             with m.State("ISSUE"):
                 m.d.comb += self.o.valid.eq(1)
                 with m.If(self.o.ready):
+                    # What a burst that is not the last one leaves.
                     m.d.sync += [
-                        remaining.eq(remaining - self.o.payload.length),
-                        address.eq(address + (self.o.payload.length << shift)),
+                        remaining.eq(remaining - space),
+                        address.eq(((address >> block) + 1) << block),
                     ]
                     with m.If(self.o.payload.last):
                         m.next = "IDLE"

@@ -58,7 +58,7 @@ class Lines(wiring.Component):
             self.o.valid.eq(held),
         ]
         m.d.sync += [
-            self.room.eq(self.room - length + read),
+            self.room.eq((self.room + read) - length),
             read_index.eq(read_index + read),
             held.eq(read | (held & ~self.o.ready)),
         ]
@@ -99,7 +99,7 @@ class Lines(wiring.Component):
         m.d.sync += [
             write.addr.eq(write.addr + axi.rvalid),
             level.eq(level + axi.rvalid - read),
-            owed.eq(owed + length - axi.rvalid),
+            owed.eq((owed - axi.rvalid) + length),
         ]
         return output.data
 
