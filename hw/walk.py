@@ -157,9 +157,11 @@ class Walk(wiring.Component):
         ins, columns = self.ins, self.accelerator.columns
         self.tile_end, self.placed = Signal(), Signal()
         number = Signal(range(columns + 1))
-        # A step: in columns, before a line's end and over it; in rows; in positions. A line: columns, positions.
+        # A step: in columns, before a line's end and over it; in rows; in positions, likewise. A line: columns, positions.
         step_x, less_x, step_y = Signal(_X_BITS), Signal(signed(_X_BITS + 1)), Signal(_Y_BITS)
-        step_q, wrap_q = Signal(POSITION_BITS), Signal(POSITION_BITS)
+        step_q, jump_q, wrap_q = (
+            Signal(POSITION_BITS, name=f"{name}_q") for name in ("step", "jump", "wrap")
+        )
         line_x, line_q = Signal(_X_BITS), Signal(POSITION_BITS)
         tile_x, tile_y, tile_q = Signal(_X_BITS), Signal(_Y_BITS), Signal(POSITION_BITS)
         self.origin = Signal(POSITION_BITS)
@@ -184,6 +186,7 @@ class Walk(wiring.Component):
                 less_x.eq(ins.stride_x - line_x),
                 step_y.eq(0),
                 step_q.eq(ins.stride_x),
+                jump_q.eq(line_q - line_x + ins.stride_x),
             ]
         with m.If(self.placed):
             m.d.sync += [
@@ -191,6 +194,7 @@ class Walk(wiring.Component):
                 less_x.eq(tile_x - line_x),
                 step_y.eq(tile_y),
                 step_q.eq(tile_q),
+                jump_q.eq(wrap_q + tile_q),
             ]
 
         xs = [Signal(_X_BITS, name=f"x_{c}", reset_less=True) for c in range(columns)]
@@ -201,30 +205,16 @@ class Walk(wiring.Component):
         for c in range(columns):
             turns = Array((c - prefix) % columns for prefix in range(16))[ins.prefix]
             m.d.comb += steps[c].eq(Mux(placing, number - 2 < turns, advance & self.tile_end & (skip <= c)))
-        moved = Mux(steps[-1], step_q + Mux(wraps[-1], wrap_q, 0), 0)[:POSITION_BITS]
-        deltas = [-moved, step_q - moved, step_q + wrap_q - moved]
-        stay, step, wrap = (Signal(POSITION_BITS, name=f"delta_{i}") for i in range(3))
-        m.d.comb += [signal.eq(delta) for signal, delta in zip((stay, step, wrap), deltas, strict=True)]
-        for c, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        qs = [Signal(POSITION_BITS, name=f"q_{c}", reset_less=True) for c in range(columns)]
+        for c, (x, y, q) in enumerate(zip(xs, ys, qs, strict=True)):
             with m.If(self.start):
-                m.d.sync += [x.eq(0), y.eq(ins.start_y)]
+                m.d.sync += [x.eq(0), y.eq(ins.start_y), q.eq(ins.start_y * ins.width + ins.start_x)]
             with m.Elif(steps[c]):
                 m.d.sync += [
                     x.eq(Mux(wraps[c], over[c], x + step_x)),
                     y.eq(y + step_y + Mux(wraps[c], ins.stride_y, 0)),
+                    q.eq(q + Mux(wraps[c], jump_q, step_q)),
                 ]
-            if c + 1 < columns:
-                m.d.sync += self.distance[c].eq(
-                    Mux(
-                        self.start,
-                        columns - 1,
-                        self.distance[c] + Mux(steps[c], Mux(wraps[c], wrap, step), stay),
-                    )
-                )
-            else:
-                m.d.comb += self.distance[c].eq(c)
-        with m.If(self.start):
-            m.d.sync += self.origin.eq(ins.start_y * ins.width + ins.start_x - (columns - 1))
-        with m.Else():
-            m.d.sync += self.origin.eq(self.origin + moved)
+            m.d.comb += self.distance[c].eq(q - qs[-1] + (columns - 1))
+        m.d.comb += self.origin.eq(qs[-1] - (columns - 1))
         return xs, ys
