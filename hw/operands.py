@@ -8,12 +8,13 @@ from amaranth.lib.wiring import In, Out
 
 from ..arch import isa
 from .decode import instruction_layout
+from .delay import delayed
 from .ports import LoadPort, RegisterWrite
 
 __all__ = ["OPERAND_CYCLES", "REGISTER_VALUES", "Operands", "Registers"]
 
 REGISTER_VALUES = data.ArrayLayout(isa.REGISTER_BITS, isa.REGISTERS)
-OPERAND_CYCLES = 4
+OPERAND_CYCLES = 7
 """By which an instruction with operand slots starts later than one without."""
 
 
@@ -42,7 +43,7 @@ class Operands(wiring.Component):
     """The head of an engine's queue on its way into the engine, with its operand slots added.
 
     Without slots it passes in the same cycle. With slots it is offered OPERAND_CYCLES after the first cycle with
-    `enable`: a slot per cycle, from the register's value of that cycle on. `illegal` is high (and nothing passes)
+    `enable`: a slot per cycle, with its register's value of the cycle after. `illegal` is high (and nothing passes)
     where a slot names no field, a sum exceeds its field, or is below the least value of a field that a slot names.
     """
 
@@ -79,29 +80,29 @@ class Operands(wiring.Component):
         with m.Elif(self.i.ready):
             m.d.sync += step.eq(0)
 
-        # The slot of this step: its amount is added in the next one.
+        # The slot of this step; then its register's value, its amount, and the sum.
         field, register, shift = (
             Array([*values, Const(0, len(values[0]))])[step] for values in zip(*slots, strict=True)
         )
-        value = Signal(isa.REGISTER_BITS)
-        rest = value & ((1 << shift) - 1)[: isa.REGISTER_BITS]
-        amount, target = Signal(isa.REGISTER_BITS + 1, reset_less=True), Signal(6, reset_less=True)
-        m.d.comb += value.eq(self.values[register])
-        m.d.sync += [amount.eq((value >> shift) + (rest != 0)), target.eq(field)]
+        s1_register = delayed(m, register, 1)
+        s2_value = delayed(m, self.values[s1_register], 1)
+        s2_shift = delayed(m, shift, 2)
+        rest = s2_value & ((1 << s2_shift) - 1)[: isa.REGISTER_BITS]
+        s3_amount = delayed(m, ((s2_value >> s2_shift) + (rest != 0))[: isa.REGISTER_BITS + 1], 1)
+        s3_field = delayed(m, field, 3)
 
         sums = {f.name: Signal(f.bits, name=f.name, reset_less=True) for f in fields}
-        chosen = Array([Const(0, 1), *sums.values()])[Mux(target <= len(fields), target, 0)]
-        total = Signal(max(isa.REGISTER_BITS + 1, *(f.bits for f in fields)) + 1)
-        m.d.comb += total.eq(chosen + amount)
+        s3_sum = Array([Const(0, 1), *sums.values()])[s3_field] + s3_amount
+        s4_sum = delayed(m, s3_sum[: max(isa.REGISTER_BITS + 1, *(f.bits for f in fields)) + 1], 1)
+        s4_field = delayed(m, Mux(step >= 3, s3_field, 0), 1)
+        exceeds = Cat(s4_sum > f.hi for f in fields)
         with m.If(step == 0):
             m.d.sync += [*(register.eq(head[name]) for name, register in sums.items()), bad.eq(0)]
         with m.Else():
             for number, f in enumerate(fields, 1):
-                with m.If((target == number) & ~finished):
-                    m.d.sync += sums[f.name].eq(total)
-                    with m.If(total > f.hi):
-                        m.d.sync += bad.eq(1)
-            with m.If((target > len(fields)) & ~finished):
+                with m.If((s3_field == number) & (step >= 3)):
+                    m.d.sync += sums[f.name].eq(s3_sum)
+            with m.If(Array([Const(0, 1), *exceeds, Const(1, 1)])[s4_field]):
                 m.d.sync += bad.eq(1)
 
         m.d.comb += self.o.payload.eq(head)
@@ -112,5 +113,6 @@ class Operands(wiring.Component):
             for number, f in enumerate(fields, 1)
             if f.least
         ).any()
-        m.d.comb += self.illegal.eq(self.i.valid & self.enable & needed & finished & (bad | zero))
+        least = delayed(m, zero, 1)
+        m.d.comb += self.illegal.eq(self.i.valid & self.enable & needed & finished & (bad | least))
         return m

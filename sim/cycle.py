@@ -30,7 +30,7 @@ _END, _FIRST = int(Opcode.END), int(Opcode.LOAD)
 _LOAD, _MATRIX, _VECTOR, _STORE = map(int, Engine)
 _ENGINES = len(Engine)
 _QUEUE = 4
-_OPERAND_CYCLES = 4
+_OPERAND_CYCLES = 7
 """By which operand slots delay a start."""
 _A_FIELD, _B_FIELD, _C_FIELD = (COLUMN[f"{slot}_field"] for slot in isa.SLOTS)
 _SCRATCHPAD, _WEIGHT, _INDEX = map(int, (LoadTarget.SCRATCHPAD, LoadTarget.WEIGHT, LoadTarget.INDEX))
