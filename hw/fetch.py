@@ -7,7 +7,7 @@ so that the taps of a window with stride 1 take a cycle each.
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -17,10 +17,10 @@ from ..arch.accelerator import Accelerator
 from .align import Align, Source, element_layout
 from .decode import instruction_layout
 from .delay import delayed
-from .divide import divided
+from .divide import divided, folded
 from .operand import WriteSignature, aligned, count_bits
 from .ports import ROW_BITS, ReadPort
-from .walk import TILE_BITS, Walk
+from .walk import POSITION_BITS, TILE_BITS, Walk
 
 __all__ = ["Fetch"]
 
@@ -32,7 +32,7 @@ class Fetch(wiring.Component):
     """Accepts an instruction when the previous one's last row is requested. One element per cycle.
 
     Padding needs no read. While a request is not granted the address pipeline stands; rows already granted go on.
-    `written` counts chunks in the buffer since reset (up to the end of the last one that is complete), 11 cycles after their last element left the walk.
+    `written` counts chunks in the buffer since reset (up to the end of the last one that is complete), 13 cycles after their last element left the walk.
     JOIN takes a column at a time; the buffer must hold the chunks of one window row.
     """
 
@@ -60,8 +60,8 @@ class Fetch(wiring.Component):
         with m.If(start):
             m.d.sync += ins.eq(self.i.payload)
 
-        self.moves, self.flows = Signal(), Signal()
-        """The request leaves; the stages before it move on."""
+        self.moves, self.flows, self.entered = Signal(), Signal(), Signal()
+        """The request leaves; the stages before it move on; there are elements between walk and tap."""
         step = Mux(ins.private, self.accelerator.private, 1)
         room = (walk.index - self.freed)[: len(walk.index)] + step <= self.accelerator.operand_chunks
         m.d.comb += [walk.start.eq(start_walk), walk.ins.eq(ins)]
@@ -86,25 +86,22 @@ class Fetch(wiring.Component):
             wide = aligned(self.written, private) + private
             m.d.sync += self.written.eq(Mux(align.write.wide, wide, self.written + 1))
         m.d.comb += [
-            self.busy.eq(walk.busy | start_walk | tap.valid | unit.valid | rows.valid | self.current.valid),
+            self.busy.eq(
+                walk.busy
+                | start_walk
+                | self.entered
+                | Cat(stage.valid for stage in (tap, unit, rows, self.current)).any()
+            ),
             self.i.ready.eq(~self.busy & ~self.halt),
             start.eq(self.i.valid & self.i.ready),
         ]
         return m
 
     def taps(self, m: Module, walk: Walk, room):
-        """The walk's elements; a chunk of a CONV stays until all its columns are served."""
+        """The walk's elements two cycles later; a chunk of a CONV stays until all its columns are served."""
         a, ins = self.accelerator, self.ins
         byte_bits = exact_log2(a.depth)
         linear, conv, join = (ins.mode == mode for mode in isa.FetchMode)
-        low, high = Signal(signed(17)), Signal(signed(18))  # bytes before the image row's begin and end
-        m.d.comb += [low.eq(a.depth - walk.x), high.eq(ins.width + a.depth - walk.x)]
-        y_inside = walk.visible & (walk.y < ins.height)
-        row_inside = (walk.x >= 0) & ((walk.x & ~(a.depth - 1)) < ins.width)
-
-        def clip(value):
-            return Mux(value < 0, 0, Mux(value > a.depth, a.depth, value[: byte_bits + 1]))
-
         tap = _Stage(
             {
                 "element": element_layout(a),
@@ -117,50 +114,102 @@ class Fetch(wiring.Component):
                 "offset": ROW_BITS,
             }
         )
-        tile, word = divided(m, Mux(conv, walk.position.as_signed(), walk.y), a.columns, "position")
-        apart = [divided(m, value, a.columns, f"distance_{c}") for c, value in enumerate(walk.distance)]
-        distance = [tiles for tiles, _ in apart]
         self.served, self.served_all = Signal(a.columns), Signal()
         takes = self.flows & (~tap.valid | self.served_all)
         enters = walk.valid & room
-        column = Cat((walk.column == c) & walk.writes for c in range(a.columns))
         m.d.comb += walk.advance.eq(enters & takes)
+        place = self.place(m, walk, enters, takes)
+        shared = {"element": element_layout(a), "inside": a.columns, "tile": TILE_BITS, "offset": ROW_BITS}
+        part = _Stage(shared)
+        m.d.comb += self.entered.eq(place.valid | part.valid)
+        tile, word = divided(m, place.position, a.columns, "position", sign=True, moves=takes)
+        apart = [
+            divided(m, value, a.columns, f"distance_{c}", sign=True, moves=takes)
+            for c, value in enumerate(place.distance)
+        ]
+        distance = [tiles for tiles, _ in apart]
+
+        low, high = Signal(signed(17)), Signal(signed(18))  # bytes before the image row's begin and end
+        m.d.comb += [low.eq(a.depth - place.x), high.eq(ins.width + a.depth - place.x)]
+        row_inside = (place.x >= 0) & ((place.x & ~(a.depth - 1)) < ins.width)
+
+        def clip(value):
+            return Mux(value < 0, 0, Mux(value > a.depth, a.depth, value[: byte_bits + 1]))
+
         with m.If(takes):
             m.d.sync += [
-                tap.valid.eq(enters),
-                tap.inside.eq(Mux(conv, walk.inside, linear | (join & y_inside & row_inside))),
+                part.valid.eq(place.valid),
+                part.element.eq(place.element),
+                part.inside.eq(Mux(conv, place.inside, linear | (join & place.y_inside & row_inside))),
+                part.tile.eq(place.tile),
+                part.offset.eq(Mux(join, place.x >> byte_bits, place.offset)),
+                part.element.pad_value.eq(ins.pad_value),
+                part.element.join.eq(join),
+                part.element.private.eq(ins.private),
+                part.element.shift.eq(place.x),
+                part.element.first_byte.eq(clip(low)),
+                part.element.last_byte.eq(Mux(place.y_inside, clip(high), 0)),
+                tap.valid.eq(part.valid),
+                tap.element.eq(part.element),
+                tap.inside.eq(part.inside),
                 tap.breaks.eq(Cat(1, *(distance[c] != distance[c - 1] for c in range(1, a.columns)))),
-                tap.tile.eq(Mux(linear, walk.tile, tile)),
+                tap.tile.eq(Mux(linear, part.tile, tile)),
                 tap.word.eq(Mux(linear, 0, word)),
                 *(tap.distance[c].eq(tiles) for c, (tiles, _) in enumerate(apart)),
                 *(tap.words[c].eq(words) for c, (_, words) in enumerate(apart)),
-                tap.offset.eq(Mux(join, walk.x >> byte_bits, walk.offset)),
-                tap.element.writes.eq(Mux(join, column, -1)),
-                tap.element.counts.eq(walk.counts),
-                tap.element.address.eq(walk.index),
-                tap.element.pad_value.eq(ins.pad_value),
-                tap.element.join.eq(join),
-                tap.element.private.eq(ins.private),
-                tap.element.odd.eq(walk.odd),
-                tap.element.shift.eq(walk.x),
-                tap.element.first_byte.eq(clip(low)),
-                tap.element.last_byte.eq(Mux(y_inside, clip(high), 0)),
+                tap.offset.eq(part.offset),
             ]
         return tap
+
+    def place(self, m: Module, walk: Walk, enters, takes):
+        """What the walk shows, a cycle later."""
+        a, ins = self.accelerator, self.ins
+        conv, join = (ins.mode == mode for mode in (isa.FetchMode.CONV, isa.FetchMode.JOIN))
+        place = _Stage(
+            {
+                "element": element_layout(a),
+                "inside": a.columns,
+                "y_inside": 1,
+                "x": signed(16),
+                "tile": TILE_BITS,
+                "position": POSITION_BITS,
+                "distance": data.ArrayLayout(POSITION_BITS, a.columns),
+                "offset": ROW_BITS,
+            }
+        )
+        position = Signal(signed(POSITION_BITS))
+        m.d.comb += position.eq(Mux(conv, walk.position, walk.y))
+        column = Cat((walk.column == c) & walk.writes for c in range(a.columns))
+        with m.If(takes):
+            m.d.sync += [
+                place.valid.eq(enters),
+                place.inside.eq(walk.inside),
+                place.y_inside.eq(walk.visible & (walk.y < ins.height)),
+                place.x.eq(walk.x),
+                place.tile.eq(walk.tile),
+                place.position.eq(folded(position)),
+                *(place.distance[c].eq(folded(value)) for c, value in enumerate(walk.distance)),
+                place.offset.eq(walk.offset),
+                place.element.writes.eq(Mux(join, column, -1)),
+                place.element.counts.eq(walk.counts),
+                place.element.address.eq(walk.index),
+                place.element.odd.eq(walk.odd),
+            ]
+        return place
 
     def units(self, m: Module, tap):
         """From the first column that is not served, all up to one that is too far away."""
         a, conv = self.accelerator, self.ins.mode == isa.FetchMode.CONV
         linear = self.ins.mode == isa.FetchMode.LINEAR
-        pending, first, chain, carried, now = (Signal(a.columns) for _ in range(5))
-        m.d.comb += [
-            pending.eq(tap.inside & ~self.served),
-            first.eq(pending & -pending),
-            chain.eq(~tap.breaks | first),
-            carried.eq(chain + first),
-            now.eq(pending & chain & ~carried),
-            self.served_all.eq(~conv | (now == pending)),
-        ]
+        pending, first, now = (Signal(a.columns, name=name) for name in ("pending", "first", "now"))
+        m.d.comb += pending.eq(tap.inside & ~self.served)
+        found, near = Const(0, 1), Const(0, 1)
+        for c in range(a.columns):
+            m.d.comb += first[c].eq(pending[c] & ~found)
+            near = first[c] | (near & ~tap.breaks[c])
+            found = found | pending[c]
+            m.d.comb += now[c].eq(pending[c] & near)
+        m.d.comb += self.served_all.eq(~conv | ~(pending & ~now).any())
         unit = _Stage(
             {
                 "element": element_layout(a),

@@ -33,8 +33,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "fetch: padding one byte short at the end of an image row",
         "hw/fetch.py",
-        "high.eq(ins.width + a.depth - walk.x)",
-        "high.eq(ins.width + a.depth + 1 - walk.x)",
+        "high.eq(ins.width + a.depth - place.x)",
+        "high.eq(ins.width + a.depth + 1 - place.x)",
         _FETCH,
     ),
     Mutation(
@@ -152,8 +152,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "layernorm: moments used a cycle early",
         "hw/vector/steps.py",
+        "LAYERNORM_LATENCY = 7",
         "LAYERNORM_LATENCY = 6",
-        "LAYERNORM_LATENCY = 5",
         _VECTOR,
     ),
     Mutation(
@@ -334,15 +334,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "operands: registers are divided rounding down",
         "hw/operands.py",
-        "amount.eq((value >> shift) + (rest != 0))",
-        "amount.eq(value >> shift)",
+        "((s2_value >> s2_shift) + (rest != 0))",
+        "(s2_value >> s2_shift)",
         _INDIRECT,
     ),
     Mutation(
         "operands: a sum may exceed its field",
         "hw/operands.py",
-        "m.If(total > f.hi)",
-        "m.If(total > 2 * f.hi)",
+        "s4_sum > f.hi for f",
+        "s4_sum > 2 * f.hi for f",
         _INDIRECT,
     ),
     Mutation(

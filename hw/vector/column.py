@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from ...arch import isa
 from ...arch.accelerator import Accelerator
 from ..decode import instruction_layout
-from ..lanes.sums import register, total
+from ..lanes.sums import groups, register, total
 from ..requantize import Requantizer, saturate, shifted
 from ..shared import Shared
 from .layernorm import moments_layout, sums_layout
@@ -111,7 +111,7 @@ class Column(wiring.Component):
             t = self.scaled(m, i, centred, residual, moments)
             for stage in range(6, 9):
                 code = register(m, code, f"code_{i}_{stage}")
-                if stage == 6:
+                if stage == 7:
                     self.exponent_index(m, i, peak, code[:16].as_signed(), masked[i])
             outputs.append(self.requantized(m, i, code, t))
         m.d.comb += [self.outputs[i].eq(output) for i, output in enumerate(outputs)]
@@ -139,31 +139,35 @@ class Column(wiring.Component):
         return codes, second
 
     def biased(self, m: Module, codes: list[Value], biases: list[Value]) -> tuple[list[Value], list[Value]]:
-        """Softmax's logits, GATHER's codes or the codes as they are, in stage 4; which are masked, in stage 6."""
+        """Softmax's logits, GATHER's codes or the codes as they are, in stage 4; which are masked, in stage 7."""
         results, masked = [], []
         for i, (code, bias) in enumerate(zip(codes, biases, strict=True)):
             hides = self.now.bias & (bias == -32768)
             total = saturate(code + Mux(self.now.bias, bias, 0), 16)
             result = Mux(self.gather, self.shared[i], Mux(hides, -32768, total)).as_signed()
             results.append(register(m, result, f"code_{i}_4"))
-            for stage in range(4, 7):
+            for stage in range(4, 8):
                 hides = register(m, hides, f"masked_{i}_{stage}")
             masked.append(hides)
         return results, masked
 
     def peak(self, m: Module, codes: list[Value]) -> Signal:
-        """Softmax's row maximum, in stage 6."""
-        step = self.steps[5]
+        """Softmax's row maximum, in stage 7: the tree of comparisons has a register in front of its last one."""
+        step = self.steps[6]
         present = self.steps[4].present
         values = [Mux(present[i], code, -32768) for i, code in enumerate(codes)]
-        while len(values) > 1:
-            pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
-            values = [Mux(pair[0] > pair[1], pair[0], pair[1]) for pair in pairs]
-        best = register(m, values[0], "best_5")
+        while len(values) > 2:
+            values = [self.larger(*pair) for pair in groups(values, 2)]
+        values = [register(m, value, f"best_{i}_5") for i, value in enumerate(values)]
+        best = register(m, self.larger(*values), "best_6")
         peak = Signal(signed(16), reset_less=True)
         higher = Mux(step.first | (best > peak), best, peak)
         m.d.sync += peak.eq(Mux(step.valid & step.measure, higher, peak))
         return peak
+
+    def larger(self, first: Value, *second: Value) -> Value:
+        """The larger one of one or two values."""
+        return Mux(first > second[0], first, second[0]) if second else first
 
     def accumulate(self, m: Module, codes: list[Value], products: list[Value]) -> None:
         """LayerNorm's sums: in stage 5 of one step, complete in stage 6."""
@@ -177,10 +181,10 @@ class Column(wiring.Component):
             m.d.comb += sums.eq(accumulator)
 
     def exponent_index(self, m: Module, i: int, peak: Value, code: Value, masked: Value) -> None:
-        """min(peak - code, 255), 255 where masked, from stage 6 to stage 11."""
+        """min(peak - code, 255), 255 where masked, from stage 7 to stage 11."""
         distance = peak - code
         index = Mux(distance[8:].any() | masked, 255, distance[:8])
-        for stage in range(7, 12):
+        for stage in range(8, 12):
             index = register(m, index, f"exp_index_{i}_{stage}")
         m.d.comb += self.exp_index[i].eq(index)
 

@@ -48,9 +48,9 @@ class Gatherer(wiring.Component):
 
         position = self.entries.value
         tile, word = divided(m, position, self.columns, "position")
-        offset = register(m, (tile * self.src_stride)[:ROW_BITS], "offset_2")
-        row = register(m, (self.src + offset)[:ROW_BITS], "row_3")
-        column = register(m, register(m, word, "column_2"), "column_3")
+        offset = register(m, (tile * self.src_stride)[:ROW_BITS], "offset_3")
+        row = register(m, (self.src + offset)[:ROW_BITS], "row_4")
+        column = register(m, register(m, word, "column_3"), "column_4")
         for output, following, name in ((self.row, row, "row"), (self.column, column, "column")):
             taken = Signal.like(output, name=f"{name}_taken", reset_less=True)
             m.d.comb += output.eq(Mux(self.first, following, taken))

@@ -28,7 +28,7 @@ def moments_layout() -> data.StructLayout:
 class Moments(wiring.Component):
     """V = D * Q - S * S + eps, its normalisation and the lookup of 1 / sqrt(V), for all columns after `capture`.
 
-    `sums` are taken in the cycle of `capture`; `moments[bank]` is complete columns + 6 cycles later and holds until
+    `sums` are taken in the cycle of `capture`; `moments[bank]` is complete columns + 7 cycles later and holds until
     the next capture for the same bank. Captures must be at least `columns` cycles apart; `channels` and `eps`
     must be stable from a capture until its moments are complete. `index` and `value` go to the RSQRT table.
     """
@@ -66,18 +66,24 @@ class Moments(wiring.Component):
             m.d.sync += left.eq(left - 1)
 
         head = shadow[0]
-        scaled = register(m, self.channels * head.squares, "scaled")
-        square = register(m, head.sum * head.sum, "square")
+        # Products that are wider than a multiplier, in parts.
+        low, high = head.sum[:14], head.sum[14:].as_signed()
+        parts = [register(m, high * high, "square_high"), register(m, low * low, "square_low")]
+        middle = register(m, high * low, "square_middle")
+        scaled_low = register(m, self.channels * head.squares[:24], "scaled_low")
+        scaled_high = register(m, self.channels * head.squares[24:], "scaled_high")
+        square = register(m, Cat(parts[1], parts[0]).as_signed() + (middle << 15), "square")
+        scaled = register(m, scaled_low + (scaled_high << 24), "scaled")
         variance = register(m, (scaled - square + self.eps)[:VARIANCE_BITS], "variance")
         pairs = Cat(variance[2 * p] | variance[2 * p + 1] for p in range(VARIANCE_BITS // 2))
-        pair = register(m, leading_one(m, pairs, "pair"), "pair_3")
-        variance_3 = register(m, variance, "variance_3")
-        index = register(m, ((variance_3 << 8) >> Cat(C(0, 1), pair))[:10], "index_4")
-        pair_5 = register(m, register(m, pair, "pair_4"), "pair_5")
+        pair = register(m, leading_one(m, pairs, "pair"), "pair_4")
+        variance_4 = register(m, variance, "variance_4")
+        index = register(m, ((variance_4 << 8) >> Cat(C(0, 1), pair))[:10], "index_5")
+        pair_6 = register(m, register(m, pair, "pair_5"), "pair_6")
         m.d.comb += self.index.eq(index)
 
         active, target = left.any(), bank
-        for stage in range(1, 6):
+        for stage in range(1, 7):
             following, its_bank = Signal(name=f"active_{stage}"), Signal(name=f"bank_{stage}")
             m.d.sync += [following.eq(active), its_bank.eq(target)]
             active, target = following, its_bank
@@ -87,7 +93,7 @@ class Moments(wiring.Component):
                     last = c == columns - 1
                     m.d.sync += [
                         banks[b][c].r.eq(self.value if last else banks[b][c + 1].r),
-                        banks[b][c].k.eq(pair_5 + 6 if last else banks[b][c + 1].k),
+                        banks[b][c].k.eq(pair_6 + 6 if last else banks[b][c + 1].k),
                     ]
         m.d.comb += self.moments.eq(banks)
         return m

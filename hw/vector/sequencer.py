@@ -63,18 +63,13 @@ class Sequencer(wiring.Component):
         now = self.instruction
         self.busy, self.issuing = Signal(), Signal()
         self.measure, self.at_residual = Signal(), Signal()
-        self.number, self.read_number = Signal(13), Signal(13)
+        self.number, self.read_number, self.at_first = Signal(13), Signal(13), Signal(init=1)
         self.valid_last, self.padded_last = Signal(13), Signal(13)
         self.to_measure, self.to_write = Signal(18), Signal(18)
         self.pending = Signal(range(QUEUE_STEPS + 1))
         self.counting = Signal(range(self.accelerator.columns + SOFTMAX_LATENCY + 1))
-        self.layernorm, self.softmax, self.compact, self.gather = (Signal() for _ in range(4))
-        m.d.comb += [
-            self.layernorm.eq(now.op == isa.VectorOp.LAYERNORM),
-            self.softmax.eq(now.op == isa.VectorOp.SOFTMAX),
-            self.compact.eq(now.op == isa.VectorOp.COMPACT),
-            self.gather.eq(now.op == isa.VectorOp.GATHER),
-        ]
+        names = ("layernorm", "softmax", "compact", "gather")
+        self.layernorm, self.softmax, self.compact, self.gather = (Signal(name=name) for name in names)
         self.granted, self.end_of_pass = Signal(), Signal()
         granted_step = self.granted & ~self.at_residual
         self.last_tile = Signal()
@@ -105,6 +100,8 @@ class Sequencer(wiring.Component):
         with m.If(control.i.valid & control.i.ready):
             m.d.sync += [now.eq(control.i.payload), self.busy.eq(1), self.setup.eq(1)]
             m.d.sync += [now[name].eq(value) for name, value in prepared(control.i.payload).items()]
+            for name in names:
+                m.d.sync += getattr(self, name).eq(control.i.payload.op == isa.VectorOp[name.upper()])
         with m.If(done):
             m.d.sync += self.busy.eq(0)
         return m
@@ -143,7 +140,7 @@ class Sequencer(wiring.Component):
             self.step.valid.eq(granted_step),
             self.step.residual.eq(self.granted & self.at_residual),
             self.step.measure.eq(self.measure | self.compact),
-            self.step.first.eq(self.number == 0),
+            self.step.first.eq(self.at_first),
             self.step.last.eq(self.end_of_pass),
             self.step.bank.eq(Mux(self.measure, self.measured_bank, self.written_bank)),
             self.step.wide.eq(wide),
@@ -165,7 +162,7 @@ class Sequencer(wiring.Component):
         connect(m, flipped(self.entries), gatherer.entries)
         m.d.comb += [
             gatherer.start.eq(self.setup),
-            gatherer.first.eq(self.number == 0),
+            gatherer.first.eq(self.at_first),
             gatherer.take.eq(granted_step & gatherer.first),
             gatherer.index.eq(self.instruction.index),
             gatherer.src.eq(self.instruction.src),
@@ -181,7 +178,7 @@ class Sequencer(wiring.Component):
             m.d.comb += held.eq(self.counting.any())
         with m.Elif(self.end_of_pass & ((self.softmax & ~self.measure) | self.compact)):
             m.d.comb += held.eq(self.counting > SOFTMAX_LATENCY)
-        with m.Elif((self.number == 0) & (self.gather | (self.layernorm & ~self.measure & self.last_tile))):
+        with m.Elif(self.at_first & (self.gather | (self.layernorm & ~self.measure & self.last_tile))):
             m.d.comb += held.eq(self.counting.any())
         blocked = held | (~self.measure & (self.pending == QUEUE_STEPS))
         m.d.comb += self.read_valid.eq(self.issuing & ~blocked & ~halt)
@@ -202,6 +199,7 @@ class Sequencer(wiring.Component):
                 self.measure.eq(two_passes),
                 self.at_residual.eq(now.residual),
                 self.number.eq(0),
+                self.at_first.eq(1),
                 self.read_number.eq(0),
                 self.valid_last.eq((now.channels - 1) >> vector_log2),
                 self.padded_last.eq((chunks << (depth_log2 - vector_log2)) - 1),
@@ -218,7 +216,7 @@ class Sequencer(wiring.Component):
         with m.If(self.granted):
             m.d.sync += self.at_residual.eq(now.residual & ~self.at_residual)
         with m.If(granted_step):
-            m.d.sync += self.number.eq(self.number + 1)
+            m.d.sync += [self.number.eq(self.number + 1), self.at_first.eq(self.end_of_pass)]
             with m.If(self.number < self.valid_last):
                 m.d.sync += self.read_number.eq(self.number + 1)
             with m.If(self.end_of_pass):
@@ -253,13 +251,16 @@ class Sequencer(wiring.Component):
 
     def completion(self, m: Module, granted_step: Value) -> None:
         """Counts of the steps to be written and of the cycles until what a step needs is complete."""
-        m.d.sync += self.pending.eq(self.pending + self.ticket_valid - self.written)
+        with m.If(self.ticket_valid & ~self.written):
+            m.d.sync += self.pending.eq(self.pending + 1)
+        with m.If(~self.ticket_valid & self.written):
+            m.d.sync += self.pending.eq(self.pending - 1)
         columns = self.accelerator.columns
         with m.If(granted_step & self.end_of_pass & self.layernorm & self.measure):
             m.d.sync += self.counting.eq(columns + LAYERNORM_LATENCY)
         with m.Elif(granted_step & self.end_of_pass & ((self.softmax & ~self.measure) | self.compact)):
             m.d.sync += self.counting.eq(columns + SOFTMAX_LATENCY)
-        with m.Elif(self.gather & (self.setup | (granted_step & (self.number == 0)))):
+        with m.Elif(self.gather & (self.setup | (granted_step & self.at_first))):
             m.d.sync += self.counting.eq(GATHER_LATENCY)
         with m.Elif(self.counting.any()):
             m.d.sync += self.counting.eq(self.counting - 1)

@@ -48,9 +48,11 @@ _RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 2, 14, 15, 16
 _WHEEL = 32
 _COLUMNS = 64
 """At most."""
-_SCALARS = 67
+_SCALARS = 64
 _ALIGN = 5
 """From a grant to the count of its chunk."""
+_TAPS_LENGTH = 3
+"""Stages from the walk to the tap, which move together."""
 
 # State: registers by their names in hw/walk.py, hw/fetch.py, hw/compute.py and hw/drain.py. Where a stage holds rows,
 # NEEDS is 1 for a low row | 2 for a high one. REQUEST is 0 if empty, else 1 | counts << 1 | (row + 1) << 2, where
@@ -74,10 +76,7 @@ _ALIGN = 5
     _W_BASE,
     _W_TILE,
     _ORIGIN,
-    _TAP_VALID,
-    _TAP_COUNTS,
-    _TAP_POSITION,
-    _TAP_OFFSET,
+    _TAP,
     _UNIT_VALID,
     _UNIT_COUNTS,
     _UNIT_NEEDS,
@@ -128,12 +127,13 @@ _ALIGN = 5
 # What the fixed pipelines will do, by cycle modulo _WHEEL: blocks at the drain (1 | tile_end << 1 | end << 2), rows of
 # residual reads and writes + 1, weight writes, and 1 + slot of a completion.
 _BLOCKS_AT, _RESIDUALS_AT, _WRITES_AT, _WEIGHTS_AT, _DONE_AT = (_SCALARS + i * _WHEEL for i in range(5))
-# Of each column: the origin of its window in the walk's tile, its position's distance from _ORIGIN; then, of
-# the chunk that is being served, that distance and whether the column has a pixel that is not served yet.
-_Y_AT, _X_AT, _DISTANCE_AT, _TAP_DISTANCE_AT, _PENDING_AT = (
-    _SCALARS + 5 * _WHEEL + i * _COLUMNS for i in range(5)
-)
-STATE = _SCALARS + 5 * _WHEEL + 5 * _COLUMNS
+# Of each column: the origin of its window in the walk's tile, its position's distance from _ORIGIN.
+_Y_AT, _X_AT, _DISTANCE_AT, _TAPS_AT = (_SCALARS + 5 * _WHEEL + i * _COLUMNS for i in range(4))
+# Of each stage from the walk on: whether it is valid, and what it holds; of each column the distance, and whether it has a
+# pixel that is not served yet. _TAP is the place of the last stage; the walk enters where that was.
+_TAP_VALID, _TAP_COUNTS, _TAP_POSITION, _TAP_OFFSET, _TAP_DISTANCE, _TAP_PENDING = 0, 1, 2, 3, 4, 4 + _COLUMNS
+_TAP_WORDS = 4 + 2 * _COLUMNS
+STATE = _TAPS_AT + _TAPS_LENGTH * _TAP_WORDS
 
 
 def config(accelerator: Accelerator) -> np.ndarray:
@@ -147,7 +147,9 @@ def config(accelerator: Accelerator) -> np.ndarray:
 @numba.njit
 def _fetching(s):
     walk = s[_W_VALID] | s[_W_NUMBER] | s[_F_START]
-    return (walk | s[_TAP_VALID] | s[_UNIT_VALID] | s[_ROWS_VALID] | s[_CURRENT_VALID]) != 0
+    for stage in range(_TAPS_LENGTH):
+        walk |= s[_TAPS_AT + stage * _TAP_WORDS + _TAP_VALID]
+    return (walk | s[_UNIT_VALID] | s[_ROWS_VALID] | s[_CURRENT_VALID]) != 0
 
 
 @numba.njit
@@ -241,56 +243,57 @@ def _windows(s, T, cfg):
 
 
 @numba.njit
-def _tap(s, T, cfg):
-    """The walk's element as it enters the tap stage."""
+def _tap(s, T, cfg, at):
+    """The walk's element as it enters the stage `at`."""
     columns, depth_log2 = cfg[_COLUMN_COUNT], cfg[_DEPTH_LOG2]
     ins, inner = s[_F_INS], s[_W_INNER]
     mode = T[ins, _MODE]
-    s[_TAP_OFFSET] = s[_W_GROUP_ROW] + inner
-    s[_TAP_COUNTS] = 1
+    s[at + _TAP_OFFSET] = s[_W_GROUP_ROW] + inner
+    s[at + _TAP_COUNTS] = 1
     if mode == _LINEAR:
-        s[_TAP_POSITION] = s[_W_TILE] * columns
-        s[_PENDING_AT] = 1
+        s[at + _TAP_POSITION] = s[_W_TILE] * columns
+        s[at + _TAP_PENDING] = 1
     elif mode == _JOIN:
         y = s[_Y_AT + s[_W_COLUMN]] + s[_W_TAP_Y]
         x = s[_X_AT + s[_W_COLUMN]] + (inner << depth_log2)
-        s[_TAP_POSITION], s[_TAP_OFFSET] = y, x >> depth_log2
+        s[at + _TAP_POSITION], s[at + _TAP_OFFSET] = y, x >> depth_log2
         inside = 0 <= y < T[ins, _HEIGHT] and x >= 0 and x >> depth_log2 << depth_log2 < T[ins, _WIDTH]
-        s[_PENDING_AT] = inside
-        s[_TAP_COUNTS] = inner != 0 and s[_W_COLUMN] + 1 == columns
+        s[at + _TAP_PENDING] = inside
+        s[at + _TAP_COUNTS] = inner != 0 and s[_W_COLUMN] + 1 == columns
     else:
-        s[_TAP_POSITION] = s[_ORIGIN] + s[_W_TAP_Y] * T[ins, _WIDTH] + s[_W_TAP_X]
+        s[at + _TAP_POSITION] = s[_ORIGIN] + s[_W_TAP_Y] * T[ins, _WIDTH] + s[_W_TAP_X]
         for c in range(columns):
             y, x = s[_Y_AT + c] + s[_W_TAP_Y], s[_X_AT + c] + s[_W_TAP_X]
-            s[_PENDING_AT + c] = 0 <= y < T[ins, _HEIGHT] and 0 <= x < T[ins, _WIDTH]
-            s[_TAP_DISTANCE_AT + c] = s[_DISTANCE_AT + c]
+            s[at + _TAP_PENDING + c] = 0 <= y < T[ins, _HEIGHT] and 0 <= x < T[ins, _WIDTH]
+            s[at + _TAP_DISTANCE + c] = s[_DISTANCE_AT + c]
 
 
 @numba.njit
 def _unit(s, T, cfg):
     """Serves a unit of the tap stage; returns whether nothing remains."""
+    at = _TAPS_AT + s[_TAP] * _TAP_WORDS
     columns = cfg[_COLUMN_COUNT]
-    tile, word = s[_TAP_POSITION] // columns, s[_TAP_POSITION] % columns
-    s[_UNIT_OFFSET] = s[_TAP_OFFSET]
+    tile, word = s[at + _TAP_POSITION] // columns, s[at + _TAP_POSITION] % columns
+    s[_UNIT_OFFSET] = s[at + _TAP_OFFSET]
     if T[s[_F_INS], _MODE] != _CONV:
-        s[_UNIT_TILE], s[_UNIT_NEEDS], s[_UNIT_COUNTS] = tile, s[_PENDING_AT], s[_TAP_COUNTS]
+        s[_UNIT_TILE], s[_UNIT_NEEDS], s[_UNIT_COUNTS] = tile, s[at + _TAP_PENDING], s[at + _TAP_COUNTS]
         return True
     first, needs = 0, 0
-    while first < columns and s[_PENDING_AT + first] == 0:
+    while first < columns and s[at + _TAP_PENDING + first] == 0:
         first += 1
     if first < columns:
-        distance = s[_TAP_DISTANCE_AT + first] // columns
+        distance = s[at + _TAP_DISTANCE + first] // columns
         tile += distance
         c = first
-        while c < columns and s[_TAP_DISTANCE_AT + c] // columns == distance:
-            if s[_PENDING_AT + c] == 1:
-                needs |= 1 if word + s[_TAP_DISTANCE_AT + c] % columns < columns else 2
-                s[_PENDING_AT + c] = 0
+        while c < columns and s[at + _TAP_DISTANCE + c] // columns == distance:
+            if s[at + _TAP_PENDING + c] == 1:
+                needs |= 1 if word + s[at + _TAP_DISTANCE + c] % columns < columns else 2
+                s[at + _TAP_PENDING + c] = 0
             c += 1
     s[_UNIT_TILE], s[_UNIT_NEEDS] = tile, needs
     done = True
     for c in range(first, columns):
-        if s[_PENDING_AT + c] == 1:
+        if s[at + _TAP_PENDING + c] == 1:
             done = False
     s[_UNIT_COUNTS] = done
     return done
@@ -373,13 +376,15 @@ def _addresses(s, T, cfg, freed):
     s[_ROWS_VALID] = s[_UNIT_VALID]
     if s[_UNIT_VALID] == 1:
         _rows(s, T)
-    s[_UNIT_VALID] = s[_TAP_VALID]
-    if s[_TAP_VALID] == 1 and not _unit(s, T, cfg):
+    at = _TAPS_AT + s[_TAP] * _TAP_WORDS
+    s[_UNIT_VALID] = s[at + _TAP_VALID]
+    if s[at + _TAP_VALID] == 1 and not _unit(s, T, cfg):
         return
-    s[_TAP_VALID] = 0
+    s[at + _TAP_VALID] = 0
+    s[_TAP] = (s[_TAP] + 1) % _TAPS_LENGTH
     if s[_W_VALID] == 1 and s[_W_INDEX] - freed + s[_F_STEP] <= cfg[_OPERAND_CHUNKS]:
-        s[_TAP_VALID] = 1
-        _tap(s, T, cfg)
+        s[at + _TAP_VALID] = 1
+        _tap(s, T, cfg, at)
         _walk(s, T, cfg)
 
 

@@ -29,9 +29,9 @@ _COLUMNS, _DEPTH_LOG2, _VECTOR_LOG2, _ROWS_LOG2, _REGIONS = range(5)
 # The pipeline of hw/vector/steps.py.
 _OUTPUT_STAGE = 13
 _QUEUE_STEPS = 32
-_LAYERNORM_LATENCY = 6
+_LAYERNORM_LATENCY = 7
 _SOFTMAX_LATENCY = 20
-_GATHER_LATENCY = 3
+_GATHER_LATENCY = 4
 
 # State: the registers of hw/vector/sequencer.py by their names there, then those of the writer. `PIPE` has a bit
 # for each stage with a step that will be written.

@@ -5,14 +5,15 @@ import pytest
 from amaranth.hdl import Module, Signal, signed
 from amaranth.sim import Simulator
 
-from terrazzo.hw.divide import divided
+from terrazzo.hw.divide import divided, folded
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 5, 6, 7, 8, 12])
 @pytest.mark.parametrize("shape", [9, signed(9), 22, signed(22)])
 def test_quotient_and_remainder(divisor, shape):
     m, value = Module(), Signal(shape)
-    quotient, remainder = divided(m, value, divisor, "test")
+    sign = value.shape().signed
+    quotient, remainder = divided(m, folded(value) if sign else value, divisor, "test", sign=sign)
     lo, hi = (
         (-(1 << value.shape().width - 1), 1 << value.shape().width - 1)
         if value.shape().signed
@@ -35,8 +36,10 @@ def test_quotient_and_remainder(divisor, shape):
     async def bench(ctx):
         for number in numbers:
             ctx.set(value, int(number))
+            await ctx.tick()
             assert (ctx.get(quotient), ctx.get(remainder)) == divmod(int(number), divisor)
 
     simulator = Simulator(m)
+    simulator.add_clock(1e-6)
     simulator.add_testbench(bench)
     simulator.run()
