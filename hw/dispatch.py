@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from ..arch import isa
 from ..arch.accelerator import Accelerator
 from .decode import STORED_BITS, instruction_layout
+from .delay import delayed
 from .operands import REGISTER_VALUES, Operands
 from .ports import EngineSignature
 from .queue import Queue
@@ -112,7 +113,8 @@ class Dispatch(wiring.Component):
             getattr(semaphores, f"signal_{int(engine)}").eq(port.done_signal),
         ]
         m.d.sync += in_flight.eq(in_flight + put - port.done)
-        with m.If(operands.illegal):
+        illegal = delayed(m, operands.illegal, 1, reset_less=False)
+        with m.If(illegal):
             m.d.comb += [self.illegal.eq(1), self.illegal_index.eq(queue.o.payload.index)]
         return queue.i.ready, in_flight == 0
 

@@ -180,7 +180,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "load: bursts without room in the buffer",
         "hw/lines.py",
-        "self.room.eq(self.room - length + read)",
+        "self.room.eq((self.room + read) - length)",
         "self.room.eq(self.room)",
         _LOAD,
     ),
