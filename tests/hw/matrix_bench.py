@@ -280,9 +280,10 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
             v["src_stride"] = -(-v["width"] // a.depth) + pick(0, 2)
         v["src"] = pick(0, half - 1 - rows * v["src_stride"]) // unit * unit
     v["weight_stride"] = v["chunks"] if random.random() < 0.5 else pick(0, 2)
-    v["weight"] = pick(
-        0, max(0, a.weight_rows // 2 - v["groups"] * v["blocks"] * v["weight_stride"] - v["chunks"])
-    )
+    parts = v["groups"] * v["blocks"]
+    if parts * v["weight_stride"] + v["chunks"] > a.weight_rows // 2:
+        v["weight_stride"] = min(v["weight_stride"], 2)
+    v["weight"] = pick(0, a.weight_rows // 2 - parts * v["weight_stride"] - v["chunks"])
     v["param"] = pick(0, a.row_scales - tiles if v["param_mode"] == isa.ParamMode.TOKEN else 20)
     v["lo"], v["hi"] = sorted((pick(-30000, 30000), pick(-30000, 30000)))
     outputs = v["groups"] * v["blocks"] * v["steps"] * a.drain
