@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ..arch.graph import Preprocessing
 from .data import Images
 from .floatgraph import FloatGraph, Node, evaluate
-from .influence import PLAIN, probe
+from .influence import costs, pieces, probe
 
 __all__ = [
     "Histogram",
@@ -92,11 +92,9 @@ class Histogram:
     def _weighted(self) -> tuple[np.ndarray, np.ndarray]:
         """Values and what their errors cost: counts, or mostly weights where they are known."""
         values, counts = self._occupied()
-        known = self.weights.sum()
-        if known == 0:
+        if not self.weights.any():
             return values, counts
-        weights = self.weights[self.counts > 0] / known
-        return values, weights + PLAIN * counts / counts.sum()
+        return values, costs(self.weights[self.counts > 0], counts)
 
     def _occupied(self) -> tuple[np.ndarray, np.ndarray]:
         centers = (np.arange(_BINS) + 0.5) * (2 * self.limit / _BINS) - self.limit
@@ -181,7 +179,7 @@ class Statistics:
     histograms: dict[str, Histogram]
     """Of every node's value, and of "input"."""
     moments: dict[str, Moments]
-    """Of the input of every linear and convolution node."""
+    """Of the input of every linear and convolution node, where they were wanted."""
     fisher: dict[str, np.ndarray]
     """Per output channel of these nodes: mean over images of the squared gradient of the loss, summed over positions."""
 
@@ -211,11 +209,13 @@ def collect(
     other: Mapping[str, Node] | None = None,
     *,
     weigh: bool = False,
+    moments: bool = True,
 ) -> Statistics:
     """Run `batches` of preprocessed images (N, H, W, C) through `graph` and gather statistics.
 
     The histogram of a node in `other` is that of what the other node computes from the same inputs. With `weigh` the
     values in the other histograms are weighted by squared gradients, and gradients are those of `influence.probe`.
+    Without `moments` those of the layers' inputs are not taken.
     """
     generator = torch.Generator().manual_seed(1)
     histograms = {name: Histogram() for name in ("input", *(node.name for node in graph.nodes))}
@@ -223,7 +223,7 @@ def collect(
     sums: dict[str, list] = {node.name: [0.0, 0.0, 0] for node in weighted}
     fisher = {node.name: np.zeros(node.shape[-1]) for node in weighted}
     count = 0
-    for chunk in batches:
+    for chunk in pieces(batches) if weigh else batches:
         count += len(chunk)
         values = _forward(graph, chunk, {node.name for node in (graph.nodes if weigh else weighted)})
         logits = values[graph.nodes[-1].name].reshape(len(chunk), -1)
@@ -242,15 +242,19 @@ def collect(
             gradient = values[node.name].grad
             if gradient is not None:
                 fisher[node.name] += gradient.flatten(0, -2).pow(2).sum(0).double().numpy()
+            if not moments:
+                continue
             x = patches(node, values[node.inputs[0]].detach())
             total = sums[node.name]
             total[0] = total[0] + (x.transpose(-1, -2) @ x).double().numpy()
             total[1] = total[1] + x.sum(dim=1).double().numpy()
             total[2] += x.shape[1]
-    moments = {
-        name: Moments(second / total, first / total, total) for name, (second, first, total) in sums.items()
+    found = {
+        name: Moments(second / total, first / total, total)
+        for name, (second, first, total) in sums.items()
+        if total
     }
-    return Statistics(histograms, moments, {name: total / max(count, 1) for name, total in fisher.items()})
+    return Statistics(histograms, found, {name: total / max(count, 1) for name, total in fisher.items()})
 
 
 def _forward(graph: FloatGraph, x: torch.Tensor, watched: set[str]) -> dict[str, torch.Tensor]:

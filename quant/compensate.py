@@ -21,8 +21,10 @@ from .units import Unit
 
 __all__ = ["Follower", "Wanted", "fitted"]
 
-_BYTES = 3 << 29
+_BYTES = 5 << 28
 """Values of the images under way, at most; what does not fit takes fewer images."""
+_VALUE_BYTES = 6
+"""float32 in the float network, codes of at most 16 bits in the quantized one."""
 _RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Penalties of a change of the weights, relative to the inputs' variances."""
 
@@ -109,15 +111,19 @@ class Follower:
             for i, unit in enumerate(builder.units)
             for name in (*unit.anchor.inputs, unit.out, *([unit.residual] if unit.residual else []))
         }
-        images, limit = stream.images, max(_BYTES // (8 * self._widest()), 2)
+        images, limit = stream.images, max(_BYTES // (_VALUE_BYTES * self._widest()), 2)
         if len(images) > limit:
             images = images.split(limit)[0]
         batches = list(Stream(images, stream.preprocessing))
         batches = [part for batch in batches for part in batch.split(math.ceil(len(batch) / 2))]
+        found = builder.range("input", "s8")
         self.real = {"input": batches}
-        self.made = {"input": [_rounded(batch, builder.range("input", "s8")) for batch in batches]}
+        self.codes = {"input": [_encoded(batch, found) for batch in batches]}
+        self.written = {"input": found}
+        """The ranges of the codes."""
         self.rounded: dict[str, dict[str, torch.Tensor]] = {}
-        self.sums: list[torch.Tensor] | None = None
+        self.sums: list[torch.Tensor] = []
+        """Of the next layer in the float network, from `wanted` until `advance`."""
 
     def _widest(self) -> int:
         """Most values of one image that are needed at once."""
@@ -161,20 +167,20 @@ class Follower:
         params = self.rounded.pop(node.name, None)
         quantized = node if params is None else dataclasses.replace(node, params=node.params | params)
         wide = not {(unit.out, "s16"), (f"{unit.out}.image", "s16")}.isdisjoint(builder.written)
-        dtype = "s16" if wide else "s8"
-        real, made = [], []
+        found = builder.range(unit.out, "s16" if wide else "s8")
+        act = unit.act and self.nodes[unit.act.name]
+        real, codes = [], []
         for i in range(len(self.real["input"])):
-            sums = self.sums[i] if self.sums else self._evaluate(self.nodes[node.name], self.real, i)
-            act = unit.act and self.nodes[unit.act.name]
+            sums = self.sums.pop(0) if self.sums else self._evaluate(self.nodes[node.name], self.real, i)
             real.append(_finished(unit, act, sums, self._residual(unit, i, self.real)))
             sums = self._evaluate(quantized, None, i)
             value = _finished(unit, unit.act, sums, self._residual(unit, i, None))
-            made.append(_rounded(value, builder.range(unit.out, dtype)))
-        self.real[unit.out], self.made[unit.out], self.sums = real, made, None
+            codes.append(_encoded(value, found))
+        self.real[unit.out], self.codes[unit.out], self.written[unit.out] = real, codes, found
         now = builder.units.index(unit)
         for name in [*self.real]:
             if name != "input" and self.last_use[name] <= now:
-                del self.real[name], self.made[name]
+                del self.real[name], self.codes[name]
 
     def _residual(self, unit: Unit, i: int, values: dict | None) -> torch.Tensor | None:
         if unit.residual is None or unit.anchor.kind not in ("conv", "linear"):
@@ -195,8 +201,11 @@ class Follower:
         return evaluate(node, [self._read(name, d, i) for name, d in zip(node.inputs, dtypes, strict=False)])
 
     def _read(self, name: str, dtype: str, i: int) -> torch.Tensor:
-        value = self.made[name][i]
-        return value if dtype == "s16" else _rounded(value, self.builder.range(name, "s8"))
+        value = _decoded(self.codes[name][i], self.written[name])
+        if dtype == "s16":
+            return value
+        found = self.builder.range(name, "s8")
+        return _decoded(_encoded(value, found), found)
 
 
 def _finished(
@@ -212,6 +221,10 @@ def _finished(
     return sums if act is None or act.name == unit.anchor.name else evaluate(act, [sums])
 
 
-def _rounded(value: torch.Tensor, found: Range) -> torch.Tensor:
+def _encoded(value: torch.Tensor, found: Range) -> torch.Tensor:
     codes = torch.round(value / found.scale) + found.zero_point
-    return (codes.clamp(found.lo, found.hi) - found.zero_point) * found.scale
+    return codes.clamp(found.lo, found.hi).to(torch.int8 if found.hi < 128 else torch.int16)
+
+
+def _decoded(codes: torch.Tensor, found: Range) -> torch.Tensor:
+    return (codes.float() - found.zero_point) * found.scale

@@ -9,8 +9,10 @@ import torch
 
 from .floatgraph import FloatGraph, evaluate
 
-__all__ = ["PLAIN", "backward", "best_shares", "channel_ranges", "probe"]
+__all__ = ["PLAIN", "backward", "best_shares", "channel_ranges", "costs", "pieces", "probe"]
 
+_IMAGES = 2
+"""Images of which all values and gradients are in memory at once."""
 _TEMPERATURE = 2.0
 """Divides the logits, so that images of which a model is certain count as well."""
 _BINS = 256
@@ -29,6 +31,12 @@ def probe(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     signs = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1
     direction = p.sqrt() * signs
     return direction - p * direction.sum(1, keepdim=True)
+
+
+def pieces(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The images of `batches`, few enough at once for gradients of all values."""
+    for batch in batches:
+        yield from batch.split(_IMAGES)
 
 
 def backward(graph: FloatGraph, batches: Iterable[torch.Tensor], names: set[str]) -> Iterator[dict]:
@@ -54,7 +62,7 @@ def channel_ranges(
     """
     weighted = {name: np.zeros((len(top), _BINS)) for name, top in largest.items()}
     counted = {name: np.zeros((len(top), _BINS)) for name, top in largest.items()}
-    for found in backward(graph, batches, set(largest)):
+    for found in backward(graph, pieces(batches), set(largest)):
         for name, (value, square) in found.items():
             top = torch.from_numpy(np.maximum(largest[name], 1e-30)).float()
             bins = ((value.flatten(0, -2) / top + 1) * (_BINS / 2)).long().clamp_(0, _BINS - 1)
@@ -79,6 +87,10 @@ def best_shares(weighted: np.ndarray, counted: np.ndarray, bits: int) -> np.ndar
     lo, hi = (0, 2**bits - 1) if positive else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     rounded = np.clip(np.rint(centers[:, None] / steps), lo, hi) * steps
     squares = (centers[:, None] - rounded) ** 2  # (bins, shares)
-    weights = weighted / np.maximum(weighted.sum(1, keepdims=True), 1e-300)
-    weights += PLAIN * counted / np.maximum(counted.sum(1, keepdims=True), 1)
-    return _SHARES[np.argmin(weights @ squares, axis=1)]
+    return _SHARES[np.argmin(costs(weighted, counted) @ squares, axis=1)]
+
+
+def costs(weighted: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """What a squared error in each bin costs, from sums of squared gradients and counts (..., bins)."""
+    gradients = weighted / np.maximum(weighted.sum(-1, keepdims=True), 1e-300)
+    return gradients + PLAIN * counted / np.maximum(counted.sum(-1, keepdims=True), 1)

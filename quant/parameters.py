@@ -37,10 +37,8 @@ from . import straight as st
 
 __all__ = ["Parameters", "key_of", "limits"]
 
-_ZERO_POINT_UNIT = 32.0
-"""Codes by which a zero point's parameter of 1 moves it."""
-_ACTIVITY = 32.0
-"""Typical magnitude of an input code, which makes the unit of biases."""
+_ACTIVITY = 0.125
+"""Typical magnitude of a code as a share of its range: the unit of zero points, and that of biases by the codes of the input."""
 
 
 def key_of(name: str) -> str:
@@ -131,7 +129,8 @@ class Parameters(nn.Module):
             size = np.sqrt((codes**2).mean(axis=1))
             size = np.where(size > 0, size, max(size.mean(), 1e-3))
             weight = torch.from_numpy(codes / size[:, None]).float()
-            unit = inputs * gain * size * math.sqrt(codes.shape[1]) * _ACTIVITY
+            seen = math.sqrt(codes.shape[1]) * _activity(self.graph.tensor(operator.input))
+            unit = inputs * gain * size * seen
             scheme = self.graph.constant(operator, "scheme").astype(np.int64)
             self._hold(operator, size=size.astype(np.float32)[:, None], unit=unit, scheme=scheme)
             self.weights[key] = nn.Parameter(weight)
@@ -164,7 +163,7 @@ class Parameters(nn.Module):
         tensor, key = self.graph.tensor(name), key_of(self.group[name])
         if key not in self.zeros:
             return self._number(tensor.zero_point)
-        real = (tensor.zero_point + _ZERO_POINT_UNIT * self.zeros[key]).clamp(*limits(tensor))
+        real = (tensor.zero_point + _activity(tensor) * self.zeros[key]).clamp(*limits(tensor))
         return st.straight(real, real.round())
 
     def _number(self, value: float) -> torch.Tensor:
@@ -267,6 +266,10 @@ class Parameters(nn.Module):
         )
         real = (real / self.step(tensor.name) + self.zero(tensor.name)).clamp(*limits(tensor))
         return st.straight(real, real.round()).float()
+
+
+def _activity(tensor: Tensor) -> float:
+    return _ACTIVITY * 2.0**tensor.bits
 
 
 def limits(tensor: Tensor) -> tuple[int, int]:

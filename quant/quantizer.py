@@ -71,10 +71,11 @@ def quantize(
     other = {
         new.name: new for new, node in zip(made.nodes, model.nodes, strict=True) if new.attrs != node.attrs
     }
-    statistics = collect(model, stream, other, weigh=not fine)
+    follows = bool(other) or not fine
+    statistics = collect(model, stream, other, weigh=not fine, moments=not follows)
     progress("rows")
     builder = Builder(made, statistics, mixture, drain, bits)
-    if other or not fine:
+    if follows:
         builder.follower = Follower(builder, stream, model)
     output = build(builder)
     if builder.problems:

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from terrazzo.arch.graph import Preprocessing
+from terrazzo.quant import quantizer
+from terrazzo.quant.calibrate import collect
 from terrazzo.quant.floatgraph import FloatGraph, Node
 
 torch.set_num_threads(1)  # models this small lose more to waiting threads than they gain
@@ -246,3 +248,14 @@ def raw_images():
 def gallery_gates():
     """A function from a seed to a small network of products and concatenations."""
     return lambda seed: gates(seed)[1].graph()
+
+
+@pytest.fixture
+def unfitted():
+    """A function of a MonkeyPatch under which every layer is rounded as it is in float."""
+
+    def apply(patch):
+        patch.setattr(quantizer, "Follower", lambda builder, stream, graph: None)
+        patch.setattr(quantizer, "collect", lambda *given, moments, **options: collect(*given, **options))
+
+    return apply

@@ -6,7 +6,7 @@ import torch
 from terrazzo.arch.schemes import Scheme
 from terrazzo.quant import quantizer
 from terrazzo.quant.calibrate import preprocess
-from terrazzo.quant.compensate import _Sums, fitted
+from terrazzo.quant.compensate import _VALUE_BYTES, Follower, _Sums, fitted
 from terrazzo.sim import reference
 
 
@@ -41,7 +41,9 @@ def test_chance_is_not_fitted():
     assert np.linalg.norm(found - weight) < 0.3 * np.linalg.norm(weight)
 
 
-def test_coarse_networks_come_closer(gallery_cnn, gallery_vit, plain_preprocessing, raw_images, monkeypatch):
+def test_coarse_networks_come_closer(
+    gallery_cnn, gallery_vit, plain_preprocessing, raw_images, unfitted, monkeypatch
+):
     for gallery, share in ((gallery_cnn, 0.97), (gallery_vit, 0.85)):
         noise = np.zeros(2)
         for model in map(gallery, range(3)):
@@ -51,7 +53,7 @@ def test_coarse_networks_come_closer(gallery_cnn, gallery_vit, plain_preprocessi
             for i, follows in enumerate((True, False)):
                 with monkeypatch.context() as patch:
                     if not follows:
-                        patch.setattr(quantizer, "Follower", lambda builder, stream, graph: None)
+                        unfitted(patch)
                     mixture = {Scheme.FIXED8: 1, Scheme.FIXED4: 3}
                     graph, _ = quantizer.quantize(
                         model, calibration, preprocessing, mixture=mixture, activation_bits=4
@@ -61,3 +63,25 @@ def test_coarse_networks_come_closer(gallery_cnn, gallery_vit, plain_preprocessi
                 got = ((codes - tensor.zero_point) * tensor.scale).reshape(real.shape)
                 noise[i] += ((got - real) ** 2).sum() / real.var()
         assert noise[0] < share * noise[1]
+
+
+def test_no_more_is_held_than_was_counted(gallery_cnn, plain_preprocessing, raw_images, monkeypatch):
+    held = []
+
+    def watched(method):
+        def call(self, unit):
+            result = method(self, unit)
+            lists = [*self.real.values(), *self.codes.values(), self.sums]
+            size = sum(x.numel() * x.element_size() for values in lists for x in values)
+            held.append(size / (24 * _VALUE_BYTES * self._widest()))
+            return result
+
+        return call
+
+    for name in ("wanted", "advance"):
+        monkeypatch.setattr(Follower, name, watched(getattr(Follower, name)))
+    model = gallery_cnn(0)
+    mixture, images = {Scheme.FIXED8: 1}, raw_images(24, model.input_shape)
+    preprocessing = plain_preprocessing(model.input_shape[-1])
+    quantizer.quantize(model, images, preprocessing, mixture=mixture, activation_bits=5)
+    assert 0.5 < max(held) <= 1

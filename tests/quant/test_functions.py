@@ -12,7 +12,7 @@ from terrazzo.arch.graph import Attention, LayerNorm, Preprocessing
 from terrazzo.arch.published import EXP_TABLES
 from terrazzo.arch.schemes import Scheme
 from terrazzo.boards import demo_accelerator
-from terrazzo.quant import data, frontend, quantizer
+from terrazzo.quant import data, frontend
 from terrazzo.quant.finetune import Settings, finetune
 from terrazzo.quant.floatgraph import ACTIVATIONS
 from terrazzo.quant.quantizer import quantize
@@ -91,8 +91,8 @@ def test_the_layers_behind_make_up_for_the_functions(published):
     assert (output.argmax(axis=1) == labels).mean() >= 0.96
 
 
-def test_without_fitted_layers_the_answers_are_lost(digits, monkeypatch):
-    monkeypatch.setattr(quantizer, "Follower", lambda builder, stream, graph: None)
+def test_without_fitted_layers_the_answers_are_lost(digits, monkeypatch, unfitted):
+    unfitted(monkeypatch)
     train, (images, labels) = data.digits("train")[0][:64], data.digits("test")
     graph, _ = quantize(digits[0], train, digits[1], mixture=FIXED8, functions="heatvit")
     output = reference.run(graph, reference.quantize_batch(graph, images)).reshape(len(images), -1)

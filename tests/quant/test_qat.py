@@ -64,6 +64,18 @@ def test_forward_is_the_reference_to_the_code(quantized, seed, bits):
     assert expected.std() > 0
 
 
+def test_biases_move_as_far_with_fewer_bits(gallery_cnn, plain_preprocessing, raw_images):
+    network, units = gallery_cnn(0), []
+    images, preprocessing = raw_images(16, network.input_shape), plain_preprocessing(network.input_shape[-1])
+    for bits in (8, 4):
+        graph, _ = quantize(network, images, preprocessing, mixture=MIXED, activation_bits=bits)
+        model = Trainable(graph)
+        layers = [o.name for o in graph.operators if isinstance(o, Linear | Conv) and o.input != graph.input]
+        units.append({name: float(getattr(model, f"{name}/unit").median()) for name in layers})
+    ratios = [units[1][name] / units[0][name] for name in units[0]]
+    assert len(ratios) > 3 and 0.3 < np.median(ratios) < 2
+
+
 def test_every_parameter_has_a_gradient(quantized):
     graph, codes = quantized(3)
     model = Trainable(graph)
