@@ -6,11 +6,15 @@ from .configurations import (
     demo_accelerator,
     fixed8_accelerator,
     large_accelerator,
+    mixed_accelerator,
+    mobilenet_accelerator,
     second_accelerator,
+    zc706_accelerator,
 )
 from .fitting import estimate, fit, require_interface
 from .ulx3s import ULX3S_85F
 from .zcu102 import ZCU102
+from .zynq import PYNQ_Z1, ZC706
 
 __all__ = [
     "BOARDS",
@@ -24,9 +28,12 @@ __all__ = [
     "fit",
     "fixed8_accelerator",
     "large_accelerator",
+    "mixed_accelerator",
+    "mobilenet_accelerator",
     "require_interface",
     "second_accelerator",
+    "zc706_accelerator",
 ]
 
-BOARDS: dict[str, Board] = {board.name: board for board in (ZCU102, ULX3S_85F)}
+BOARDS: dict[str, Board] = {board.name: board for board in (ZCU102, ULX3S_85F, ZC706, PYNQ_Z1)}
 """All boards by name."""

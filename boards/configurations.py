@@ -10,7 +10,10 @@ __all__ = [
     "demo_accelerator",
     "fixed8_accelerator",
     "large_accelerator",
+    "mixed_accelerator",
+    "mobilenet_accelerator",
     "second_accelerator",
+    "zc706_accelerator",
 ]
 
 
@@ -104,4 +107,54 @@ def deit_accelerator() -> Accelerator:
         weight_rows=1024,
         instructions=2560,
         ports=4,
+    )
+
+
+def mixed_accelerator() -> Accelerator:
+    """4,096 Fixed-8 multipliers on DSPs and as many Fixed-4 ones in LUTs, for transformers whose rows have both schemes: what
+    the ZCU102's budget holds in blocks of 64 lanes, which divide the layers of all DeiTs."""
+    return dataclasses.replace(
+        deit_accelerator(),
+        lanes=Lanes(fixed8=32, fixed4=32),
+        columns=8,
+        drain=4,
+        vector=4,
+        scratchpad_rows=2048,
+        weight_rows=2048,
+        instructions=4096,
+    )
+
+
+def mobilenet_accelerator() -> Accelerator:
+    """4,096 Fixed-8 multipliers on DSPs and 2,048 Fixed-4 ones in LUTs, 64 outputs drained per cycle and four private chunks, for
+    MobileNetV2, which has many outputs of few products and depthwise layers. All its activations are on chip."""
+    return dataclasses.replace(
+        mixed_accelerator(),
+        lanes=Lanes(fixed8=32, fixed4=16),
+        drain=8,
+        vector=2,
+        private=4,
+        scratchpad_rows=4096,
+        weight_rows=1024,
+        norm_rows=64,
+        row_scales=64,
+        index_rows=64,
+        table_pages=1,
+        instructions=512,
+    )
+
+
+def zc706_accelerator() -> Accelerator:
+    """512 Fixed-8 multipliers on DSP48E1s, which make a product each, and 3,584 Fixed-4 ones in LUTs, for transformers."""
+    return dataclasses.replace(
+        mixed_accelerator(),
+        lanes=Lanes(fixed8=8, fixed4=56),
+        columns=4,
+        drain=8,
+        weight_rows=1536,
+        param_rows=1024,
+        norm_rows=512,
+        instructions=2048,
+        bus_bytes=8,
+        ports=2,
     )

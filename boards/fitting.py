@@ -30,13 +30,21 @@ RAM_SHAPES = {
         (8192, 2, 0.5),
         (16384, 1, 0.5),
     ),
+    "xc7": (
+        (512, 36, 0.5),
+        (1024, 18, 0.5),
+        (2048, 9, 0.5),
+        (4096, 4, 0.5),
+        (8192, 2, 0.5),
+        (16384, 1, 0.5),
+    ),
     "ecp5": ((512, 36, 1), (1024, 18, 1), (2048, 9, 1), (4096, 4, 1), (8192, 2, 1), (16384, 1, 1)),
 }
 """Depth, width and size (in the budget's unit) of a block RAM with a read and a write port, by flow."""
 
 SMALL_RAM_WORDS = 64
 """Memories up to this depth become LUT RAM."""
-SMALL_RAM_BITS = {"xcup": 56, "ecp5": 10.7}
+SMALL_RAM_BITS = {"xcup": 56, "xc7": 48, "ecp5": 10.7}
 """Bits of it per LUT."""
 DIVISION_DSPS = 2
 """Of a division by the columns that is no shift (`hw.divide`): one for a position in fetch and GATHER, and one for each column."""
@@ -88,6 +96,24 @@ COSTS = {
         others={
             Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
             Scheme.FIXED4: KindCosts(product=(2.8, 0.5, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
+        },
+        output=(800, 570, 3),
+        element=(1010, 670, 4),
+        word=(110, 110, 0),
+        base=(12_500, 8_500, 16),
+    ),
+    # Lanes in LUTs, drain and vector engine as on UltraScale+; Fixed-8 from a row of 4 columns x depth 16, whose DSP48E1s make a
+    # product each and are added in LUTs.
+    "xc7": Costs(
+        kinds={
+            Scheme.FIXED8: KindCosts(product=(22.6, 9, 1), sum=(22.4, 73, 0), code=(8, 30, 0)),
+            Scheme.FIXED4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
+            Scheme.POT4: KindCosts(product=(30.5, 12, 0), sum=(39.4, 35, 0), code=(5, 22, 0)),
+            Scheme.SP2_4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
+        },
+        others={
+            Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
+            Scheme.FIXED4: KindCosts(product=(22.6, 9, 1), sum=(22.4, 73, 0), code=(0, 15, 0)),
         },
         output=(800, 570, 3),
         element=(1010, 670, 4),

@@ -81,8 +81,8 @@ endmodule
 _PREPARE = "proc; opt_expr; opt_merge; opt_clean; wreduce; opt_clean; techmap -map adders.v"
 
 # Yosys 0.70 from PyPI stops silently in abc9 here, so this flow uses abc.
-_XCUP = """
-synth_xilinx -family xcup -top {top} -noiopad -noclkbuf -run begin:map_luts
+_XILINX = """
+synth_xilinx -family FAMILY -top {top} -noiopad -noclkbuf -run begin:map_luts
 opt_expr -mux_undef
 abc -lut 6
 clean
@@ -102,7 +102,7 @@ synth_lattice -family ecp5 -top {top} -noflatten -noiopad -no-rw-check
 
 FLOWS = {
     "xcup": Flow(
-        script=_XCUP,
+        script=_XILINX.replace("FAMILY", "xcup"),
         library=("read_verilog -lib +/xilinx/cells_sim.v +/xilinx/cells_xtra.v",),
         primitives={Chain: DspChain},
         models={"DSP48E2": Path(__file__).with_name("dsp48e2.v").read_text()},
@@ -114,6 +114,19 @@ FLOWS = {
         ff=dict.fromkeys(("FDRE", "FDSE", "FDCE", "FDPE"), 1),
         dsp={"DSP48E2": 1},
         bram={"RAMB36E2": 1, "RAMB18E2": 0.5},
+    ),
+    "xc7": Flow(
+        script=_XILINX.replace("FAMILY", "xc7"),
+        library=("read_verilog -lib +/xilinx/cells_sim.v +/xilinx/cells_xtra.v",),
+        primitives={Chain: SplitChain},
+        lut={
+            **{f"LUT{size}": 1 for size in range(1, 7)},
+            **{"INV": 1, "SRL16E": 1, "SRLC32E": 1, "RAM32X1D": 2, "RAM64X1D": 2, "RAM32M": 4, "RAM64M": 4},
+            **{"RAM128X1D": 4, "RAM64X1S": 1, "RAM32X1S": 1},
+        },
+        ff=dict.fromkeys(("FDRE", "FDSE", "FDCE", "FDPE"), 1),
+        dsp={"DSP48E1": 1},
+        bram={"RAMB36E1": 1, "RAMB18E1": 0.5},
     ),
     "ecp5": Flow(
         script=_ECP5,

@@ -12,6 +12,7 @@ from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES, Accelerator
 from ..arch.isa import Destination, FetchMode, Opcode, ParamMode, Region, VectorOp, fields
 from ..arch.layout import token_slots
+from ..arch.schemes import Scheme
 from . import moves
 from .ir import At, Buffer, Content, Item, Memory, Place, Span
 from .matrix import Output
@@ -110,6 +111,12 @@ def lower(lowering: _Lowering, tag: int, operator: g.Attention) -> None:
         _Window(lowering, tag, operator, number, queries, y, padded * (1 + y.wide) // a.depth)
         for number in range(operator.windows)
     ]
+    sizes = [blocks.lanes for blocks in windows[0].blocks.values()]
+    parts = [min(a.lanes.fixed8, size) * (sum(sizes) - size) for size in sizes]
+    tensors.rows_by_kind[operator.name] = {
+        Scheme.FIXED8: sum(parts),
+        Scheme.FIXED4: 2 * sizes[0] * sizes[1] - sum(parts),
+    }
     work = [(window, head) for window in windows for head in range(operator.heads)]
     ahead = min(tensors.heads_ahead, len(work), a.row_scales // -(-tokens // a.columns))
     for window, head in work[:ahead]:

@@ -48,6 +48,9 @@ _PIECES = (8, 6, 4, 3, 2, 1)
 _WAYS = ((2, 0.9), (3, 0.9), (2, 0.75), (3, 0.75), (2, 1.0), (3, 1.0))
 """Parts that layers are cut into, and the part of the scratchpad that may be alive at once."""
 
+_LARGEST, _SMALL = 0.8, 0.33
+"""Parts of the scratchpad that a tensor may take whose rows are rounded for depthwise windows: the first that fits."""
+
 _SETUP_INSTRUCTIONS = 32
 """At most, where they matter: LOADs of what stays, and both ENDs."""
 
@@ -92,11 +95,12 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
     """Memories whose data is streamed, and the way in _PIECES."""
     free: dict[Memory, tuple[int, int]] = {}
     ahead, blocks, spills, early, whole, made = 3, True, None, True, None, {}
+    largest = _LARGEST if accelerator.private > 1 else 0
     room = rows = capacity(accelerator, Memory.SCRATCHPAD)
     """Rows of the scratchpad that a schedule may use; fewer where they could not be packed."""
     while True:
         limits = {memory: max(1, free[memory][1] // _PIECES[way]) for memory, way in pieces.items()}
-        tensors = Tensors(graph, accelerator, limits, ahead, made, blocks)
+        tensors = Tensors(graph, accelerator, limits, ahead, made, blocks, largest)
         lower(tensors, spills, early)
         if tensors.problems:
             if not _larger(pieces, tensors.short):
@@ -110,6 +114,9 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
             placed = _fastest(tensors) if spills is None else _placed(tensors, tensors.items)
             items, free, found = placed.items, placed.free, placed.plan
         except Overflow as overflow:
+            if overflow.memory == Memory.SCRATCHPAD and largest == _LARGEST:
+                largest = _SMALL
+                continue
             if overflow.memory == Memory.SCRATCHPAD and ahead > 1:
                 ahead = 1
                 continue
@@ -144,12 +151,11 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
 
 
 def _macs_by_kind(tensors: Tensors) -> dict[Scheme, int]:
-    """Layers without rows of their own schemes, attention and windows by channel, are on Fixed-8 lanes."""
     found = dict.fromkeys(tensors.accelerator.lanes.by_scheme, 0)
     for operator in tensors.graph.operators:
         rows = tensors.rows_by_kind.get(operator.name, {Scheme.FIXED8: 1})
         for kind, count in rows.items():
-            found[kind] += tensors.graph.macs(operator) * count // sum(rows.values())
+            found[kind] = found.get(kind, 0) + tensors.graph.macs(operator) * count // sum(rows.values())
     return found
 
 

@@ -27,6 +27,7 @@ class Tensors:
         heads_ahead: int = 3,
         made: dict | None = None,
         blocks: bool = False,
+        largest: float = 0.0,
     ):
         self.graph, self.accelerator = graph, accelerator
         self.heads_ahead = heads_ahead
@@ -34,6 +35,8 @@ class Tensors:
         where it will be concatenated."""
         self.blocks = blocks
         """Whether the input may lie in blocks of pixels."""
+        self.largest = largest
+        """Part of the scratchpad that a tensor of `rounded` may take."""
         self.made = {} if made is None else made
         """Results that other lowerings of the graph for the accelerator can use."""
         self.limited = frozenset(limits or {})
@@ -54,7 +57,8 @@ class Tensors:
         self.wholes: dict[str, Place] = {}
         """Tensors that are written in parts."""
         self.rows_by_kind: dict[str, dict[Scheme, int]] = {}
-        """Output channels of each layer with rows of several schemes, by the kind of lane that computes them."""
+        """Which parts of a layer are computed on lanes of which kind, up to a factor; layers that are not here are on Fixed-8
+        lanes."""
         self.ranges: list[tuple[int, int]] = []
         """First item and end of each operator."""
         self.torn: set[int] = set()

@@ -63,14 +63,14 @@ def joins(tensors: Tensors, operator: g.Operator) -> bool:
 
 
 def rounded(tensors: Tensors) -> set[str]:
-    """Tensors that depthwise windows read and write, unless whole groups of rows would take much of the scratchpad."""
+    """Tensors that depthwise windows read and write, unless whole groups of rows would take too much of the scratchpad."""
     a, graph, found = tensors.accelerator, tensors.graph, set()
     for operator in graph.operators:
         if isinstance(operator, g.Conv) and operator.groups == graph.tensor(operator.input).channels:
             for tensor in map(graph.tensor, (operator.input, operator.output)):
                 rows = -(-tensors.rows_of(tensor.channels, False) // a.private) * a.private
                 rows *= -(-tensor.positions // a.columns)
-                if tensor.dtype == "s8" and rows <= capacity(a, Memory.SCRATCHPAD) // 3:
+                if tensor.dtype == "s8" and rows <= capacity(a, Memory.SCRATCHPAD) * tensors.largest:
                     found.add(tensor.name)
     return found
 

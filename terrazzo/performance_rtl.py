@@ -7,10 +7,9 @@ import sys
 import numpy as np
 
 from . import performance, results_table
-from .boards import ZCU102
 from .hw import top
 from .hw.verilog import generate
-from .performance import CLOCK_HZ, ROWS
+from .performance import ROWS
 from .sim import cycle, reference
 from .sim.rtl import RtlSimulator
 
@@ -23,7 +22,7 @@ def measure(job: results_table.Job) -> dict:
     graph, built = performance.program(job.row)
     shape = graph.tensor(graph.input).shape
     codes = np.random.default_rng(0).integers(-128, 128, (1, *shape))
-    predicted = cycle.predict(built, ZCU102.interface.memory).cycles
+    predicted = cycle.predict(built, row.board.interface.memory).cycles
     job.progress("Verilog and its simulation model")
     with steps.step("Verilog"):
         text = generate(top.Top(row.accelerator), top.MODULE)  # not from the cache: its time is to be told
@@ -33,14 +32,14 @@ def measure(job: results_table.Job) -> dict:
     steps.found["build"]["children_peak_mib"] = results_table.children_peak_mib()
     job.progress(f"{predicted} cycles in RTL")
     with steps.step("RTL"):
-        rtl = simulator.run(built, codes, ZCU102.interface.memory, max_cycles=4 * predicted + 1_000_000)
+        rtl = simulator.run(built, codes, row.board.interface.memory, max_cycles=4 * predicted + 1_000_000)
     expected = np.asarray(reference.run(graph, codes)).reshape(rtl.outputs.shape)
     cycles = int(rtl.cycles[0])
     mismatches = int((rtl.outputs != expected).sum())
     return {
         "cycles": cycles,
         "cycle_model_cycles": predicted,
-        "frames_per_second": round(CLOCK_HZ / cycles, 1),
+        "frames_per_second": round(row.board.clock_mhz * 1e6 / cycles, 1),
         "outputs": int(expected.size),
         "mismatches": mismatches,
         "distinct_output_codes": len(np.unique(expected)),

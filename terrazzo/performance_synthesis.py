@@ -7,7 +7,7 @@ import sys
 
 from . import results_table
 from .arch.accelerator import Accelerator
-from .boards import ZCU102, estimate
+from .boards import estimate
 from .boards.board import Resources
 from .boards.paths import paths
 from .boards.synthesis import FLOWS, count, verilog
@@ -37,32 +37,32 @@ def replaced(accelerator: Accelerator, text: str) -> dict[str, str]:
 
 def measure(job: results_table.Job) -> dict:
     """Count a row's machine, modules in the cache without synthesis; a JSON object."""
-    accelerator, steps = ROWS[job.row].accelerator, results_table.Steps()
+    accelerator, board, steps = ROWS[job.row].accelerator, ROWS[job.row].board, results_table.Steps()
     with steps.step("Verilog"):
-        text = verilog(accelerator, ZCU102)
+        text = verilog(accelerator, board)
     bodies = replaced(accelerator, text)
     with steps.step("synthesis"):
-        found = count(text, top.MODULE, ZCU102, job.progress)
-    longest = paths(text, top.MODULE, ZCU102)
-    guess = estimate(accelerator, ZCU102)
-    has = ZCU102.budget
+        found = count(text, top.MODULE, board, job.progress)
+    longest = paths(text, top.MODULE, board)
+    guess = estimate(accelerator, board)
+    has = board.budget
     return {
         "resources": dataclasses.asdict(found),
         "shares": {name: round(getattr(found, name) / getattr(has, name), 4) for name in LIMITS},
         "estimate": dataclasses.asdict(guess),
         "errors": {name: round(getattr(guess, name) / getattr(found, name) - 1, 4) for name in LIMITS},
-        "fits": _fits(found),
+        "fits": _fits(found, board.budget),
         "modules": len(longest),
         "levels": {one.module.removeprefix(f"{top.MODULE}_"): one.whole.levels for one in longest},
         "replaced": list(bodies),
-        "equal": all(any(dsp in body for dsp in FLOWS[ZCU102.flow].dsp) for body in bodies.values()),
+        "equal": all(any(dsp in body for dsp in FLOWS[board.flow].dsp) for body in bodies.values()),
         "steps": steps.found,
         "command": f"python -m terrazzo.performance_synthesis --only {job.row} --force",
     }
 
 
-def _fits(found: Resources) -> bool:
-    return all(getattr(found, name) <= share * getattr(ZCU102.budget, name) for name, share in LIMITS.items())
+def _fits(found: Resources, has: Resources) -> bool:
+    return all(getattr(found, name) <= share * getattr(has, name) for name, share in LIMITS.items())
 
 
 def table(rows: dict[str, dict]) -> str:

@@ -39,6 +39,8 @@ class Row:
     model: str
     mixture: Mapping[Scheme, int]
     """Lanes of each scheme in one block of output channels."""
+    drain: int = 1
+    """Rows that follow the mixture by themselves, see `quant.rows.assign`."""
     bits: int | Mapping[str, int] = 8
     """Bits of activations, see `quant.bits`."""
     functions: str = "exact"
@@ -58,6 +60,7 @@ _P4_F4 = {F8: 1, F4: 5, P4: 10}
 ROWS = {
     "deit-tiny-fixed8": Row(model="deit-tiny", mixture={F8: 64}, lost=0.8, agreement=94.0),
     "deit-tiny-fixed4": Row(model="deit-tiny", mixture=_F4, lost=2.7),
+    "deit-tiny-mixed": Row(model="deit-tiny", mixture={F8: 8, F4: 16}, drain=4),
     "deit-tiny-pot4": Row(model="deit-tiny", mixture={F8: 35, P4: 29}, lost=3.2),
     "deit-tiny-fixed8-ivit": Row(model="deit-tiny", mixture={F8: 64}, functions="i-vit"),
     "deit-tiny-fixed8-heatvit": Row(model="deit-tiny", mixture={F8: 64}, functions="heatvit"),
@@ -78,6 +81,7 @@ ROWS = {
     "resnet20-fixed4-a5": Row(model="resnet20", mixture=_16_F4, bits=5),
     "resnet56-fixed4-a5": Row(model="resnet56", mixture=_16_F4, bits=5),
     "resnet20-pot4": Row(model="resnet20", mixture=_P4_F4, lost=2.0),
+    "resnet20-fixed4-a5": Row(model="resnet20", mixture={F8: 1, F4: 15}, bits=5),
     "resnet20-pot4-trained": Row(
         model="resnet20",
         mixture=_P4_F4,
@@ -171,6 +175,7 @@ def measure(name: str, folder: Path, progress=print) -> dict:
         calibration,
         preprocessing,
         mixture=dict(row.mixture),
+        drain=row.drain,
         activation_bits=row.bits,
         functions=row.functions,
     )

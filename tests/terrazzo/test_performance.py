@@ -1,9 +1,15 @@
 """The table of frames per second: its rows compile, and its cells are those of the row."""
 
+import dataclasses
 from pathlib import Path
 
-from terrazzo import performance, results_table
-from terrazzo.boards import ZCU102
+import pytest
+
+from terrazzo import performance, results, results_table
+from terrazzo.arch.errors import UserError
+from terrazzo.arch.schemes import Scheme
+from terrazzo.boards import ZCU102, estimate
+from terrazzo.boards.search import Budget
 from terrazzo.sim import cycle
 from terrazzo.synthetic import deit
 
@@ -22,6 +28,50 @@ def test_a_row_is_predicted_and_shown(monkeypatch):
     assert found["utilization"] == round(useful / (5120 * expected), 4)
     cells = performance.table({"deit-t-fixed8": found}).splitlines()[-1].split(" | ")
     assert {f"{expected:,}", row.published, "64 x 5 x 16"} <= set(cells)
+
+
+def test_accuracies_are_those_of_the_document(monkeypatch, tmp_path):
+    document = tmp_path / "results.md"
+    document.write_text(
+        "| `some-row` | deit-tiny | FIXED8 33 FIXED4 67 | A8 | 128 | 372 | 78.76 | 78.5 | 90 |\n"
+    )
+    monkeypatch.setattr(performance, "RESULTS", document)
+    found = performance.accuracy("some-row")
+    assert (found["float_top1"], found["integer_top1"]) == (78.76, 78.5)
+    assert found["rows_percent"] == "FIXED8 33 FIXED4 67"
+    with pytest.raises(
+        UserError, match=r"must have the row other-row; measure it: python -m terrazzo.results"
+    ):
+        performance.accuracy("other-row")
+
+
+def test_every_row_has_a_measured_accuracy_of_its_mixture():
+    """The accuracy's row has the same schemes with no larger a part of Fixed-8, on activations of as many bits."""
+    for row in performance.ROWS.values():
+        known = results.ROWS[row.accuracy]
+        parts = [mix[Scheme.FIXED8] / sum(mix.values()) for mix in (known.mixture, row.mixture)]
+        assert set(known.mixture) == set(row.mixture) and parts[0] <= parts[1]
+        assert row.activations == f"A{known.bits}"
+        assert row.accelerator.drain % row.rows_apart == 0
+        assert performance.accuracy(row.accuracy)["integer_top1"] > 50
+
+
+def test_rows_of_a_mixture_are_shown_by_kind(monkeypatch):
+    row = dataclasses.replace(performance.ROWS["deit-s-mixed"], network=lambda: deit(96, 1, 1, image=64))
+    monkeypatch.setitem(performance.ROWS, "deit-s-mixed", row)
+    found = performance.measure(results_table.Job(row="deit-s-mixed", data=None, files=Path()))
+    kinds, lanes = found["utilization_by_kind"], row.accelerator.lanes
+    mean = (kinds["fixed8"] * lanes.fixed8 + kinds["fixed4"] * lanes.fixed4) / lanes.total
+    assert mean == pytest.approx(found["utilization"], abs=2e-4) and min(kinds.values()) > 0
+    line = performance.table({"deit-s-mixed": found}).splitlines()[-1]
+    assert "33% Fixed-8, 67% Fixed-4, A8" in line and "32 Fixed-8 + 32 Fixed-4" in line
+
+
+def test_designs_are_within_the_budget():
+    """All but the Fixed-8 design, whose lanes are to be distributed."""
+    for name, row in performance.ROWS.items():
+        if not name.endswith("-fixed8"):
+            assert Budget().holds(estimate(row.accelerator, row.board), row.board), name
 
 
 def test_the_memory_is_that_of_the_issue():
