@@ -17,7 +17,7 @@ ROW = "deit-t-fixed8"
 @pytest.fixture
 def small(monkeypatch):
     row = performance.Row(
-        model="tiny", dim=64, heads=1, accelerator=tiny.MACHINE, published="", frames=1, utilization=1
+        model="tiny", network=tiny.graph, accelerator=tiny.MACHINE, accuracy="", published="", frames=1
     )
     monkeypatch.setitem(performance.ROWS, ROW, row)
     monkeypatch.setattr(performance.Row, "graph", lambda self: tiny.graph())
@@ -25,8 +25,9 @@ def small(monkeypatch):
 
 
 def generated_before(monkeypatch) -> None:
+    text = tiny.verilog()  # which makes a Top
     monkeypatch.setattr(performance_rtl.top, "Top", lambda _: None)
-    monkeypatch.setattr(performance_rtl, "generate", lambda *_: tiny.verilog())
+    monkeypatch.setattr(performance_rtl, "generate", lambda *_: text)
 
 
 def measured() -> dict:
