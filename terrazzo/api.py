@@ -24,6 +24,7 @@ from .arch.schemes import Scheme
 from .boards import BOARDS, Board, bandwidth, demo_accelerator, fit, require_interface
 from .boards.paths import ModulePaths
 from .boards.paths import paths as module_paths
+from .boards.routing import require_clock, route
 from .boards.synthesis import FLOWS, Resources
 from .boards.synthesis import count as count_resources
 from .boards.synthesis import verilog as board_verilog
@@ -385,10 +386,11 @@ def rtl(
     images: str | Path | None = None,
     synthesis: bool = True,
     paths: bool = False,
+    clock_mhz: float | None = None,
     progress: Progress = silent,
 ) -> dict:
     """Write a bundle to the folder `output` (Verilog and its surroundings), count resources against the board, and with
-    `paths` list the longest path of every module (`boards.paths`).
+    `paths` list the longest path of every module (`boards.paths`); with `clock_mhz` place and route it (`boards.routing`).
 
     With a program and its graph the bundle has a self-checking testbench on an image; the accelerator is then the
     program's. Without them the bundle is the Verilog, its file list and the register map. With a `board` the Verilog has
@@ -404,6 +406,8 @@ def rtl(
     progress("generating Verilog")
     target = board_named(board or "zcu102")
     text = board_verilog(machine, target) if board else top.verilog(machine)
+    if clock_mhz is not None:
+        require_clock(target, clock_mhz)
     models = {name: model for name, model in FLOWS[target.flow].models.items() if f"{name} " in text}
     if loaded is None:
         bundle.write_verilog(output, machine, text, models)
@@ -413,13 +417,16 @@ def rtl(
         codes = reference.quantize_batch(integer, raw)
         expected = reference.run(integer, codes)
         bundle.write_bundle(output, machine, loaded, codes, _flat(loaded, expected), text, models)
-    rows, longest = [], []
+    rows, longest, routed = [], [], []
     if synthesis or paths:
         progress(f"synthesis for {target.name}: each distinct module once, cached")
         mapped = board_verilog(machine, target)
         rows = resource_rows(count_resources(mapped, top.MODULE, target, progress), target)
         if paths:
             longest = path_rows(module_paths(mapped, top.MODULE, target))
+    if clock_mhz is not None:
+        progress(f"place and route for {target.name} at {clock_mhz:g} MHz")
+        routed = [dataclasses.asdict(route(board_verilog(machine, target), top.MODULE, target, clock_mhz))]
     return {
         "verilog": str(output / f"{top.MODULE}.v"),
         "accelerator": machine.to_dict(),
@@ -427,6 +434,7 @@ def rtl(
         "multipliers": machine.multipliers,
         "resources": rows,
         "paths": longest,
+        "clock": routed,
     }
 
 

