@@ -81,7 +81,6 @@ ROWS = {
     "resnet20-fixed4-a5": Row(model="resnet20", mixture=_16_F4, bits=5),
     "resnet56-fixed4-a5": Row(model="resnet56", mixture=_16_F4, bits=5),
     "resnet20-pot4": Row(model="resnet20", mixture=_P4_F4, lost=2.0),
-    "resnet20-fixed4-a5": Row(model="resnet20", mixture={F8: 1, F4: 15}, bits=5),
     "resnet20-pot4-trained": Row(
         model="resnet20",
         mixture=_P4_F4,
