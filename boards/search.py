@@ -338,8 +338,8 @@ class _Work:
         matrix += self.grouped // a.multipliers + self.depthwise // (a.private * a.depth * a.columns)
         vector = 0
         for positions, keys, width, heads in self.attention:
-            matrix += heads * products(positions, keys, width, a.lanes.fixed8)
-            matrix += heads * products(positions, width, keys, a.lanes.fixed8)
+            matrix += heads * products(positions, keys, width, a.lanes.dynamic)
+            matrix += heads * products(positions, width, keys, a.lanes.dynamic)
             vector += heads * 2 * -(-positions // a.columns) * -(-keys // a.vector)
         for positions, channels in self.norms:
             vector += 2 * -(-positions // a.columns) * -(-channels // a.vector)
