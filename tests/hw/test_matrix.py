@@ -67,7 +67,11 @@ def chained(accelerator, random):
 
 @pytest.mark.parametrize(
     "name, seed",
-    [("small", 0), ("small", 1), ("deep", 2), pytest.param("columns_4", 19, marks=pytest.mark.full)],
+    [
+        ("small", 0),
+        ("small", 1),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in (("deep", 2), ("columns_4", 19))),
+    ],
 )
 def test_instructions_read_what_earlier_ones_wrote(name, seed):
     accelerator = CONFIGURATIONS[name]
