@@ -8,6 +8,7 @@ from .configurations import (
     large_accelerator,
     mixed_accelerator,
     mobilenet_accelerator,
+    quads_accelerator,
     second_accelerator,
     zc706_accelerator,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "large_accelerator",
     "mixed_accelerator",
     "mobilenet_accelerator",
+    "quads_accelerator",
     "require_interface",
     "second_accelerator",
     "zc706_accelerator",

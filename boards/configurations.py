@@ -12,6 +12,7 @@ __all__ = [
     "large_accelerator",
     "mixed_accelerator",
     "mobilenet_accelerator",
+    "quads_accelerator",
     "second_accelerator",
     "zc706_accelerator",
 ]
@@ -157,4 +158,14 @@ def zc706_accelerator() -> Accelerator:
         instructions=2048,
         bus_bytes=8,
         ports=2,
+    )
+
+
+def quads_accelerator() -> Accelerator:
+    """6,400 Fixed-4 multipliers by four in a DSP, 2,816 in LUTs, of which 8,192 take keys and values, and 1,024 Fixed-8 ones, for
+    transformers of 4-bit rows and activations."""
+    return dataclasses.replace(
+        mixed_accelerator(),
+        lanes=Lanes(fixed8=8, fixed4=72, fixed4_quads=50, fixed4_dynamic=64),
+        weight_rows=1024,
     )

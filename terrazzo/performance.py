@@ -25,6 +25,7 @@ from .boards import (
     estimate,
     mixed_accelerator,
     mobilenet_accelerator,
+    quads_accelerator,
     zc706_accelerator,
 )
 from .boards.search import Budget
@@ -52,6 +53,8 @@ class Row:
     """Rows of each scheme in a block, see `synthetic.dealt`."""
     rows_apart: int = 1
     """Residues of rows that follow the mixture each by itself, `drain` of `synthetic.dealt`: a divisor of the machine's."""
+    operand_bits: int = 8
+    """Layers that read more have Fixed-8 rows alone."""
     activations: str = "A8"
     """Their bits."""
     accuracy: str
@@ -73,7 +76,7 @@ class Row:
 
     def graph(self) -> Graph:
         """The network with random weights and its mixture of rows."""
-        return dealt(self.network(), self.mixture, self.rows_apart)
+        return dealt(self.network(), self.mixture, self.rows_apart, operand_bits=self.operand_bits)
 
 
 _NAMES = {F8: "Fixed-8", F4: "Fixed-4", Scheme.POT4: "PoT-4", Scheme.SP2_4: "SP2-4"}
@@ -101,6 +104,11 @@ ROWS = {
     "deit-b-mixed": Row(
         model="DeiT-Base", network=_BASE, accelerator=mixed_accelerator(), mixture=_THIRD, rows_apart=4,
         accuracy="deit-tiny-mixed", published="Auto-ViT-Acc 34.0", frames=60,
+    ),
+    "deit-s-fixed4-a4": Row(
+        model="DeiT-Small", network=functools.partial(_SMALL, bits=4, attended=4), accelerator=quads_accelerator(),
+        mixture={F8: 4, F4: 60}, rows_apart=4, operand_bits=6, activations="A4 (Q, K, V, E: 4)",
+        accuracy="deit-tiny-fixed4-a4-qkve4", published="Auto-ViT-Acc 155.8", frames=300,
     ),
     "deit-s-mixed-zc706": Row(
         model="DeiT-Small", network=_SMALL, accelerator=zc706_accelerator(), board=ZC706, mixture={F8: 8, F4: 56},

@@ -188,15 +188,17 @@ class _Builder:
         return self.add(Elementwise, name, self.tensors[x].shape, "s16", input=x, drain=drain)
 
     def attention(self, name: str, q: str, k: str, v: str, shape: tuple[int, int], heads: int) -> str:
-        m, n = numerics.scale_to_mn(150 / (40 * 40 * np.sqrt(shape[1] / heads)))
+        bits = self.tensors[q].bits
+        spread, most = 0.3 * (1 << bits - 1), self.codes()["hi"]
+        m, n = numerics.scale_to_mn(150 / (spread**2 * np.sqrt(shape[1] / heads)))
         m2, n2 = numerics.scale_to_mn(1.5, n_max=30)
         fields = {"m": (m, np.uint16), "n": (n, np.uint8), "C": (1 << (n - 1), np.int64)}
         fields |= {"m2": (m2, np.uint16), "n2": (n2, np.uint8)}
         self.constants |= {
             f"{name}/{f}": np.full(heads, value, dtype) for f, (value, dtype) in fields.items()
         }
-        self.constants[f"{name}/exp"] = numerics.exp_table().astype(np.uint8)
-        return self.add(Attention, name, shape, input=q, keys=k, values=v, heads=heads, lo=-127, hi=127)
+        self.constants[f"{name}/exp"] = (numerics.exp_table() >> (8 - bits)).astype(np.uint8)
+        return self.add(Attention, name, shape, input=q, keys=k, values=v, heads=heads, lo=-most, hi=most)
 
 
 def deit(
@@ -288,15 +290,19 @@ def mobilenet_v2(*, image: int = 224, seed: int = 0, bits: int = 8) -> Graph:
     return b.graph("mobilenet-v2", b.linear("head", b.pooled("mean", x), (1, 1280), 1000, dtype="s16"))
 
 
-def dealt(graph: Graph, mixture: Mapping[Scheme, int], drain: int = 1, seed: int = 0) -> Graph:
+def dealt(
+    graph: Graph, mixture: Mapping[Scheme, int], drain: int = 1, seed: int = 0, operand_bits: int = 8
+) -> Graph:
     """The graph with rows of `mixture`, as `quant.rows.assign` deals them but at random: of every whole block of
     sum(mixture) rows of a layer, those with equal row % drain are of each scheme mixture[s] / drain times. Rows after
-    the last whole block, and grouped layers, stay Fixed-8. Codes and scales follow, so that values still spread."""
+    the last whole block, grouped layers, and those that read more than `operand_bits`, stay Fixed-8. Codes and scales follow, so that values still spread."""
     random, block = np.random.default_rng(seed), sum(mixture.values())
     slots = np.array([s for s in sorted(mixture) for _ in range(mixture[s] // drain)], np.uint8)
     constants = dict(graph.constants)
     for operator in graph.operators:
         if not isinstance(operator, Linear | Conv) or (isinstance(operator, Conv) and operator.groups > 1):
+            continue
+        if graph.tensor(operator.input).bits > operand_bits:
             continue
         weight = graph.constant(operator, "weight").copy()
         schemes = np.full(len(weight), Scheme.FIXED8, np.uint8)
