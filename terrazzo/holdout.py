@@ -85,6 +85,7 @@ def _quantized(row: Row, float_graph: FloatGraph, rest: data.Images, preprocessi
             rest,
             preprocessing,
             mixture=dict(row.mixture),
+            drain=row.drain,
             activation_bits=row.bits,
             functions=row.functions,
         )[0]
