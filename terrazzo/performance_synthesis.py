@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 
 from . import results_table
@@ -41,6 +42,7 @@ def measure(job: results_table.Job) -> dict:
     with steps.step("Verilog"):
         text = verilog(accelerator, board)
     bodies = replaced(accelerator, text)
+    parts = {f"{top.MODULE}_{kind.__name__.lower()}" for kind in FLOWS[board.flow].primitives}
     with steps.step("synthesis"):
         found = count(text, top.MODULE, board, job.progress)
     longest = paths(text, top.MODULE, board)
@@ -55,7 +57,7 @@ def measure(job: results_table.Job) -> dict:
         "modules": len(longest),
         "levels": {one.module.removeprefix(f"{top.MODULE}_"): one.whole.levels for one in longest},
         "replaced": list(bodies),
-        "equal": all(any(dsp in body for dsp in FLOWS[board.flow].dsp) for body in bodies.values()),
+        "equal": all(re.sub(r"_\d+$", "", name) in parts for name in bodies),
         "steps": steps.found,
         "command": f"python -m terrazzo.performance_synthesis --only {job.row} --force",
     }
