@@ -18,6 +18,7 @@ CLASSES = {
     "attended": "outputs of attention",
     "normalized": "outputs of LayerNorm",
     "hidden": "outputs of a table: GELU, SiLU ...",
+    "grouped": "what depthwise and grouped convolutions alone read, whose rows are Fixed-8 in every mixture",
     "other": "everything else, and what a mapping leaves out",
 }
 """Classes that can have bits of their own. The input has 8, the residual stream 16."""
@@ -42,7 +43,15 @@ def bits_by_class(bits: int | Mapping[str, int]) -> dict[str, int]:
 
 def activation_classes(units: list[Unit], root: Mapping[str, str]) -> dict[str, str]:
     """The class of every value that has one other than "other", by the root of its codes."""
-    found: dict[str, str] = {}
+    readers: dict[str, list[Unit]] = {}
+    for unit in units:
+        for name in {root[name] for name in (*unit.anchor.inputs, unit.residual) if name is not None}:
+            readers.setdefault(name, []).append(unit)
+    found = {
+        name: "grouped"
+        for name, its in readers.items()
+        if all(unit.anchor.attrs.get("groups", 1) > 1 and unit.residual != name for unit in its)
+    }
     for unit in units:
         if unit.anchor.kind == "layernorm":
             found[root[unit.out]] = "normalized"

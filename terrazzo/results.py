@@ -81,6 +81,9 @@ ROWS = {
         lost=6.0,
         training=Settings(epochs=2, batch=8, rate=1.5e-4, flip=True, shift=8),
     ),
+    "mobilenet-v2-fixed4-a5-grouped8": Row(
+        model="mobilenet-v2", mixture=_V2_F4, bits={"other": 5, "grouped": 8}, lost=6.0
+    ),
     "deit-tiny-fixed4-a4": Row(model="deit-tiny", mixture=_F4, bits={"other": 4, "q": 8, "k": 8, "v": 8}),
     "deit-tiny-fixed4-a4-qkve4": Row(model="deit-tiny", mixture=_F4, bits={"other": 4, "e": 4}),
     "resnet20-fixed8": Row(model="resnet20", mixture={F8: 16}, lost=0.4),

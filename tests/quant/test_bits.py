@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from terrazzo.arch.graph import Attention, LayerNorm, Linear
+from terrazzo.arch.graph import Attention, Conv, LayerNorm, Linear
 from terrazzo.arch.numerics import exp_table
 from terrazzo.arch.schemes import Scheme
 from terrazzo.quant.bits import bits_by_class, exp_levels
 from terrazzo.quant.quantizer import QuantizeError, quantize
 from terrazzo.sim import reference
+
+from .conftest import Net
 
 
 def test_every_class_has_its_bits(gallery_vit, plain_preprocessing, raw_images):
@@ -32,6 +34,27 @@ def test_every_class_has_its_bits(gallery_vit, plain_preprocessing, raw_images):
     values = reference.run(graph, reference.quantize_batch(graph, images), keep=True)
     for tensor in graph.tensors:
         assert np.abs(values[tensor.name].astype(int)).max() <= 1 << (tensor.bits - 1)
+
+
+def test_what_depthwise_convolutions_alone_read(plain_preprocessing, raw_images):
+    net = Net(0, (6, 6, 3))
+    x = net.act(net.conv("input", 8), "relu")
+    skip = net.act(net.conv(x, 8, groups=8), "relu")
+    y = net.act(net.conv(net.act(net.conv(skip, 8, 1), "relu"), 8, groups=2), "relu")
+    y = net.conv(net.add(net.conv(y, 8, 1), skip), 4, 1)
+    model = net.graph()
+    images = raw_images(8, model.input_shape)
+    graph, _ = quantize(
+        model,
+        images,
+        plain_preprocessing(3),
+        mixture={Scheme.FIXED8: 8},
+        activation_bits={"other": 5, "grouped": 7},
+    )
+    convolutions = [o for o in graph.operators if isinstance(o, Conv)]
+    bits = [graph.tensor(o.input).bits for o in convolutions]
+    assert [o.groups for o in convolutions] == [1, 8, 1, 2, 1, 1]
+    assert bits == [8, 7, 5, 7, 5, graph.tensor(convolutions[-1].input).bits]
 
 
 def test_levels_of_the_exponential():
