@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 
@@ -19,7 +20,7 @@ from ..hw.decode import STORED_BITS
 from ..hw.lines import BUFFER_LINES
 from .board import Board, BoardError, Resources
 
-__all__ = ["estimate", "fit", "require_interface", "with_luts"]
+__all__ = ["estimate", "fit", "require_interface", "with_luts", "with_quads"]
 
 RAM_SHAPES = {
     "xcup": (
@@ -162,8 +163,24 @@ def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
 def estimate(accelerator: Accelerator, board: Board) -> Resources:
     """What `accelerator` needs on `board`; a test compares ulx3s-85f's default and the second accelerator on zcu102 with
     synthesis, within 15 %."""
+    lut, ff, dsp = _logic(accelerator, board)
+    bram = 0.0
+    for copies, words, bits in memories(accelerator):
+        if words <= SMALL_RAM_WORDS:
+            lut += copies * bits * words / SMALL_RAM_BITS[board.flow]
+        else:
+            bram += copies * _block_rams(board.flow, words, bits)
+    return Resources(lut=round(lut), ff=round(ff), dsp=round(dsp), bram=bram)
+
+
+@functools.cache
+def _block_rams(flow: str, words: int, bits: int) -> float:
+    return min(-(-words // depth) * -(-bits // width) * size for depth, width, size in RAM_SHAPES[flow])
+
+
+def _logic(a: Accelerator, board: Board) -> tuple[float, float, float]:
+    """LUT, FF and DSP of all but the memories."""
     costs = COSTS[board.flow]
-    a = accelerator
     terms = [
         *_lane_terms(a, costs),
         (a.drain * a.columns, costs.output),
@@ -174,26 +191,27 @@ def estimate(accelerator: Accelerator, board: Board) -> Resources:
     lut, ff, dsp = (sum(count * cost[i] for count, cost in terms) for i in range(3))
     if a.columns & (a.columns - 1):
         dsp += DIVISION_DSPS * (a.columns + 2)
-    bram = 0.0
-    for copies, words, bits in memories(a):
-        if words <= SMALL_RAM_WORDS:
-            lut += copies * bits * words / SMALL_RAM_BITS[board.flow]
-        else:
-            bram += copies * min(
-                -(-words // depth) * -(-bits // width) * size for depth, width, size in RAM_SHAPES[board.flow]
-            )
-    return Resources(lut=round(lut), ff=round(ff), dsp=round(dsp), bram=bram)
+    return lut, ff, dsp
 
 
 def with_luts(accelerator: Accelerator, board: Board, dsp: float) -> Accelerator:
     """The same with the fewest Fixed-8 lanes in LUTs that let the rest do with `dsp` DSPs; unchanged if all would not."""
     a = accelerator
-    excess = estimate(a, board).dsp - dsp
+    excess = round(_logic(a, board)[2]) - dsp
     pair = 2 * a.columns * a.depth * COSTS[board.flow].kinds[Scheme.FIXED8].product[2]
     luts = a.lanes.fixed8_luts + 2 * max(0, math.ceil(excess / pair))
     if luts > a.lanes.fixed8 or luts == a.lanes.fixed8_luts:
         return a
     return dataclasses.replace(a, lanes=dataclasses.replace(a.lanes, fixed8_luts=luts))
+
+
+def with_quads(accelerator: Accelerator, board: Board, dsp: float) -> Accelerator:
+    """The same with as many Fixed-4 lanes on multipliers as `dsp` DSPs allow."""
+    a = accelerator
+    plain = dataclasses.replace(a, lanes=dataclasses.replace(a.lanes, fixed4_quads=0))
+    pair = 2 * a.columns * a.depth * COSTS[board.flow].others[Scheme.FIXED4].product[2]
+    quads = min(a.lanes.fixed4 // 2, int(max(0, dsp - round(_logic(plain, board)[2])) // pair)) * 2
+    return dataclasses.replace(a, lanes=dataclasses.replace(a.lanes, fixed4_quads=quads))
 
 
 def _lane_terms(a: Accelerator, costs: Costs) -> Iterator[tuple[int, Cost]]:

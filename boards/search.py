@@ -1,40 +1,29 @@
-"""The fastest accelerator for a model within a budget: candidates in the order of what their engines have to do, the cycle
+"""The fastest accelerator for a model within a budget: candidates in the order of a guess of their cycles, the cycle
 model as judge, lower bounds to leave out the rest."""
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import itertools
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
-from ..arch.accelerator import Accelerator, AcceleratorError
-from ..arch.graph import Attention, Conv, Graph, LayerNorm, Linear
-from ..arch.schemes import Scheme, codebook
+from ..arch.accelerator import Accelerator
+from ..arch.graph import Graph
 from ..compiler import CompileError, compile
 from ..sim.cycle import predict
 from .bandwidth import frame_bytes
 from .board import Board, BoardError, Resources
-from .fitting import estimate, require_interface, with_luts
+from .fitting import estimate, require_interface
+from .mixtures import Mixture, RowBlock, reassigned, row_block
+from .shapes import INSTRUCTIONS, grown, shapes, sized
+from .work import Work
 
-__all__ = ["PARTS", "Budget", "Design", "Mixture", "Search", "reassigned", "search"]
+__all__ = ["PARTS", "Budget", "Design", "Search", "Version", "search"]
 
-Mixture = Mapping[Scheme, int]
-"""Lanes of each scheme, up to a factor."""
-
-WIDTHS = {"columns": (2, 4, 8, 16), "depth": (8, 16, 32), "drain": (2, 4, 8, 16), "vector": (2, 4, 8, 16)}
-LANES = 256
-"""Most lanes that are tried."""
-SCRATCHPAD_BYTES = (1 << 20, 1 << 19, 1 << 18, 1 << 17)
-WEIGHT_ROWS = (8192, 4096, 2048, 1024, 512)
-INSTRUCTIONS = 512
-"""Unit of the instruction memory's capacity, which follows the program."""
 PARTS = (1.0, 0.75, 0.5, 0.25)
-"""Parts of the budget that have a search of their own, for designs of every size."""
+"""Parts of the budget that have a search of their own, for designs of every size; the first has half of the evaluations."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,11 +47,26 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Version:
+    """A way to quantize a model."""
+
+    name: str
+    graph: Graph
+    """Its shapes and bits; rows are dealt out anew for each accelerator."""
+    mixture: Mixture
+    """Of rows, with the fewest Fixed-8 ones."""
+    accuracy: float | None = None
+    """Top-1 in per cent that was measured."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Design:
     """An accelerator that a model was compiled for."""
 
     accelerator: Accelerator
-    mixture: Mixture
+    version: Version
+    rows: RowBlock
+    """How rows are to be quantized."""
     need: Resources
     """By `fitting.estimate`."""
     cycles: int
@@ -109,238 +113,193 @@ class Search:
         return 0.0 if self.open_bound is None else max(0.0, 1 - self.open_bound / self.best.cycles)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A shape for a version."""
+
+    shape: Accelerator
+    version: Version
+    need: Resources
+    bound: int
+    guess: float
+
+
 def search(
-    graph: Graph,
+    versions: Sequence[Version],
     board: Board,
-    mixtures: Sequence[Mixture],
     *,
     budget: Budget | None = None,
     fixed: Mapping[str, int] | None = None,
     evaluations: int = 48,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Search:
-    """The fastest accelerators for `graph` on `board`, and smaller ones.
+    """The fastest accelerators for a model on `board`, and smaller ones.
 
-    Rows of the graph are dealt out anew for each mixture (`reassigned`): cycles do not depend on codes. `fixed` holds
-    parameters of `Accelerator` that are not searched. Each part of the budget in PARTS takes its share of the
-    `evaluations`, those first whose engines have least to do, and leaves out what is slower than its best by its bound.
+    `fixed` holds parameters of `Accelerator` that are not searched. Each part of the budget in PARTS takes its share of
+    the `evaluations`, those first that are guessed fastest, and leaves out what is slower than its best by its bound.
     Raises BoardError where no candidate fits or none compiles.
     """
-    budget = budget or Budget()
-    work = _Work(graph)
-    dsp = budget.dsp * board.budget.dsp
-    shapes = list(_shapes(board, mixtures, dict(fixed or {}), dsp, work.depthwise > 0))
-    for shape, _ in shapes[:1]:
-        require_interface(shape, board)
-    if not any(budget.holds(estimate(shape, board), board) for shape, _ in shapes):
-        raise BoardError(_nothing_fits(board, budget, [shape for shape, _ in shapes]))
-    cycles = [work.cycles(shape) for shape, _ in shapes]
-    ranked = sorted(range(len(shapes)), key=lambda i: (sum(cycles[i]), shapes[i][0].multipliers))
-    judged: dict[Accelerator, Design | None] = {}
+    budget, fixed = budget or Budget(), dict(fixed or {})
+    found = _candidates(versions, board, budget, fixed)
+    judged: dict[tuple[Accelerator, str], Design | None] = {}
     reasons: collections.Counter[str] = collections.Counter()
     open_bounds = []
     for part in PARTS:
-        left, best = -(-evaluations // len(PARTS)), math.inf
-        for i in ranked:
-            bound = max(cycles[i])
-            if bound >= best:
+        left, best = -(-evaluations // (2 if part == PARTS[0] else 2 * len(PARTS[1:]))), math.inf
+        holds = functools.partial((budget * part).holds, board=board)
+        for one in found:
+            if one.bound >= best or not holds(one.need):
                 continue
-            shape, mixture = shapes[i]
-            for accelerator in _sized(shape, board, budget * part, set(fixed or ())):
-                if accelerator not in judged and left == 0:
-                    open_bounds += [bound] if part == PARTS[0] else []
+            for accelerator in sized(one.shape, board, holds, fixed):
+                key = accelerator, one.version.name
+                if key not in judged and left == 0:
+                    open_bounds += [one.bound] if part == PARTS[0] else []
                     break
-                if accelerator not in judged:
+                if key not in judged:
                     left -= 1
                     try:
-                        design = _judge(graph, accelerator, mixture, board, bound)
-                        judged[accelerator] = design if budget.holds(design.need, board) else None
-                        if judged[accelerator] is None:
+                        design = _judge(one.version, accelerator, board, one.bound)
+                        judged[key] = design if budget.holds(design.need, board) else None
+                        if judged[key] is None:
                             reasons["its instructions do not fit"] += 1
                     except CompileError as error:
-                        judged[accelerator] = None
+                        judged[key] = None
                         reasons[str(error).splitlines()[-1].strip()] += 1
-                    progress(_told(part, judged, accelerator))
-                if judged[accelerator]:
-                    best = min(best, judged[accelerator].cycles)
+                    progress(_told(part, judged, key))
+                if judged[key]:
+                    best = min(best, judged[key].cycles)
             if left == 0 and part != PARTS[0]:
                 break
     designs = sorted((d for d in judged.values() if d), key=lambda d: (d.cycles, d.need.lut))
     if not designs:
-        raise BoardError(
-            f"{board.name}: none of {len(judged)} accelerators that fit can run {graph.name}; most often: "
-            f"{reasons.most_common(1)[0][0]}"
-        )
+        raise BoardError(_nothing_runs(found[0], board, budget, len(judged), reasons))
     least = [bound for bound in open_bounds if bound < designs[0].cycles]
     return Search(designs=tuple(designs), open_bound=min(least, default=None))
 
 
-def _told(part: float, judged: dict[Accelerator, Design | None], accelerator: Accelerator) -> str:
-    design = judged[accelerator]
+def _candidates(
+    versions: Sequence[Version], board: Board, budget: Budget, fixed: Mapping[str, int]
+) -> list[_Candidate]:
+    """What fits with the smallest memories, the fastest by guess first. Raises BoardError where nothing does."""
+    found, all_shapes = [], []
+    for version in versions:
+        work = Work(version.graph)
+        for shape in shapes(board, work, version.mixture, fixed, budget.dsp * board.budget.dsp):
+            if not all_shapes:
+                require_interface(shape, board)
+            all_shapes.append(shape)
+            need = estimate(shape, board)
+            if budget.holds(need, board):
+                bound, guess = max(work.cycles(shape)), work.guess(shape)
+                found.append(_Candidate(shape=shape, version=version, need=need, bound=bound, guess=guess))
+    if not found:
+        raise BoardError(_nothing_fits(versions, board, budget, fixed, all_shapes))
+    return sorted(found, key=lambda one: (one.guess, one.need.lut))
+
+
+def _told(part: float, judged: dict, key: tuple[Accelerator, str]) -> str:
+    accelerator, design = key[0], judged[key]
     found = f"{design.cycles:,} cycles" if design else "does not compile"
     widths = f"{accelerator.lanes.total} lanes x {accelerator.columns} columns x depth {accelerator.depth}"
     return f"{part:.0%} of the budget: {widths}: {found} ({len(judged)} judged)"
 
 
-def _nothing_fits(board: Board, budget: Budget, shapes: Sequence[Accelerator]) -> str:
-    if not shapes:
-        return f"{board.name}: no accelerator has these parameters and mixtures; request fewer of them"
+def _nothing_fits(
+    versions: Sequence[Version],
+    board: Board,
+    budget: Budget,
+    fixed: Mapping[str, int],
+    tried: Sequence[Accelerator],
+) -> str:
+    """What is asked for, and the nearest that works."""
+    asked = ", ".join(f"{name}={value}" for name, value in fixed.items())
+    asked = f"{board.name} must hold an accelerator" + (f" with {asked}" if asked else "")
+    if tried:
+        least = min(tried, key=lambda shape: max(_over(shape, board, budget).values()))
+        over = {name: part for name, part in _over(least, board, budget).items() if part > 1}
+        needs = ", ".join(
+            f"{part * getattr(budget, name):.1%} of its {name.upper()} ({getattr(budget, name):.0%} allowed)"
+            for name, part in over.items()
+        )
+        problem = f"{asked}, but the smallest takes {needs}"
+    else:
+        least, over, problem = None, {}, f"{asked}, but no accelerator has these parameters"
+    if fixed:
+        free = (
+            shape
+            for version in versions
+            for shape in shapes(
+                board, Work(version.graph), version.mixture, {}, budget.dsp * board.budget.dsp
+            )
+            if budget.holds(estimate(shape, board), board)
+        )
 
-    def parts(shape: Accelerator) -> dict[str, float]:
-        need = estimate(shape, board)
-        return {n: getattr(need, n) / getattr(board.budget, n) for n in dataclasses.asdict(budget)}
+        def distance(shape: Accelerator) -> float:
+            return sum(abs(math.log2(getattr(shape, name) / value)) for name, value in fixed.items())
 
-    least = min(shapes, key=lambda shape: max(parts(shape).values()))
-    over = {name: part for name, part in parts(least).items() if part > getattr(budget, name)}
-    needs = ", ".join(
-        f"{v:.0%} of its {n.upper()} ({getattr(budget, n):.0%} allowed)" for n, v in over.items()
+        nearest = min(free, key=distance, default=None)
+        if nearest is not None:
+            values = ", ".join(f"{name}={getattr(nearest, name)}" for name in fixed)
+            return f"{problem}; the nearest that fits has {values}"
+    parts = " ".join(
+        f"--{name} {math.ceil(100 * part * getattr(budget, name))}" for name, part in over.items()
     )
-    return (
-        f"{board.name} must hold the accelerator, but the smallest of these parameters and mixtures takes {needs}; the "
-        f"nearest has lanes={least.lanes.total}, columns={least.columns}, depth={least.depth}, drain={least.drain}, "
-        f"vector={least.vector}: raise the budget or request less"
+    return f"{problem}; {_words(least)} fits with {parts}" if least else problem
+
+
+def _over(shape: Accelerator, board: Board, budget: Budget) -> dict[str, float]:
+    """What a shape needs of each resource, in parts of what the budget allows."""
+    need = estimate(shape, board)
+    return {
+        name: getattr(need, name) / (part * getattr(board.budget, name))
+        for name, part in dataclasses.asdict(budget).items()
+    }
+
+
+def _words(a: Accelerator) -> str:
+    return f"one of {a.lanes.total} lanes x {a.columns} columns x depth {a.depth}, drain={a.drain}, vector={a.vector}"
+
+
+def _nothing_runs(
+    one: _Candidate, board: Board, budget: Budget, tried: int, reasons: collections.Counter[str]
+) -> str:
+    """Why nothing that fits runs the model, and the smallest memories with which the fastest shape does."""
+    graph = one.version.graph
+    problem = (
+        f"{board.name}: none of {tried} accelerators that fit can run {graph.name}; most often: "
+        f"{reasons.most_common(1)[0][0]}"
     )
+    for larger in grown(one.shape):
+        try:
+            design = _judge(one.version, larger, board, one.bound)
+        except CompileError:
+            continue
+        a, over = design.accelerator, _over(design.accelerator, board, budget)
+        needs = ", ".join(
+            f"{part * getattr(budget, name):.0%} of {name.upper()}" for name, part in over.items() if part > 1
+        )
+        return (
+            f"{problem} The nearest that runs it has scratchpad_rows={a.scratchpad_rows}, weight_rows={a.weight_rows}, "
+            f"instructions={a.instructions}" + (f" and takes {needs}" if needs else "")
+        )
+    return problem
 
 
-def _shapes(
-    board: Board, mixtures: Sequence[Mixture], fixed: dict[str, int], dsp: float, depthwise: bool
-) -> Iterator[tuple[Accelerator, Mixture]]:
-    """Valid accelerators with the smallest memories, and their mixture; with more Fixed-8 lanes than `dsp` DSPs allow,
-    the others are in LUTs. They have as many ports as fill no line beyond a row of the scratchpad, and for depthwise
-    layers as many private chunks as lanes take and the drain keeps up with."""
-    widths = {name: (fixed[name],) if name in fixed else values for name, values in WIDTHS.items()}
-    base = board.default.to_dict() | {"instructions": INSTRUCTIONS} | fixed
-    for mixture, *chosen in itertools.product(mixtures, *widths.values()):
-        values = base | dict(zip(widths, chosen, strict=True))
-        row = values["scratchpad_regions"] * values["columns"] * values["depth"]
-        sizes = {"scratchpad_rows": SCRATCHPAD_BYTES[-1] // row, "weight_rows": WEIGHT_ROWS[-1]}
-        most = values["columns"] * values["depth"] // values["bus_bytes"]
-        sizes["ports"] = max(p for p in (1, 2, 4) if p == 1 or p <= min(most, board.interface.ports))
-        for lanes in _lanes(mixture, values["drain"]):
-            if depthwise and values["columns"].bit_count() == 1:
-                most = min(2 * lanes.get("fixed8", 0), 8 * values["drain"], 16 * values["depth"])
-                sizes["private"] = 1 << max(1, most // values["depth"]).bit_length() - 1
-            with contextlib.suppress(AcceleratorError):
-                shape = Accelerator.from_dict(values | sizes | fixed | {"lanes": lanes})
-                yield with_luts(shape, board, dsp), mixture
-
-
-def _sized(shape: Accelerator, board: Board, budget: Budget, fixed: set[str]) -> list[Accelerator]:
-    """The shape with the largest memories that the budget holds: two sizes of scratchpad, weight rows with the rest."""
-    row = shape.scratchpad_regions * shape.scratchpad_row_bytes
-    scratchpads = [size // row for size in SCRATCHPAD_BYTES]
-    if "scratchpad_rows" in fixed:
-        scratchpads = [shape.scratchpad_rows]
-    rows = [shape.weight_rows] if "weight_rows" in fixed else WEIGHT_ROWS
-    found = []
-    for scratchpad in scratchpads:
-        for weights in rows:
-            with contextlib.suppress(AcceleratorError):
-                sized = dataclasses.replace(shape, scratchpad_rows=scratchpad, weight_rows=weights)
-                if budget.holds(estimate(sized, board), board):
-                    found.append(sized)
-                    break
-    return found[:2]
-
-
-def _lanes(mixture: Mixture, drain: int) -> Iterator[dict[str, int]]:
-    """Lane counts near the mixture's ratio, in multiples of `drain`."""
-    whole = sum(mixture.values())
-    seen = set()
-    for total in range(drain, LANES + 1, drain):
-        counts = {s.name.lower(): round(total * part / whole / drain) * drain for s, part in mixture.items()}
-        key = tuple(counts.values())
-        if sum(key) == total and all(key) and key not in seen:
-            seen.add(key)
-            yield counts
-
-
-def _judge(graph: Graph, accelerator: Accelerator, mixture: Mixture, board: Board, bound: int) -> Design:
+def _judge(version: Version, accelerator: Accelerator, board: Board, bound: int) -> Design:
     """Raises CompileError."""
-    roomy = dataclasses.replace(accelerator, instructions=1 << 16)
-    program = compile(reassigned(graph, roomy), roomy)
+    graph, roomy = version.graph, dataclasses.replace(accelerator, instructions=1 << 16)
+    rows = row_block(graph, version.mixture, accelerator)
+    program = compile(reassigned(graph, rows, roomy), roomy)
     cycles = predict(program, board.interface.memory).cycles
     needed = -(-len(program.instructions) // INSTRUCTIONS) * INSTRUCTIONS
     accelerator = dataclasses.replace(accelerator, instructions=needed)
     return Design(
         accelerator=accelerator,
-        mixture=mixture,
+        version=version,
+        rows=rows,
         need=estimate(accelerator, board),
         cycles=cycles,
         bound=bound,
         moved_bytes=sum(frame_bytes(program)[1].values()),
         macs=sum(graph.macs(operator) for operator in graph.operators),
     )
-
-
-def reassigned(graph: Graph, accelerator: Accelerator) -> Graph:
-    """The graph with rows in the accelerator's mixture, whole blocks of lanes dealt out by position.
-
-    Codes are moved to the nearest of the new scheme: the shapes, instructions and cycles are those of a graph that is
-    quantized for the accelerator, its answers are not. Grouped layers and incomplete blocks are Fixed-8.
-    """
-    lanes, drain = accelerator.lanes, accelerator.drain
-    block = np.repeat(np.array(lanes.kinds[::drain], np.uint8), drain)
-    books = {scheme: codebook(scheme) for scheme in Scheme}
-    constants = dict(graph.constants)
-    for operator in graph.operators:
-        if not isinstance(operator, Linear | Conv):
-            continue
-        codes = graph.constant(operator, "weight")
-        schemes = np.full(len(codes), Scheme.FIXED8, np.uint8)
-        whole = 0 if isinstance(operator, Conv) and operator.groups > 1 else len(codes) // lanes.total
-        schemes[: whole * lanes.total] = np.tile(block, whole)
-        moved = codes.copy()
-        for scheme in set(lanes.by_scheme) - {Scheme.FIXED8}:
-            book, rows = books[scheme], schemes == scheme
-            middle = (book[1:] + book[:-1]) / 2
-            moved[rows] = book[np.searchsorted(middle, codes[rows])]
-        constants |= {f"{operator.name}/weight": moved, f"{operator.name}/scheme": schemes}
-    return dataclasses.replace(graph, constants=constants)
-
-
-class _Work:
-    """What a graph asks of any machine: the terms of a lower bound of a frame's cycles."""
-
-    def __init__(self, graph: Graph):
-        self.layers: list[tuple[int, int, int]] = []
-        """Positions, outputs and products per output of layers with weights that are not grouped."""
-        self.grouped = self.depthwise = 0
-        """Products of the grouped ones, and of those of single channels."""
-        self.attention: list[tuple[int, int, int, int]] = []
-        """Positions, keys, channels of a head, and how many heads."""
-        self.norms: list[tuple[int, int]] = []
-        for operator in graph.operators:
-            out = graph.tensor(operator.output)
-            if isinstance(operator, Linear | Conv):
-                weight = graph.constant(operator, "weight")
-                positions = out.positions - (operator.prefix if isinstance(operator, Conv) else 0)
-                if isinstance(operator, Conv) and operator.groups == len(weight) > 1 == weight.shape[-1]:
-                    self.depthwise += graph.macs(operator)
-                elif isinstance(operator, Conv) and operator.groups > 1:
-                    self.grouped += graph.macs(operator)
-                else:
-                    self.layers.append((positions, len(weight), weight[0].size))
-            elif isinstance(operator, Attention):
-                keys = graph.tensor(operator.keys).positions // operator.windows
-                self.attention.append((out.positions, keys, out.channels // operator.heads, operator.heads))
-            elif isinstance(operator, LayerNorm):
-                self.norms.append((out.positions, out.channels))
-
-    def cycles(self, a: Accelerator) -> tuple[int, int]:
-        """Cycles that the matrix engine and the vector engine are busy at the very least."""
-
-        def products(positions: int, outputs: int, depth: int, lanes: int) -> int:
-            tiles, chunks = -(-positions // a.columns), -(-depth // a.depth)
-            return tiles * max(-(-outputs // lanes) * chunks, -(-outputs // a.drain))
-
-        matrix = sum(products(*layer, a.lanes.total) for layer in self.layers)
-        matrix += self.grouped // a.multipliers + self.depthwise // (a.private * a.depth * a.columns)
-        vector = 0
-        for positions, keys, width, heads in self.attention:
-            matrix += heads * products(positions, keys, width, a.lanes.dynamic)
-            matrix += heads * products(positions, width, keys, a.lanes.dynamic)
-            vector += heads * 2 * -(-positions // a.columns) * -(-keys // a.vector)
-        for positions, channels in self.norms:
-            vector += 2 * -(-positions // a.columns) * -(-channels // a.vector)
-        return matrix, vector

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from .boards.synthesis import FLOWS, Resources
 from .boards.synthesis import count as count_resources
 from .boards.synthesis import verilog as board_verilog
 from .compiler import compile, compiled, listing
+from .compiler.widths import NARROW
 from .examples.digits import models as digits_models
 from .hw import bundle, top
 from .quant import data, frontend, onnx_export, onnx_import, parallel, quantizer
@@ -109,6 +111,26 @@ def parse_requests(requests: Iterable[str]) -> dict:
             target, name = requested.setdefault("lanes", {}), name.removeprefix("lanes.")
         target[name] = int(value)
     return requested
+
+
+def parse_mixture(text: str) -> dict[Scheme, int]:
+    """Lanes of each scheme from "fixed8=1,fixed4=19". Raises UserError."""
+    found: dict[Scheme, int] = {}
+    names = {scheme.name.lower(): scheme for scheme in Scheme}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in names or not value.isdecimal() or int(value) == 0:
+            raise UserError(
+                f"mix must be scheme=parts with commas, schemes of {', '.join(names)} and parts from 1 on, not {text!r}; "
+                "for example fixed8=1,fixed4=3"
+            )
+        found[names[name]] = int(value)
+    if Scheme.FIXED8 not in found:
+        raise UserError(
+            f"mix must have fixed8 lanes, which run attention and incomplete blocks, not {text!r}; the nearest is "
+            f"fixed8=1,{text}"
+        )
+    return dict(sorted(found.items()))
 
 
 def board_named(name: str) -> Board:
@@ -245,13 +267,12 @@ def quantize(
 ) -> Quantized:
     """Import (unless `float_graph` is the imported model), calibrate and quantize a model.
 
-    Rows "mixed" follow the lane mixture of `target`; "fixed8" are all Fixed-8. `functions` are "exact", or those of "i-vit" or
+    Rows "mixed" follow the lane mixture of `target`; "fixed8" are all Fixed-8; else a block of them, such as
+    "fixed8=4,fixed4=60", which `terrazzo fit` prints. `functions` are "exact", or those of "i-vit" or
     "heatvit" (`quant.functions`). An ONNX model that comes quantized keeps its codes, scales and bits: images and
     `activation_bits` are not used, and rows take narrow lanes where these hold the codes.
     """
-    if rows not in ("mixed", "fixed8"):
-        raise UserError(f"rows must be mixed or fixed8, not {rows!r}")
-    mixture = target.lanes.by_scheme if rows == "mixed" else {Scheme.FIXED8: target.lanes.fixed8}
+    mixture, apart = _rows(rows, target)
     if float_graph is None:
         progress(f"{model.name}: importing")
         if onnx_import.is_quantized(model):
@@ -259,7 +280,7 @@ def quantize(
                 raise UserError(
                     f"model {model.name}: functions must be exact where it comes quantized, not {functions}"
                 )
-            return Quantized(*onnx_import.integer(model, mixture=mixture, drain=target.drain))
+            return Quantized(*onnx_import.integer(model, mixture=mixture, drain=apart))
         float_graph = imported_graph(model)
     progress(f"{model.name}: quantizing, {rows} rows")
     graph, report = quantizer.quantize(
@@ -267,13 +288,31 @@ def quantize(
         images,
         model.preprocessing,
         mixture=mixture,
-        drain=target.drain,
+        drain=apart,
+        operand_bits=operand_bits(target),
         activation_bits=activation_bits,
         functions=functions,
         name=f"{model.name}-{rows}" + ("" if functions == "exact" else f"-{functions}"),
         execute=functools.partial(reference.run, keep=True),
     )
     return Quantized(graph, report)
+
+
+def operand_bits(target: Accelerator) -> int:
+    """Of what layers with 4-bit rows may read on `target`: fewer where lanes make four products in a multiplier."""
+    return NARROW[1].bit_length() + 1 if target.lanes.fixed4_quads else 8
+
+
+def _rows(rows: str, target: Accelerator) -> tuple[dict[Scheme, int], int]:
+    """The mixture of a block of rows, and how many rows apart it holds by itself: `quantizer.quantize`'s."""
+    if rows == "mixed":
+        return target.lanes.by_scheme, target.drain
+    if rows == "fixed8":
+        return {Scheme.FIXED8: target.lanes.fixed8}, target.drain
+    if "=" not in rows:
+        raise UserError(f"rows must be mixed, fixed8 or a block such as fixed8=4,fixed4=60, not {rows!r}")
+    mixture = parse_mixture(rows)
+    return mixture, math.gcd(*mixture.values(), target.drain)
 
 
 def training_images(model: sources.Source, path: str | Path | None = None) -> data.Images:

@@ -47,6 +47,12 @@ Std = Annotated[str | None, typer.Option(help="Standard deviation of pixels 0..1
 Input = Annotated[str | None, typer.Option("--input", help="Channels, height and width of one image: C,H,W.")]
 Weights = Annotated[Path | None, typer.Option(help="safetensors file, or .pt/.pth with tensors only.")]
 Images = Annotated[Path | None, typer.Option(help="Folder of images; default: held-out digits.")]
+Rows = Annotated[
+    str,
+    typer.Option(
+        help="mixed (the accelerator's lane mixture), fixed8, or a block such as fixed8=4,fixed4=60."
+    ),
+]
 BoardName = Annotated[str | None, typer.Option("--board", help="Take the accelerator of a board.")]
 AcceleratorFile = Annotated[Path | None, typer.Option("--accelerator", help="JSON file of parameters.")]
 Latency = Annotated[int, typer.Option(min=1, help="Memory latency in cycles.")]
@@ -133,7 +139,7 @@ def quantize(
     mean: Mean = None,
     std: Std = None,
     images: Annotated[Path | None, typer.Option(help="Folder of calibration images.")] = None,
-    rows: Annotated[str, typer.Option(help="mixed (the accelerator's lane mixture) or fixed8.")] = "mixed",
+    rows: Rows = "mixed",
     activation_bits: Annotated[int, typer.Option(min=4, max=8)] = 8,
     functions: Functions = "exact",
     board: BoardName = None,
@@ -205,7 +211,7 @@ def finetune(
     start: Annotated[
         Path | None, typer.Option(help="Graph file to start from; default: quantize first.")
     ] = None,
-    rows: Annotated[str, typer.Option(help="mixed (the accelerator's lane mixture) or fixed8.")] = "mixed",
+    rows: Rows = "mixed",
     activation_bits: Annotated[int, typer.Option(min=4, max=8)] = 8,
     functions: Functions = "exact",
     board: BoardName = None,
@@ -422,15 +428,28 @@ def fit(
         Path | None, typer.Argument(help="Graph or ONNX model, instead of --model.", show_default=False)
     ] = None,
     board: Annotated[str, typer.Option(help="Board to fill.")] = "zcu102",
-    model: Model = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="deit-tiny, deit-small, deit-base, resnet18 or mobilenet-v2 (shapes alone), digits-vit, digits-cnn, or "
+            "file.py:function returning a torch module.",
+        ),
+    ] = None,
     input: Input = None,
     weights: Weights = None,
     images: Annotated[Path | None, typer.Option(help="Folder of calibration images.")] = None,
     mix: Annotated[
         list[str] | None,
-        typer.Option(help="Ratio of lanes, e.g. fixed8=1,fixed4=3; several may compete. Default: fixed8=1."),
+        typer.Option(help="Ratio of rows, e.g. fixed8=1,fixed4=2; several may compete. Default: fixed8=1."),
     ] = None,
-    min_accuracy: Annotated[float | None, typer.Option(help="Least top-1 in per cent, on --test.")] = None,
+    activation_bits: Annotated[
+        str, typer.Option(help="4 to 8, or by class of tensor, e.g. other=4,e=4; of a graph its own.")
+    ] = "8",
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(help="Least top-1 in per cent: of docs/results.md for a named network, else on --test."),
+    ] = None,
     test: Annotated[Path | None, typer.Option(help="Labelled images; default: held-out digits.")] = None,
     set: Annotated[
         list[str] | None, typer.Option(help="Parameter that is not searched, e.g. drain=8.")
@@ -445,14 +464,17 @@ def fit(
     json: Json = False,
 ) -> None:
     """Search the fastest accelerator for a model within a board's budget, at an accuracy; print the Pareto front."""
-    from . import api
+    from . import api, networks
     from . import fit as fitting
     from .boards.search import Budget
 
-    mixtures = [fitting.mixture(text) for text in mix or ["fixed8=1"]]
+    mixtures = [api.parse_mixture(text) for text in mix] if mix else None
     with _progress(json) as progress:
+        shown = labelled = None
         if file is not None and file.suffix == ".graph":
-            source, shown, labelled = api.Graph.load(file), None, None
+            source = api.Graph.load(file)
+        elif file is None and model in networks.NETWORKS:
+            source = model
         else:
             source = api.source(_named(file, model), input, weights)
             shown = api.calibration_images(source, images)
@@ -465,6 +487,7 @@ def fit(
             requests=set or [],
             clock_mhz=clock,
             evaluations=evaluations,
+            activation_bits=fitting.bits(activation_bits),
             calibration=shown,
             test=labelled,
             min_accuracy=min_accuracy,

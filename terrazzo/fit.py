@@ -5,26 +5,27 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from . import api
+from . import api, networks
 from .arch.errors import UserError
 from .arch.files import write_bytes, write_text
 from .arch.graph import Graph
 from .arch.schemes import Scheme
 from .boards import Board
-from .boards.search import Budget, Design, Mixture, Search, search
-from .quant import data, quantizer, rows
+from .boards.mixtures import Mixture, RowBlock
+from .boards.search import Budget, Design, Search, Version, search
+from .quant import data, quantizer
 from .quant.source import Source
 from .sim import reference
 
-__all__ = ["Fitted", "fit", "mixture", "plot", "save"]
+__all__ = ["Fitted", "bits", "fit", "plot", "save"]
 
 NOMINAL_LANES = 64
-"""Lanes of the block in which a mixture's accuracy is measured before the search."""
+"""Rows of the block, about, in which a mixture's accuracy is measured before the search."""
 _BATCH = 32
 
 
@@ -36,7 +37,7 @@ class Fitted:
     board: Board
     clock_mhz: float
     accuracy: dict[str, float]
-    """Top-1 in per cent of each mixture that was measured, and of the chosen design under "design"."""
+    """Top-1 in per cent of each version that was measured, here or in docs/results.md, and of the chosen design under "design"."""
 
     def rows(self) -> list[dict]:
         """The Pareto front, fastest first."""
@@ -44,13 +45,15 @@ class Fitted:
 
     def _row(self, design: Design) -> dict:
         a, has = design.accelerator, dataclasses.asdict(self.board.budget)
-        need = dataclasses.asdict(design.need)
+        need, top1 = dataclasses.asdict(design.need), design.version.accuracy
         return {
-            "lanes": " ".join(f"{scheme.name} {count}" for scheme, count in a.lanes.by_scheme.items()),
+            "lanes": " ".join(f"{scheme.name} {_count(a, scheme)}" for scheme in a.lanes.by_scheme),
             "columns": a.columns,
             "depth": a.depth,
             "drain": a.drain,
             "vector": a.vector,
+            "rows": networks.named(design.rows.mixture),
+            **({} if top1 is None else {"top-1 %": top1}),
             "cycles": design.cycles,
             "FPS": round(self.clock_mhz * 1e6 / design.cycles, 1),
             "used": f"{design.utilization:.1%}",
@@ -68,7 +71,13 @@ class Fitted:
             "board": self.board.name,
             "clock_mhz": self.clock_mhz,
             "front": [
-                row | {"need": dataclasses.asdict(design.need), "accelerator": design.accelerator.to_dict()}
+                row
+                | {
+                    "version": design.version.name,
+                    "rows_apart": design.rows.apart,
+                    "need": dataclasses.asdict(design.need),
+                    "accelerator": design.accelerator.to_dict(),
+                }
                 for row, design in zip(self.rows(), self.search.front, strict=True)
             ],
             "judged": len(self.search.designs),
@@ -78,35 +87,41 @@ class Fitted:
         }
 
 
-def mixture(text: str) -> Mixture:
-    """Lanes of each scheme from "fixed8=1,fixed4=19". Raises UserError."""
-    found: dict[Scheme, int] = {}
-    names = {scheme.name.lower(): scheme for scheme in Scheme}
+def _count(accelerator, scheme: Scheme) -> str:
+    """Lanes of a scheme, those of its second kind and those that take keys and values in brackets."""
+    lanes = accelerator.lanes
+    notes = [f"{lanes.fixed8_luts} in LUTs"] if scheme == Scheme.FIXED8 and lanes.fixed8_luts else []
+    if scheme == Scheme.FIXED4:
+        notes += [f"{lanes.fixed4_quads} on DSPs"] if lanes.fixed4_quads else []
+        notes += [f"{lanes.fixed4_dynamic} dynamic"] if lanes.fixed4_dynamic else []
+    return f"{lanes.by_scheme[scheme]}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def bits(text: str) -> int | dict[str, int]:
+    """Bits of activations: "8", or by class (`quant.bits`) as "other=4,e=4". Raises UserError."""
+    if text.isdecimal():
+        return int(text)
+    found = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
-        if name not in names or not value.isdecimal() or int(value) == 0:
+        if not value.isdecimal():
             raise UserError(
-                f"mix must be scheme=parts with commas, schemes of {', '.join(names)} and parts from 1 on, not {text!r}; "
-                "for example fixed8=1,fixed4=3"
+                f"activation_bits must be a number or class=bits with commas, not {text!r}; for example 8, or other=4,e=4"
             )
-        found[names[name]] = int(value)
-    if Scheme.FIXED8 not in found:
-        raise UserError(
-            f"mix must have fixed8 lanes, which run attention and incomplete blocks, not {text!r}; the nearest is "
-            f"fixed8=1,{text}"
-        )
-    return dict(sorted(found.items()))
+        found[name] = int(value)
+    return found
 
 
 def fit(
     board: str,
-    model: Graph | Source,
-    mixtures: Sequence[Mixture] = ({Scheme.FIXED8: 1},),
+    model: Graph | Source | str,
+    mixtures: Sequence[Mixture] | None = None,
     *,
     budget: Budget | None = None,
     requests: Iterable[str] = (),
     clock_mhz: float | None = None,
     evaluations: int = 48,
+    activation_bits: int | Mapping[str, int] = 8,
     calibration: np.ndarray | data.Images | None = None,
     test: tuple[np.ndarray, np.ndarray] | None = None,
     min_accuracy: float | None = None,
@@ -114,89 +129,142 @@ def fit(
 ) -> Fitted:
     """Search the fastest accelerator for `model` on `board`.
 
-    A Graph tells shapes alone; a model is quantized on the `calibration` images. With `min_accuracy` (per cent, needs a
-    model) each mixture is measured on the images and labels of `test` first, and the found accelerator's
-    rows last: mixtures below it are left out. Raises UserError, and BoardError where nothing fits.
+    `mixtures` of rows compete (default: Fixed-8 alone); lanes are at least as many Fixed-8 as rows. A Graph, or the name of one of
+    `networks.NETWORKS`, tells shapes alone; a Source is quantized on the `calibration` images. With `min_accuracy` (per
+    cent) the versions of a named network are those that docs/results.md has at this accuracy, and each mixture of a Source
+    is measured on the images and labels of `test` first, the found accelerator's rows last: those below it are
+    left out. Raises UserError, and BoardError where nothing fits.
     """
     place = api.board_named(board)
-    clock = clock_mhz or place.clock_mhz
+    clock = place.clock_mhz if clock_mhz is None else clock_mhz
     if not 0 < clock <= place.clock_mhz:
         raise UserError(f"clock must be above 0 and at most {place.clock_mhz:g} MHz on {board}, not {clock:g}; "
                         f"the nearest is {place.clock_mhz:g}")  # fmt: skip
-    if min_accuracy is not None and (isinstance(model, Graph) or test is None):
-        raise UserError("min_accuracy must come with a model and labelled images to measure it on")
     fixed = api.parse_requests(requests)
     if "lanes" in fixed:
-        raise UserError("lanes are what is searched: request their ratio by a mix")
-    accuracy: dict[str, float] = {}
-    imported = None if isinstance(model, Graph) else api.imported_graph(model)
-
-    def quantized(lanes: Mixture, drain: int) -> Graph:
-        progress(f"quantizing, {_named(lanes)}")
-        graph, _ = quantizer.quantize(
-            imported,
-            calibration,
-            model.preprocessing,
-            mixture=dict(lanes),
-            drain=drain,
-            name=model.name,
-            execute=lambda graph, codes: reference.run(graph, codes, keep=True),
+        raise UserError(
+            "lanes are what is searched: request a ratio of rows by --mix, for example fixed8=1,fixed4=2"
         )
-        return graph
-
-    graph = model if isinstance(model, Graph) else quantized({Scheme.FIXED8: NOMINAL_LANES}, 1)
-    left = list(mixtures)
-    if min_accuracy is not None:
-        for parts in mixtures:
-            measured = graph if set(parts) == {Scheme.FIXED8} else quantized(_block(parts), 1)
-            accuracy[_named(parts)] = _top1(measured, *test)
-        left = [parts for parts in mixtures if accuracy[_named(parts)] >= min_accuracy]
-    while left:
+    chosen = list(mixtures or [{Scheme.FIXED8: 1}])
+    measure = None
+    if isinstance(model, str):
+        versions = _named(model, mixtures, chosen, activation_bits, min_accuracy)
+    elif isinstance(model, Graph):
+        if min_accuracy is not None:
+            raise UserError(
+                f"min_accuracy must come with --model and labelled images, or a name of {', '.join(networks.NETWORKS)}; "
+                "a graph file has neither weights to quantize nor labels"
+            )
+        versions = [Version(name=networks.named(parts), graph=model, mixture=parts) for parts in chosen]
+    else:
+        if min_accuracy is not None and test is None:
+            raise UserError(
+                "min_accuracy must come with labelled images to measure it on; name them with --test"
+            )
+        measure = _Measured(model, calibration, activation_bits, test, progress)
+        versions = measure.versions(chosen, min_accuracy)
+    accuracy = {one.name: one.accuracy for one in versions if one.accuracy is not None}
+    while versions:
         found = search(
-            graph,
-            place,
-            left,
-            budget=budget,
-            fixed=fixed,
-            evaluations=evaluations,
-            progress=progress,
+            versions, place, budget=budget, fixed=fixed, evaluations=evaluations, progress=progress
         )
         fitted = Fitted(search=found, board=place, clock_mhz=clock, accuracy=accuracy)
-        if min_accuracy is None:
+        if min_accuracy is None or measure is None:
             return fitted
         best = found.best
-        design = quantized(best.accelerator.lanes.by_scheme, best.accelerator.drain)
-        accuracy["design"] = _top1(design, *test)
+        accuracy["design"] = measure.top1(measure.quantized(best.rows, api.operand_bits(best.accelerator)))
         if accuracy["design"] >= min_accuracy:
             return fitted
-        left = [parts for parts in left if parts != best.mixture]
+        versions = [one for one in versions if one.name != best.version.name]
+    raise UserError(_too_inaccurate(min_accuracy, accuracy))
+
+
+def _named(
+    name: str,
+    mixtures: Sequence[Mixture] | None,
+    chosen: Sequence[Mixture],
+    activation_bits: int | Mapping[str, int],
+    min_accuracy: float | None,
+) -> list[Version]:
+    """Versions of a named network."""
+    if name not in networks.NETWORKS:
+        raise UserError(f"model must be one of {', '.join(networks.NETWORKS)}, not {name!r}")
+    if min_accuracy is not None:
+        return networks.measured(name, min_accuracy, mixtures)
+    graph = networks.NETWORKS[name].graph(activation_bits)
+    return [Version(name=networks.named(parts), graph=graph, mixture=parts) for parts in chosen]
+
+
+def _too_inaccurate(min_accuracy: float, accuracy: Mapping[str, float]) -> str:
     measured = ", ".join(f"{name} has {top1:.2f}" for name, top1 in accuracy.items())
-    raise UserError(
-        f"top-1 must be at least {min_accuracy:g} %, but {measured}: add a mixture with more fixed8 lanes, "
+    return (
+        f"top-1 must be at least {min_accuracy:g} %, but {measured}: add a mixture with more fixed8 rows, "
         f"or ask for at most {max(accuracy.values()):.2f}"
     )
 
 
-def _named(parts: Mixture) -> str:
-    return ",".join(f"{scheme.name.lower()}={count}" for scheme, count in parts.items())
+class _Measured:
+    """A model that is quantized, and measured on labelled images."""
+
+    def __init__(
+        self,
+        model: Source,
+        calibration: np.ndarray | data.Images | None,
+        activation_bits: int | Mapping[str, int],
+        test: tuple[np.ndarray, np.ndarray] | None,
+        progress: Callable[[str], None],
+    ):
+        self.model, self.calibration, self.bits = model, calibration, activation_bits
+        self.test, self.progress = test, progress
+        self.imported = api.imported_graph(model)
+
+    def quantized(self, rows: RowBlock, operand_bits: int = 8) -> Graph:
+        """The integer graph with these rows."""
+        self.progress(f"quantizing, {networks.named(rows.mixture)}")
+        graph, _ = quantizer.quantize(
+            self.imported,
+            self.calibration,
+            self.model.preprocessing,
+            mixture=dict(rows.mixture),
+            drain=rows.apart,
+            operand_bits=operand_bits,
+            activation_bits=self.bits,
+            name=self.model.name,
+        )
+        return graph
+
+    def top1(self, graph: Graph) -> float:
+        """Per cent of the images whose greatest output is their label's."""
+        images, labels = self.test
+        right = 0
+        for start in range(0, len(images), _BATCH):
+            codes = reference.quantize_batch(graph, images[start : start + _BATCH])
+            answers = reference.run(graph, codes).reshape(len(codes), -1).argmax(axis=1)
+            right += int((answers == labels[start : start + _BATCH]).sum())
+        return 100 * right / len(images)
+
+    def versions(self, mixtures: Sequence[Mixture], min_accuracy: float | None) -> list[Version]:
+        """Those of the mixtures that reach the accuracy. Raises UserError where none does."""
+        found = []
+        graph = self.quantized(_block({Scheme.FIXED8: 1}))
+        for parts in mixtures:
+            measured = (
+                graph
+                if set(parts) == {Scheme.FIXED8} or min_accuracy is None
+                else self.quantized(_block(parts))
+            )
+            top1 = None if min_accuracy is None else self.top1(measured)
+            found.append(Version(name=networks.named(parts), graph=graph, mixture=parts, accuracy=top1))
+        left = [one for one in found if min_accuracy is None or one.accuracy >= min_accuracy]
+        if not left:
+            raise UserError(_too_inaccurate(min_accuracy, {one.name: one.accuracy for one in found}))
+        return left
 
 
-def _block(parts: Mixture) -> Mixture:
-    """Lanes of a block of about NOMINAL_LANES in this ratio."""
+def _block(parts: Mixture) -> RowBlock:
+    """A block of about NOMINAL_LANES rows in this ratio."""
     scale = max(1, NOMINAL_LANES // sum(parts.values()))
-    block = {scheme: count * scale for scheme, count in parts.items()}
-    rows.check_mixture(block, 1)
-    return block
-
-
-def _top1(graph: Graph, images: np.ndarray, labels: np.ndarray) -> float:
-    """Per cent of the images whose greatest output is their label's."""
-    right = 0
-    for start in range(0, len(images), _BATCH):
-        codes = reference.quantize_batch(graph, images[start : start + _BATCH])
-        answers = reference.run(graph, codes).reshape(len(codes), -1).argmax(axis=1)
-        right += int((answers == labels[start : start + _BATCH]).sum())
-    return 100 * right / len(images)
+    return RowBlock(mixture={scheme: count * scale for scheme, count in parts.items()}, apart=1)
 
 
 def plot(fitted: Fitted, path: str | Path) -> Path:

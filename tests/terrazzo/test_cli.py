@@ -181,7 +181,7 @@ def mistakes(files, tmp_path):
     yield ("quantize", *bad, *grey, "-o", out), "odd"
     yield ("quantize", *small, *grey, "--weights", tmp_path / "truncated.safetensors", "-o", out), "truncated"
     yield ("quantize", *small, "--images", tmp_path / "empty", "-o", out), "must hold images"
-    yield ("quantize", *small, *grey, "--rows", "fixed9", "-o", out), "rows must be mixed or fixed8"
+    yield ("quantize", *small, *grey, "--rows", "fixed9", "-o", out), "rows must be mixed, fixed8 or a block"
     wrong = ("--functions", "ibert", "-o", out)
     yield ("quantize", *small, *grey, *wrong), "functions must be one of exact, i-vit, heatvit, not 'ibert'"
     yield ("quantize", "--model", "nowhere.py:build", "--input", "1,6,6", "-o", out), "model file must exist"

@@ -1,0 +1,107 @@
+"""What a graph asks of any machine: bounds and guesses of a frame's cycles, and the widths that suit it."""
+
+from __future__ import annotations
+
+import collections
+
+from ..arch.accelerator import Accelerator
+from ..arch.graph import Attention, Conv, Graph, LayerNorm, Linear
+from ..compiler.widths import CODES, NARROW, code_limits, dynamic_lanes
+
+__all__ = ["Work"]
+
+_SHOWN = 0.25
+"""Part of the less busy engine's cycles that the other one does not hide, roughly."""
+_MINOR = 0.02
+"""Part of the products below which a layer does not matter to the choice of lanes."""
+
+
+class Work:
+    """The layers of a graph, equal ones together."""
+
+    def __init__(self, graph: Graph):
+        self.layers: collections.Counter[tuple[int, int, int]] = collections.Counter()
+        """Positions, outputs and products per output of layers with weights that are not grouped."""
+        self.grouped = self.depthwise = 0
+        """Products of the grouped ones, and of those of single channels."""
+        self.attention: collections.Counter[tuple] = collections.Counter()
+        """Positions, keys, channels of a head, code limits of keys, queries, values and exponentials; counted by heads."""
+        self.norms: collections.Counter[tuple[int, int]] = collections.Counter()
+        self.limits = code_limits(graph)
+        narrow = 0
+        for operator in graph.operators:
+            out = graph.tensor(operator.output)
+            if isinstance(operator, Linear | Conv):
+                weight = graph.constant(operator, "weight")
+                positions = out.positions - (operator.prefix if isinstance(operator, Conv) else 0)
+                if isinstance(operator, Conv) and operator.groups == len(weight) > 1 == weight.shape[-1]:
+                    self.depthwise += graph.macs(operator)
+                elif isinstance(operator, Conv) and operator.groups > 1:
+                    self.grouped += graph.macs(operator)
+                else:
+                    self.layers[positions, len(weight), weight[0].size] += 1
+                    lo, hi = self.limits[operator.input]
+                    narrow += graph.macs(operator) * (NARROW[0] <= lo and hi <= NARROW[1])
+            elif isinstance(operator, Attention):
+                keys = graph.tensor(operator.keys).positions // operator.windows
+                limits = [self.limits[name] for name in (operator.keys, operator.input, operator.values)]
+                limits.append((0, int(graph.constant(operator, "exp").max())))
+                key = out.positions, keys, out.channels // operator.heads, *limits
+                self.attention[key] += operator.heads
+            elif isinstance(operator, LayerNorm):
+                self.norms[out.positions, out.channels] += 1
+        products = sum(self._products(layer) * count for layer, count in self.layers.items())
+        self.narrow = 2 * narrow > products
+        """Whether most products of rows and operands could be made four in a multiplier."""
+        self.outputs = sorted(
+            {
+                layer[1]
+                for layer, count in self.layers.items()
+                if self._products(layer) * count >= _MINOR * products
+            }
+        )
+        """Output channels of the layers that matter."""
+        self.dynamic = sorted(
+            {
+                size
+                for _, keys, width, codes, _, values, _ in self.attention
+                for size, limits in ((keys, codes), (width, values))
+                if CODES[0] <= limits[0] and limits[1] <= CODES[1]
+            }
+        )
+        """Keys and channels of heads that Fixed-4 lanes can take from the drain."""
+
+    @staticmethod
+    def _products(layer: tuple[int, int, int]) -> int:
+        return layer[0] * layer[1] * layer[2]
+
+    def cycles(self, a: Accelerator) -> tuple[int, int]:
+        """Cycles that the matrix engine and the vector engine are busy at the very least."""
+
+        def products(positions: int, outputs: int, depth: int, lanes: int) -> int:
+            tiles, chunks = -(-positions // a.columns), -(-depth // a.depth)
+            return tiles * max(-(-outputs // lanes) * chunks, -(-outputs // a.drain))
+
+        matrix = sum(products(*layer, a.lanes.total) * count for layer, count in self.layers.items())
+        matrix += self.grouped // a.multipliers + self.depthwise // (a.private * a.depth * a.columns)
+        vector = 0
+        for (positions, keys, width, codes, queries, values, largest), heads in self.attention.items():
+            matrix += heads * products(positions, keys, width, dynamic_lanes(a, codes, queries))
+            matrix += heads * products(positions, width, keys, dynamic_lanes(a, values, largest))
+            vector += heads * 2 * -(-positions // a.columns) * -(-keys // a.vector)
+        for (positions, channels), count in self.norms.items():
+            vector += count * 2 * -(-positions // a.columns) * -(-channels // a.vector)
+        return matrix, vector
+
+    def loaded(self, a: Accelerator) -> int:
+        """Cycles that weights which do not stay on chip take at the ports, roughly."""
+        rows = sum(
+            -(-outputs // a.lanes.total) * -(-depth // a.depth) * count
+            for (_, outputs, depth), count in self.layers.items()
+        )
+        return max(0, rows - a.weight_rows) * a.beats(a.weight_row_bytes)
+
+    def guess(self, a: Accelerator) -> float:
+        """Cycles of a frame, roughly: in this order candidates are judged."""
+        matrix, vector = self.cycles(a)
+        return max(matrix, vector, self.loaded(a)) + _SHOWN * min(matrix, vector)
