@@ -2,7 +2,8 @@
 
 Images walk through the float network and the quantized one side by side, an operator at a time. Each layer is fitted
 by least squares to the sums that it has in float, for the inputs that it has in the quantized network, and is then
-rounded for these inputs (GPTAQ: Li et al., 2025, has the same target). The error of a residual that is added to the
+rounded for these inputs (GPTAQ: Li et al., 2025, has the same target). Positions count by what their errors do to the
+answers (`influence.position_counts`). The error of a residual that is added to the
 sums belongs to what is made up for.
 """
 
@@ -17,6 +18,7 @@ import torch
 from .builder import Builder
 from .calibrate import Moments, Range, Stream, patches, sampled
 from .floatgraph import FloatGraph, Node, evaluate
+from .influence import position_counts
 from .units import Unit
 
 __all__ = ["Follower", "Wanted", "fitted"]
@@ -47,12 +49,14 @@ class _Sums:
     def __init__(self) -> None:
         self.count, self.x, self.xx, self.t, self.tx = 0, 0.0, 0.0, 0.0, 0.0
 
-    def add(self, x: torch.Tensor, t: torch.Tensor) -> None:
-        self.count += x.shape[1]
-        self.x = self.x + x.sum(1).double().numpy()
-        self.t = self.t + t.sum(1).double().numpy()
-        self.xx = self.xx + (x.transpose(-1, -2) @ x).double().numpy()
-        self.tx = self.tx + (t.transpose(-1, -2) @ x).double().numpy()
+    def add(self, x: torch.Tensor, t: torch.Tensor, counts: torch.Tensor) -> None:
+        """Take in samples, each of which counts `counts` (S,) times."""
+        weighted = x * counts[:, None]
+        self.count += float(counts.double().sum())
+        self.x = self.x + weighted.sum(1).double().numpy()
+        self.t = self.t + (t * counts[:, None]).sum(1).double().numpy()
+        self.xx = self.xx + (weighted.transpose(-1, -2) @ x).double().numpy()
+        self.tx = self.tx + (t.transpose(-1, -2) @ weighted).double().numpy()
 
     def __add__(self, other: _Sums) -> _Sums:
         both = _Sums()
@@ -121,6 +125,9 @@ class Follower:
         self.codes = {"input": [_encoded(batch, found) for batch in batches]}
         self.written = {"input": found}
         """The ranges of the codes."""
+        layers = {unit.anchor.name for unit in builder.units if unit.anchor.kind in ("conv", "linear")}
+        self.counts = position_counts(graph, batches, layers)
+        """What errors of each layer's sums count."""
         self.rounded: dict[str, dict[str, torch.Tensor]] = {}
         self.sums: list[torch.Tensor] = []
         """Of the next layer in the float network, from `wanted` until `advance`."""
@@ -142,14 +149,16 @@ class Follower:
         weight = weight.reshape(groups, weight.shape[0] // groups, -1)
         halves = [_Sums(), _Sums()]
         self.sums = [evaluate(node, [x]) for x in self.real[node.inputs[0]]]
-        for i, sums in enumerate(self.sums):
+        for i, (sums, counts) in enumerate(zip(self.sums, self.counts[node.name], strict=True)):
             target = sums
             if unit.residual is not None:
                 target = sums + self.real[unit.residual][i] - self._read(unit.residual, "s16", i)
             if node.kind == "conv":
-                target = target.flatten(1, 2)[:, sampled(*target.shape[1:3])]
+                places = sampled(*target.shape[1:3])
+                target = target.flatten(1, 2)[:, places]
+                counts = counts.flatten(1)[:, places]
             target = target.reshape(-1, groups, weight.shape[1]).transpose(0, 1)
-            halves[i % 2].add(patches(node, self._read(node.inputs[0], "s8", i)), target)
+            halves[i % 2].add(patches(node, self._read(node.inputs[0], "s8", i)), target, counts.flatten())
         both = halves[0] + halves[1]
         moments = Moments(both.xx / both.count, both.x / both.count, both.count)
         return Wanted(fitted(weight, halves), moments, (both.t / both.count).reshape(-1))

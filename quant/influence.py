@@ -9,7 +9,16 @@ import torch
 
 from .floatgraph import FloatGraph, evaluate
 
-__all__ = ["PLAIN", "backward", "best_shares", "channel_ranges", "costs", "pieces", "probe"]
+__all__ = [
+    "PLAIN",
+    "backward",
+    "best_shares",
+    "channel_ranges",
+    "costs",
+    "pieces",
+    "position_counts",
+    "probe",
+]
 
 _IMAGES = 2
 """Images of which all values and gradients are in memory at once."""
@@ -72,6 +81,28 @@ def channel_ranges(
             square = square.double().flatten()
             weighted[name] += torch.bincount(bins, square, minlength=shape[0] * _BINS).reshape(shape).numpy()
     return {name: top * best_shares(weighted[name], counted[name], bits) for name, top in largest.items()}
+
+
+def position_counts(
+    graph: FloatGraph, batches: Iterable[torch.Tensor], names: set[str]
+) -> dict[str, list[torch.Tensor]]:
+    """What an error at each position of the named values counts: for each batch (N, positions ...), 1 on average.
+
+    Squared gradients, averaged over channels, weigh as much as the plain count times `PLAIN` (GuidedQuant: Kim et al.,
+    2025, weighs the inputs of a layer by gradients).
+    """
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for batch in batches:
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        for values in backward(graph, pieces([batch]), names):
+            for name, (_, squares) in values.items():
+                parts[name].append(squares.mean(-1))
+        for name, its in parts.items():
+            found[name].append(torch.cat(its))
+    for name, its in found.items():
+        mean = max(float(torch.cat([part.flatten() for part in its]).double().mean()), 1e-30)
+        found[name] = [(part / mean + PLAIN) / (1 + PLAIN) for part in its]
+    return found
 
 
 def best_shares(weighted: np.ndarray, counted: np.ndarray, bits: int) -> np.ndarray:

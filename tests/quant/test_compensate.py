@@ -13,7 +13,7 @@ from terrazzo.sim import reference
 def halves(x, t):
     found = [_Sums(), _Sums()]
     for part, a, b in zip(found, np.array_split(x, 2), np.array_split(t, 2), strict=True):
-        part.add(torch.tensor(a[None]).float(), torch.tensor(b[None]).float())
+        part.add(torch.tensor(a[None]).float(), torch.tensor(b[None]).float(), torch.ones(len(a)))
     return found
 
 
@@ -31,6 +31,18 @@ def test_noisy_inputs_are_made_up_for():
     exact = np.linalg.lstsq(seen - seen.mean(0), wanted - wanted.mean(0), rcond=None)[0].T
     assert error(exact) < 0.5 * error(weight)
     assert error(found) < 1.02 * error(exact)
+
+
+def test_a_sample_may_count_several_times():
+    rng = np.random.default_rng(2)
+    x, t = (torch.from_numpy(rng.normal(size=(1, 50, n))).float() for n in (4, 3))
+    counts = torch.from_numpy(rng.integers(0, 4, 50))
+    weighted, repeated = _Sums(), _Sums()
+    weighted.add(x, t, counts.float())
+    x, t = (v.repeat_interleave(counts, dim=1) for v in (x, t))
+    repeated.add(x, t, torch.ones(int(counts.sum())))
+    for key, value in vars(repeated).items():
+        np.testing.assert_allclose(getattr(weighted, key), value, rtol=1e-5, atol=1e-4)
 
 
 def test_chance_is_not_fitted():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from terrazzo.quant.floatgraph import evaluate
-from terrazzo.quant.influence import backward, best_shares, channel_ranges, probe
+from terrazzo.quant.influence import backward, best_shares, channel_ranges, position_counts, probe
 
 
 def test_directions_have_the_covariance_of_answers():
@@ -17,6 +17,20 @@ def test_directions_have_the_covariance_of_answers():
     assert torch.allclose(found.T @ found / len(found), wanted, atol=5e-3)
 
 
+def divergence(model, images, node, noise):
+    """What `noise` that is added to the value of `node` does to the answers, at temperature 2."""
+    values = model.run(images, keep=True)
+    rerun = {"input": images}
+    for other in model.nodes:
+        rerun[other.name] = evaluate(other, [rerun[name] for name in other.inputs])
+        if other.name == node.name:
+            rerun[other.name] = rerun[other.name] + noise
+    before, after = (
+        torch.log_softmax(v[model.nodes[-1].name].flatten(1).double() / 2, 1) for v in (values, rerun)
+    )
+    return 4 * float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
+
+
 def test_squares_predict_what_noise_costs(gallery_vit):
     """Half the mean square of noise times its weight is the divergence that it causes (temperature 2 included)."""
     model = gallery_vit(0)
@@ -25,20 +39,26 @@ def test_squares_predict_what_noise_costs(gallery_vit):
     repeated = x.repeat(24, 1, 1, 1)
     (found,) = backward(model, [repeated], {node.name})
     value, square = found[node.name]
-    values = model.run(repeated, keep=True)
-    assert torch.allclose(value, values[node.name], atol=1e-5)
+    assert torch.allclose(value, model.run(repeated, keep=True)[node.name], atol=1e-5)
     noise = 0.01 * torch.randn(value.shape, generator=torch.Generator().manual_seed(3))
-    rerun = {"input": repeated}
-    for other in model.nodes:
-        rerun[other.name] = evaluate(other, [rerun[name] for name in other.inputs])
-        if other.name == node.name:
-            rerun[other.name] = rerun[other.name] + noise
-    before, after = (
-        torch.log_softmax(v[model.nodes[-1].name].flatten(1).double() / 2, 1) for v in (values, rerun)
-    )
-    divergence = 4 * F.kl_div(after, before, log_target=True, reduction="batchmean")
     predicted = 0.5 * 0.01**2 * square.double().flatten(1).sum(1).mean()
-    assert float(divergence) == pytest.approx(float(predicted), rel=0.2)
+    assert divergence(model, repeated, node, noise) == pytest.approx(float(predicted), rel=0.2)
+
+
+def test_positions_count_by_what_their_errors_cost(gallery_cnn):
+    model = gallery_cnn(0)
+    x = torch.randn(16, *model.input_shape, generator=torch.Generator().manual_seed(4))
+    node = next(n for n in model.nodes if n.kind == "conv")
+    parts = position_counts(model, x.split(8), {node.name})[node.name]
+    counts = torch.cat(parts)
+    assert [part.shape for part in parts] == [(8, *node.shape[:-1])] * 2
+    assert float(counts.mean()) == pytest.approx(1, rel=1e-4) and float(counts.min()) >= 0.5
+    median = counts.flatten(1).median(1).values[:, None, None]
+    noise = 0.05 * torch.randn(*counts.shape, node.shape[-1], generator=torch.Generator().manual_seed(5))
+    many, few = (
+        divergence(model, x, node, noise * chosen[..., None]) for chosen in (counts > median, counts < median)
+    )
+    assert many > 2 * few
 
 
 @pytest.mark.parametrize("positive", [True, False])
