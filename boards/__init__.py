@@ -12,7 +12,8 @@ from .configurations import (
     second_accelerator,
     zc706_accelerator,
 )
-from .fitting import estimate, fit, require_interface
+from .fitting import estimate
+from .requests import fit, require_interface
 from .ulx3s import ULX3S_85F
 from .zcu102 import ZCU102
 from .zynq import PYNQ_Z1, ZC706

@@ -1,4 +1,4 @@
-"""Parameters that fit a board, by an estimate that synthesis confirms."""
+"""What an accelerator needs on a board: an estimate that synthesis confirms."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from ..arch.accelerator import (
     TABLE_PAGE_ENTRIES,
     TABLE_ROW_BYTES,
     Accelerator,
-    AcceleratorError,
 )
 from ..arch.schemes import Scheme, storage_bits
 from ..hw.decode import STORED_BITS
 from ..hw.lines import BUFFER_LINES
-from .board import Board, BoardError, Resources
+from .board import Board, Resources
 
-__all__ = ["estimate", "fit", "require_interface", "with_luts", "with_quads"]
+__all__ = ["COSTS", "estimate", "with_luts", "with_quads"]
 
 RAM_SHAPES = {
     "xcup": (
@@ -75,6 +74,11 @@ class Costs:
     kinds: Mapping[Scheme, KindCosts]
     others: Mapping[Scheme, KindCosts]
     """Of `hw.lanes.OTHERS`."""
+    dynamic: Cost
+    """Of one code of a Fixed-4 lane that takes keys and values: the choice between the drain's and LOAD's, which Fixed-8 lanes
+    have in `code`."""
+    choice: Cost
+    """Of a lane in a column: the drain's choice among the sums."""
     output: Cost
     """Of one drain output (drain * columns of them)."""
     element: Cost
@@ -98,7 +102,9 @@ COSTS = {
             Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
             Scheme.FIXED4: KindCosts(product=(2.8, 0.5, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
         },
-        output=(800, 570, 3),
+        dynamic=(4.2, 0, 0),
+        choice=(9, 0, 0),
+        output=(728, 570, 3),
         element=(1010, 670, 4),
         word=(110, 110, 0),
         base=(12_500, 8_500, 16),
@@ -116,7 +122,9 @@ COSTS = {
             Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
             Scheme.FIXED4: KindCosts(product=(22.6, 9, 1), sum=(22.4, 73, 0), code=(0, 15, 0)),
         },
-        output=(800, 570, 3),
+        dynamic=(4.2, 0, 0),
+        choice=(9, 0, 0),
+        output=(728, 570, 3),
         element=(1010, 670, 4),
         word=(110, 110, 0),
         base=(12_500, 8_500, 16),
@@ -132,7 +140,9 @@ COSTS = {
             Scheme.FIXED8: KindCosts(product=(102, 27, 0), sum=(196, 100, 0), code=(26, 36, 0)),
             Scheme.FIXED4: KindCosts(product=(20, 20, 1), sum=(60, 100, 0), code=(0, 7, 0)),
         },
-        output=(1160, 570, 4),
+        dynamic=(4.2, 0, 0),
+        choice=(18, 0, 0),
+        output=(1124, 570, 4),
         element=(1240, 820, 5),
         word=(190, 170, 0),
         base=(18_200, 10_600, 22),
@@ -183,6 +193,8 @@ def _logic(a: Accelerator, board: Board) -> tuple[float, float, float]:
     costs = COSTS[board.flow]
     terms = [
         *_lane_terms(a, costs),
+        (a.lanes.fixed4_dynamic * a.depth, costs.dynamic),
+        (a.lanes.total * a.columns, costs.choice),
         (a.drain * a.columns, costs.output),
         (a.vector_lanes, costs.element),
         (a.scratchpad_row_bytes * a.private, costs.word),
@@ -224,170 +236,3 @@ def _lane_terms(a: Accelerator, costs: Costs) -> Iterator[tuple[int, Cost]]:
                 yield count * a.columns * a.depth, kind.product
                 yield count * a.columns, kind.sum
                 yield count * a.depth, kind.code
-
-
-def fit(board: Board, request: Mapping) -> Accelerator:
-    """The board's default with the parameters in `request` (names of `Accelerator`, `lanes` a mapping of its own).
-
-    Parameters that are not requested shrink where that is needed. Raises BoardError, which says what is missing and
-    which values of the requested parameters would fit, and AcceleratorError for unknown names.
-    """
-    values = board.default.to_dict()
-    lanes = {**values["lanes"], **request.get("lanes", {})}
-    wanted = {**values, **request, "lanes": lanes}
-    fixed = {*(set(request) - {"lanes"}), *(f"lanes.{kind}" for kind in request.get("lanes", {}))}
-    start = _adapted(wanted, fixed)
-    fitted, accelerator = _shrunk(board, start, fixed)
-    if not fitted:
-        possible, nearest = _shrunk(board, accelerator, frozenset())
-        missing = "; ".join(
-            f"needs {need}, {board.name} has {has}" for need, has in _missing(board, accelerator)
-        )
-        hint = ", ".join(f"{name}={_value(nearest, name)}" for name in sorted(fixed))
-        remedy = f"The nearest that fits: {hint}." if possible else "Nothing near it fits."
-        raise BoardError(f"{board.name} must hold the accelerator: {missing}. {remedy}")
-    return accelerator
-
-
-def _adapted(values: dict, fixed: set[str]) -> Accelerator:
-    """An accelerator of `values`, where free parameters give way to the relations between parameters."""
-    error = None
-    for drain in (values["drain"], 8, 4, 2, 1):
-        adapted = dict(values)
-        limits = {"columns": values["depth"], "vector": values["depth"] // 2, "drain": values["depth"] // 2}
-        for name, limit in limits.items():
-            if name not in fixed:
-                adapted[name] = min(drain if name == "drain" else adapted[name], limit)
-        if "burst_beats" not in fixed:
-            adapted["burst_beats"] = min(adapted["burst_beats"], 4096 // max(1, adapted["bus_bytes"]))
-        try:
-            return Accelerator.from_dict(adapted)
-        except AcceleratorError as problem:
-            error = error or problem
-    raise error
-
-
-def _value(accelerator: Accelerator, name: str) -> int:
-    owner, _, inner = name.rpartition(".")
-    return getattr(accelerator.lanes if owner else accelerator, inner)
-
-
-MEMORY_FLOORS = {
-    "weight_rows": 512,
-    "scratchpad_rows": 256,
-    "param_rows": 128,
-    "norm_rows": 64,
-    "operand_chunks": 64,
-    "instructions": 128,
-    "table_pages": 1,
-}
-"""Parameters that shrink only where block RAM is short, and how far."""
-
-FLOORS = {
-    "lanes.fixed8": 2,
-    "lanes.fixed4": 0,
-    "lanes.pot4": 0,
-    "lanes.sp2_4": 0,
-    "vector": 2,
-    "drain": 2,
-    "columns": 2,
-    "depth": 4,
-    "bus_bytes": 4,
-    "ports": 1,
-}
-"""Parameters that shrink for any shortage, and how far."""
-
-
-def _halved(
-    accelerator: Accelerator, fixed: frozenset[str] | set[str], floors: Mapping[str, int]
-) -> Iterator[Accelerator]:
-    """Valid accelerators with one free parameter of `floors` halved."""
-    for name, floor in floors.items():
-        half = _value(accelerator, name) // 2
-        if name in fixed or half < floor or half == _value(accelerator, name):
-            continue
-        owner, _, inner = name.rpartition(".")
-        try:
-            if owner:
-                yield dataclasses.replace(
-                    accelerator, lanes=dataclasses.replace(accelerator.lanes, **{inner: half})
-                )
-            else:
-                yield dataclasses.replace(accelerator, **{inner: half})
-        except AcceleratorError:
-            continue
-
-
-def _shrunk(board: Board, accelerator: Accelerator, fixed) -> tuple[bool, Accelerator]:
-    """Halve free parameters, each time that which helps most, until the board holds it or nothing helps."""
-    while excess := _excess(board, accelerator):
-        need = estimate(accelerator, board)
-        for floors in (MEMORY_FLOORS, FLOORS) if need.bram > board.budget.bram else (FLOORS,):
-            options = _halved(accelerator, fixed, floors)
-            best = min(options, key=lambda other: _excess(board, other), default=None)
-            if best is not None and _excess(board, best) < excess:
-                accelerator = best
-                break
-        else:
-            return False, accelerator
-    return True, accelerator
-
-
-def _needs(board: Board, accelerator: Accelerator) -> list[tuple[str, float, float]]:
-    """(what, needed, available), LUTs with a tenth left for placement."""
-    need, has = estimate(accelerator, board), board.budget
-    return [
-        ("LUT (with a tenth left for placement)", round(need.lut / 0.9), has.lut),
-        ("FF", need.ff, has.ff),
-        ("DSP", need.dsp, has.dsp),
-        ("block RAM", need.bram, has.bram),
-        *_interface_needs(board, accelerator),
-    ]
-
-
-def _interface_needs(board: Board, accelerator: Accelerator) -> list[tuple[str, float, float]]:
-    """(what, needed, available) at the way to DRAM."""
-    interface, rate = board.interface, accelerator.line_bytes * board.clock_mhz
-    return [
-        ("AXI ports", accelerator.ports, interface.ports),
-        ("bus bytes", accelerator.bus_bytes, interface.bus_bytes),
-        ("MB/s of DRAM at full rate", rate, round(interface.bandwidth_bytes_per_second / 1e6)),
-    ]
-
-
-def require_interface(accelerator: Accelerator, board: Board) -> None:
-    """Raises BoardError, with the nearest that works, for AXI ports that are more, wider or faster than the board's."""
-    missing = [need for need in _interface_needs(board, accelerator) if need[1] > need[2]]
-    if not missing:
-        return
-    a, interface = accelerator, board.interface
-    nearest = min(
-        (
-            (ports, size)
-            for ports in (1, 2, 4)
-            for size in (4, 8, 16, 32, 64, 128)
-            if ports <= interface.ports
-            and size <= interface.bus_bytes
-            and ports * size * board.clock_mhz * 1e6 <= interface.bandwidth_bytes_per_second
-        ),
-        key=lambda pair: (abs(pair[0] * pair[1] - a.line_bytes), abs(pair[1] - a.bus_bytes)),
-    )
-    text = "; ".join(f"needs {need:,.0f} {what}, {board.name} has {has:,.0f}" for what, need, has in missing)
-    raise BoardError(
-        f"{board.name} must have the accelerator's way to DRAM ({interface.description}): {text}. "
-        f"The nearest that works: ports={nearest[0]}, bus_bytes={nearest[1]}."
-    )
-
-
-def _missing(board: Board, accelerator: Accelerator) -> list[tuple[str, str]]:
-    """What the board lacks: (needed, available) as text."""
-    return [
-        (f"{math.ceil(need):,} {what}", f"{has:,}")
-        for what, need, has in _needs(board, accelerator)
-        if need > has
-    ]
-
-
-def _excess(board: Board, accelerator: Accelerator) -> float:
-    """How far the needs exceed the board, summed over resources; 0 if they fit."""
-    return sum(max(0.0, need / has - 1) for _, need, has in _needs(board, accelerator))

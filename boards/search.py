@@ -15,8 +15,9 @@ from ..compiler import CompileError, compile
 from ..sim.cycle import predict
 from .bandwidth import frame_bytes
 from .board import Board, BoardError, Resources
-from .fitting import estimate, require_interface
+from .fitting import estimate
 from .mixtures import Mixture, RowBlock, reassigned, row_block
+from .requests import require_interface
 from .shapes import INSTRUCTIONS, grown, shapes, sized
 from .work import Work
 
@@ -141,40 +142,61 @@ def search(
     """
     budget, fixed = budget or Budget(), dict(fixed or {})
     found = _candidates(versions, board, budget, fixed)
-    judged: dict[tuple[Accelerator, str], Design | None] = {}
-    reasons: collections.Counter[str] = collections.Counter()
+    judge = _Judge(board, budget, progress)
     open_bounds = []
     for part in PARTS:
-        left, best = -(-evaluations // (2 if part == PARTS[0] else 2 * len(PARTS[1:]))), math.inf
+        left, best, others = -(-evaluations // (2 if part == PARTS[0] else 2 * len(PARTS[1:]))), None, []
         holds = functools.partial((budget * part).holds, board=board)
         for one in found:
-            if one.bound >= best or not holds(one.need):
+            if (best and one.bound >= best.cycles) or not holds(one.need):
                 continue
-            for accelerator in sized(one.shape, board, holds, fixed):
-                key = accelerator, one.version.name
-                if key not in judged and left == 0:
-                    open_bounds += [one.bound] if part == PARTS[0] else []
+            if left <= 0:
+                open_bounds += [one.bound] if part == PARTS[0] else []
+                continue
+            tried = sized(one.shape, board, holds, fixed)
+            for number, accelerator in enumerate(tried):
+                left -= not judge.knows(one, accelerator)
+                design = judge(part, one, accelerator)
+                if design and (best is None or design.cycles < best.cycles):
+                    best, others = design, [(one, other) for other in tried[number + 1 :]]
+                if design:
                     break
-                if key not in judged:
-                    left -= 1
-                    try:
-                        design = _judge(one.version, accelerator, board, one.bound)
-                        judged[key] = design if budget.holds(design.need, board) else None
-                        if judged[key] is None:
-                            reasons["its instructions do not fit"] += 1
-                    except CompileError as error:
-                        judged[key] = None
-                        reasons[str(error).splitlines()[-1].strip()] += 1
-                    progress(_told(part, judged, key))
-                if judged[key]:
-                    best = min(best, judged[key].cycles)
-            if left == 0 and part != PARTS[0]:
-                break
-    designs = sorted((d for d in judged.values() if d), key=lambda d: (d.cycles, d.need.lut))
+        for one, accelerator in others:  # the best shape with another share of scratchpad and weights
+            judge(part, one, accelerator)
+    designs = sorted((d for d in judge.designs.values() if d), key=lambda d: (d.cycles, d.need.lut))
     if not designs:
-        raise BoardError(_nothing_runs(found[0], board, budget, len(judged), reasons))
+        raise BoardError(_nothing_runs(found[0], board, budget, len(judge.designs), judge.reasons))
     least = [bound for bound in open_bounds if bound < designs[0].cycles]
     return Search(designs=tuple(designs), open_bound=min(least, default=None))
+
+
+class _Judge:
+    """Compiles and predicts, each accelerator once for a version."""
+
+    def __init__(self, board: Board, budget: Budget, progress: Callable[[str], None]):
+        self.board, self.budget, self.progress = board, budget, progress
+        self.designs: dict[tuple[Accelerator, str], Design | None] = {}
+        self.reasons: collections.Counter[str] = collections.Counter()
+        """Why there is none, and how often."""
+
+    def knows(self, one: _Candidate, accelerator: Accelerator) -> bool:
+        """Whether it has been judged."""
+        return (accelerator, one.version.name) in self.designs
+
+    def __call__(self, part: float, one: _Candidate, accelerator: Accelerator) -> Design | None:
+        """None where it does not compile, or its instructions take more than the budget."""
+        key = accelerator, one.version.name
+        if key not in self.designs:
+            try:
+                design = _judge(one.version, accelerator, self.board, one.bound)
+                fits = self.budget.holds(design.need, self.board)
+                self.designs[key] = design if fits else None
+                self.reasons["its instructions do not fit"] += not fits
+            except CompileError as error:
+                self.designs[key] = None
+                self.reasons[str(error).splitlines()[-1].strip()] += 1
+            self.progress(_told(part, len(self.designs), accelerator, self.designs[key]))
+        return self.designs[key]
 
 
 def _candidates(
@@ -197,11 +219,9 @@ def _candidates(
     return sorted(found, key=lambda one: (one.guess, one.need.lut))
 
 
-def _told(part: float, judged: dict, key: tuple[Accelerator, str]) -> str:
-    accelerator, design = key[0], judged[key]
+def _told(part: float, judged: int, a: Accelerator, design: Design | None) -> str:
     found = f"{design.cycles:,} cycles" if design else "does not compile"
-    widths = f"{accelerator.lanes.total} lanes x {accelerator.columns} columns x depth {accelerator.depth}"
-    return f"{part:.0%} of the budget: {widths}: {found} ({len(judged)} judged)"
+    return f"{part:.0%} of the budget: {_words(a)}: {found} ({judged} judged)"
 
 
 def _nothing_fits(
@@ -244,7 +264,7 @@ def _nothing_fits(
     parts = " ".join(
         f"--{name} {math.ceil(100 * part * getattr(budget, name))}" for name, part in over.items()
     )
-    return f"{problem}; {_words(least)} fits with {parts}" if least else problem
+    return f"{problem}; one of {_words(least)} fits with {parts}" if least else problem
 
 
 def _over(shape: Accelerator, board: Board, budget: Budget) -> dict[str, float]:
@@ -257,7 +277,9 @@ def _over(shape: Accelerator, board: Board, budget: Budget) -> dict[str, float]:
 
 
 def _words(a: Accelerator) -> str:
-    return f"one of {a.lanes.total} lanes x {a.columns} columns x depth {a.depth}, drain={a.drain}, vector={a.vector}"
+    return (
+        f"{a.lanes.total} lanes x {a.columns} columns x depth {a.depth}, drain={a.drain}, vector={a.vector}"
+    )
 
 
 def _nothing_runs(

@@ -32,6 +32,8 @@ REGIONS = 4
 SCRATCHPAD_BYTES = (3 << 19, 3 << 18, 3 << 17, 3 << 16)
 """At most; rows are a power of two."""
 WEIGHT_ROWS = (8192, 4096, 2048, 1536, 1024, 512)
+FEW_ROWS = 1024
+"""With fewer of weights than these, a larger scratchpad is no gain."""
 INSTRUCTIONS = 512
 """Unit of the instruction memory's capacity, which follows the program."""
 
@@ -105,7 +107,8 @@ def _rows(most: int, row_bytes: int) -> int:
 def sized(
     shape: Accelerator, board: Board, holds: Callable[[Resources], bool], fixed: Collection[str]
 ) -> list[Accelerator]:
-    """The shape with the largest memories that `holds` allows: two sizes of scratchpad, weight rows with the rest."""
+    """The shape with the largest memories that `holds` allows: sizes of scratchpad, largest first, weight rows with the
+    rest; last those that leave few."""
     if not holds(estimate(shape, board)):
         return []
     row = shape.scratchpad_regions * shape.scratchpad_row_bytes
@@ -121,7 +124,7 @@ def sized(
                 if holds(estimate(larger, board)):
                     found.append(larger)
                     break
-    return found[:2]
+    return sorted(found, key=lambda one: one.weight_rows < FEW_ROWS)
 
 
 def grown(shape: Accelerator) -> Iterator[Accelerator]:

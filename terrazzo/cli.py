@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -66,7 +67,8 @@ Refresh = Annotated[
 def _progress(quiet: bool) -> Iterator:
     """A spinner with the present step on stderr; yields the callable that the API reports to."""
     if quiet or not _err.is_terminal:
-        yield (lambda text: None) if quiet else (lambda text: _err.print(f"  {text}", highlight=False))
+        show = functools.partial(_err.print, highlight=False, soft_wrap=True)
+        yield (lambda text: None) if quiet else (lambda text: show(f"  {text}"))
         return
     with _err.status("") as status:
         yield status.update

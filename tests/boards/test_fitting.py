@@ -78,6 +78,16 @@ def test_request_is_kept_and_the_rest_adapts(request_):
         ),
         (ZCU102, {"columns": 16, "depth": 32, "lanes": {"fixed8": 64}}, r"DSP, zcu102 has 2,520"),
         (ULX3S, {"weight_rows": 65536}, r"block RAM, ulx3s-85f has 208"),
+        (
+            ZCU102,
+            {"lanes": {"fixed8": 24, "fixed4": 42}},
+            r"lanes.fixed8 must be a power of two .* not 24\. The nearest that fits: lanes.fixed4=42, lanes.fixed8=32\.$",
+        ),
+        (
+            ZCU102,
+            {"depth": 24},
+            r"^zcu102: depth must be a power of two, not 24\. The nearest that fits: depth=(16|32)\.$",
+        ),
     ],
 )
 def test_what_cannot_fit_is_named_with_the_nearest(board, request_, message):
