@@ -41,7 +41,7 @@ class Compute(wiring.Component):
     """Walks tiles, groups, blocks and chunks. All outputs of an issue are registered: valid a cycle after it.
 
     `i` holds the next instruction while one runs; it moves to `o` (the drain) in the cycle before its first
-    possible issue. A chunk is issued once written; a block's last chunk no sooner than as many cycles after the
+    possible issue. A chunk is issued once written (`counts`: `written` has one more in the next cycle); a block's last chunk no sooner than as many cycles after the
     previous block's as that block's drain takes. Without such waits there is an issue in every cycle.
     """
 
@@ -54,6 +54,7 @@ class Compute(wiring.Component):
                 "o": Out(stream.Signature(layout)),
                 "halt": In(1),
                 "written": In(count_bits(accelerator)),
+                "counts": In(1),
                 "freed": Out(count_bits(accelerator)),
                 "chunk": Out(ChunkLayout),
                 "block": Out(BlockLayout),
@@ -71,71 +72,89 @@ class Compute(wiring.Component):
         layout = instruction_layout(isa.Opcode.MATRIX)
         pending, pending_valid = Signal(layout, reset_less=True), Signal()
         ins, valid = Signal(layout, reset_less=True), Signal()
-        left, group, block, chunk = Signal(18), Signal(11), Signal(11), Signal(12)
+        tap, odd, first = Signal(exact_log2(self.accelerator.depth)), Signal(), Signal(init=1)
         block_row, row = Signal(ROW_BITS), Signal(ROW_BITS)
         base, index, following = (Signal.like(self.written) for _ in range(3))
-        countdown = Signal(9)
+        countdown, waits, cycles = Signal(9), Signal(), Signal(9)
 
-        private, taps, tap_bits = (
-            self.accelerator.private,
-            self.accelerator.private_taps,
-            exact_log2(self.accelerator.depth),
+        private, taps = self.accelerator.private, self.accelerator.private_taps
+        take, step_block, step_tile, finish = (
+            Signal(name=name) for name in ("take", "step_block", "step_tile", "finish")
         )
-        step, tap, chunk_last = 1, chunk[:tap_bits], chunk + 1 == ins.chunks
-        present, row_end, high, single = index != self.written, tap.all(), 0, 0
+        ahead, pending_ahead = 1, 1
+        if taps > 1:
+            ahead, pending_ahead = Mux(ins.private, taps, 1), Mux(pending.private, taps, 1)
+        chunks_left, chunk_last = _loop(m, self.issue, take, ins.chunks, pending.chunks, ahead, pending_ahead)
+        _, block_last = _loop(m, step_block, take, ins.blocks, pending.blocks)
+        _, group_last = _loop(m, step_block & block_last, take, ins.groups, pending.groups)
+        columns = self.accelerator.columns
+        _, tile_last = _loop(m, step_tile, take, ins.positions, pending.positions, columns, columns)
+        tile_end, end, again = Signal(), Signal(), Signal()
+
+        step, row_end, high, single = 1, tap.all(), 0, 0
         if private > 1:
             step = Mux(ins.private, private, 1)
-            present = Mux(ins.private, aligned(self.written, private) != index, present)
+            present = Mux(ins.private, aligned(self.written, private) != index, index != self.written)
+        else:
+            present = Signal()
+            m.d.sync += present.eq(
+                Mux(self.issue, again | (following != self.written), present) | self.counts
+            )
         if taps > 1:  # a chunk is two taps, but for the last of an odd number
-            single = chunk + 1 == ins.chunks
+            single = chunks_left == 1
             step = Mux(ins.private, Mux(single, private, 2 * private), 1)
             ready = (aligned(self.written, private) - index)[: len(index)]
-            present = Mux(ins.private, ready >= step, present)
-            chunk_last = single | (ins.private & (chunk + 2 == ins.chunks))
-            row_end, high = tap[1:].all(), ins.private & block[0]
-        block_last = block + 1 == ins.blocks
-        group_last = group + 1 == ins.groups
-        tile_end = Signal()
-        end, finish, take = Signal(), Signal(), Signal()
+            present = Mux(ins.private, ready >= step, index != self.written)
+            row_end, high = tap[1:].all(), ins.private & odd
         m.d.comb += [
             following.eq(index + step),
             tile_end.eq(block_last & group_last),
-            end.eq(tile_end & (left <= self.accelerator.columns)),
-            self.issue.eq(valid & ~self.halt & present & ~(chunk_last & (countdown != 0))),
-            finish.eq(self.issue & chunk_last & end),
+            end.eq(tile_end & tile_last),
+            again.eq(chunk_last & ~block_last),
+            self.issue.eq(valid & ~self.halt & present & ~(chunk_last & waits)),
+            step_block.eq(self.issue & chunk_last),
+            step_tile.eq(step_block & tile_end),
+            finish.eq(step_block & end),
             self.o.valid.eq(pending_valid & (~valid | finish) & ~self.halt),
             self.o.payload.eq(pending),
             take.eq(self.o.valid & self.o.ready),
             self.i.ready.eq(~pending_valid & ~self.halt),
             self.busy.eq(valid | pending_valid),
         ]
-        with m.If(countdown != 0):
-            m.d.sync += countdown.eq(countdown - 1)
+        m.d.sync += [
+            countdown.eq(Mux(step_block, cycles, Mux(waits, countdown - 1, 0))),
+            waits.eq(Mux(step_block, cycles != 0, countdown > 1)),
+        ]
         with m.If(self.issue):
-            ahead = Mux(ins.private, taps, 1)
-            m.d.sync += [chunk.eq(chunk + ahead), row.eq(row + (~ins.private | row_end)), index.eq(following)]
+            m.d.sync += [
+                first.eq(chunk_last),
+                tap.eq(Mux(chunk_last, 0, tap + ahead)),
+                row.eq(row + (~ins.private | row_end)),
+                index.eq(Mux(again, base, following)),
+            ]
             with m.If(block_last):
                 m.d.sync += self.freed.eq(following)
-            with m.If(chunk_last):
-                next_row = Mux(tile_end, ins.weight, (block_row + ins.weight_stride)[:ROW_BITS])
-                m.d.sync += [
-                    chunk.eq(0),
-                    index.eq(Mux(block_last, following, base)),
-                    base.eq(Mux(block_last, following, base)),
-                    block.eq(Mux(block_last, 0, block + 1)),
-                    group.eq(Mux(block_last, Mux(group_last, 0, group + 1), group)),
-                    left.eq(Mux(tile_end, left - self.accelerator.columns, left)),
-                    block_row.eq(next_row),
-                    row.eq(next_row),
-                    countdown.eq(Mux(ins.second, ins.steps << 1, ins.steps) - 1),
-                ]
+        with m.If(step_block):
+            next_row = Mux(tile_end, ins.weight, (block_row + ins.weight_stride)[:ROW_BITS])
+            m.d.sync += [
+                odd.eq(~odd & ~block_last),
+                base.eq(Mux(block_last, following, base)),
+                block_row.eq(next_row),
+                row.eq(next_row),
+            ]
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [pending.eq(self.i.payload), pending_valid.eq(1)]
         with m.If(finish):
             m.d.sync += valid.eq(0)
         with m.If(take):
-            m.d.sync += [pending_valid.eq(0), valid.eq(1), ins.eq(pending), left.eq(pending.positions)]
-            m.d.sync += [row.eq(pending.weight), block_row.eq(pending.weight)]
+            m.d.sync += [
+                pending_valid.eq(0),
+                valid.eq(1),
+                ins.eq(pending),
+                row.eq(pending.weight),
+                block_row.eq(pending.weight),
+                cycles.eq(Mux(pending.second, pending.steps << 1, pending.steps) - 1),
+            ]
             if private > 1:
                 start = aligned(Mux(valid, following, index), private)
                 with m.If(pending.private):
@@ -151,7 +170,7 @@ class Compute(wiring.Component):
             m.d.comb += next_entry.eq(Mux(chunk_last & tile_end, ins.index, entry + 1))
         m.d.sync += [
             self.chunk.valid.eq(self.issue),
-            self.chunk.first.eq(chunk == 0),
+            self.chunk.first.eq(first),
             self.chunk.last.eq(chunk_last),
             self.chunk.maximum.eq(ins.maximum),
             self.chunk.unsigned.eq(ins.unsigned),
@@ -168,3 +187,17 @@ class Compute(wiring.Component):
             self.row.eq(Mux(ins.gather, ins.weight + self.index.value, row)),
         ]
         return m
+
+
+def _loop(m: Module, step, start, count, first, ahead=1, first_ahead=1) -> tuple[Signal, Signal]:
+    """How many of `count` are left, this one included, and a register that is high for the last `ahead` ones: then a step
+    begins anew. `start` begins with `first` and `first_ahead`, which are `count` and `ahead` from the next cycle on."""
+    left, last = Signal(len(count)), Signal()
+    with m.If(step):
+        m.d.sync += [
+            left.eq(Mux(last, count, left - ahead)),
+            last.eq(Mux(last, count <= ahead, left <= ahead << 1)),
+        ]
+    with m.If(start):
+        m.d.sync += [left.eq(first), last.eq(first <= first_ahead)]
+    return left, last

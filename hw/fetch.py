@@ -32,7 +32,8 @@ class Fetch(wiring.Component):
     """Accepts an instruction when the previous one's last row is requested. One element per cycle.
 
     Padding needs no read. While a request is not granted the address pipeline stands; rows already granted go on.
-    `written` counts chunks in the buffer since reset (up to the end of the last one that is complete), 13 cycles after their last element left the walk.
+    `written` counts chunks in the buffer since reset (up to the end of the last one that is complete), 13 cycles after their last element left the walk;
+    `counts` is high in the cycle before it rises.
     JOIN takes a column at a time; the buffer must hold the chunks of one window row.
     """
 
@@ -47,6 +48,7 @@ class Fetch(wiring.Component):
                 "write": Out(WriteSignature(accelerator)),
                 "freed": In(count_bits(accelerator)),
                 "written": Out(count_bits(accelerator)),
+                "counts": Out(1),
             }
         )
 
@@ -82,6 +84,7 @@ class Fetch(wiring.Component):
         ]
         wiring.connect(m, align.write, wiring.flipped(self.write))
         private = self.accelerator.private
+        m.d.comb += self.counts.eq(align.counts)
         with m.If(align.counts):
             wide = aligned(self.written, private) + private
             m.d.sync += self.written.eq(Mux(align.write.wide, wide, self.written + 1))

@@ -77,6 +77,7 @@ class Engine(wiring.Component):
             control.stalled.eq(control.busy & ~compute.issue),
             fetch.freed.eq(compute.freed),
             compute.written.eq(fetch.written),
+            compute.counts.eq(fetch.counts),
             operand.address.eq(compute.address),
             operand.address_high.eq(compute.address_high),
             weights.row.eq(compute.row),
