@@ -125,12 +125,12 @@ class Steps(wiring.Component):
         m = Module()
         columns = self.accelerator.columns
         active, second, block = Signal(), Signal(), Signal(BlockLayout)
-        steps = Mux(self.slot, self.slots[1].steps, self.slots[0].steps)
+        step_top = self.ahead(m, "steps")
         twice = Mux(self.slot, self.slots[1].second, self.slots[0].second)
         positions = Mux(self.slot, self.slots[1].positions, self.slots[0].positions)
         step_last, advance = Signal(), Signal()
         m.d.comb += [
-            step_last.eq(self.step + 1 == steps),
+            step_last.eq(self.step == step_top),
             advance.eq(active & (second | ~twice)),
             self.valid.eq(active & ~second),
             self.last.eq(step_last & block.end),
@@ -171,14 +171,19 @@ class Steps(wiring.Component):
         restart = Mux(keys, end, tile_end)
         m.d.comb += [
             self.lane_part.eq(Mux(fresh, field("dst_part"), part)),
-            over.eq((~keys | tile_end) & (self.lane_part + 1 == field("dst_block"))),
+            over.eq((~keys | tile_end) & (self.lane_part == self.ahead(m, "dst_block"))),
         ]
         with m.If(advance):
             m.d.sync += [
                 fresh.eq(restart),
                 part.eq(Mux(over, 0, self.lane_part + (~keys | tile_end))),
-                self.lane_block.eq(Mux(restart, 0, self.lane_block + over)),
+                self.lane_block.eq(Mux(restart, 0, Mux(over, self.lane_block + 1, self.lane_block))),
             ]
+
+    def ahead(self, m: Module, name: str):
+        """The step's instruction's count `name`, less 1. A slot is filled long before its first step."""
+        first, second = (delayed(m, (slot[name] - 1)[: len(slot[name])], 1) for slot in self.slots)
+        return Mux(self.slot, second, first)
 
 
 class Drain(wiring.Component):
