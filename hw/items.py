@@ -32,7 +32,7 @@ TRANSFER = data.StructLayout(
 
 class Items(wiring.Component):
     """A LOAD without gather passes in the same cycle. A gather is taken when `o` is ready; its first transfer is offered
-    three cycles later, the following ones three cycles after the one before was taken. An item whose offset
+    four cycles later, the following ones four cycles after the one before was taken. An item whose offset
     exceeds 32 bits is offered with an offset that no region reaches."""
 
     def __init__(self, accelerator: Accelerator):
@@ -53,6 +53,7 @@ class Items(wiring.Component):
         beats = Array(accelerator.beats(load_bytes(accelerator, target)) for target in isa.LoadTarget)
         ins = Signal(instruction_layout(isa.Opcode.LOAD), reset_less=True)
         item_beats = Signal(16 + row_beats_limit(accelerator).bit_length(), reset_less=True)
+        entry = Signal.like(self.index.value, reset_less=True)
         distance = Signal(16 + len(item_beats), reset_less=True)
         offset = Signal(len(distance) + shift + 1)
         m.d.comb += [
@@ -82,9 +83,12 @@ class Items(wiring.Component):
                     m.next = "LOOK"
             with m.State("LOOK"):
                 m.d.sync += item_beats.eq(ins.item_rows * beats[ins.target])
+                m.next = "FOUND"
+            with m.State("FOUND"):
+                m.d.sync += entry.eq(self.index.value)
                 m.next = "SCALE"
             with m.State("SCALE"):
-                m.d.sync += distance.eq(self.index.value * item_beats)
+                m.d.sync += distance.eq(entry * item_beats)
                 m.next = "OFFER"
             with m.State("OFFER"):
                 last = ins.rows <= ins.item_rows

@@ -26,7 +26,8 @@ class Lines(wiring.Component):
 
     The ports' address channels accept together: a burst is taken when none holds an address that waits. `rready` is
     always 1. With `halt` no burst is taken; `quiet` rises when all requested beats have arrived. `room` lines may still be
-    requested, `owed` beats of each port are to come, and `levels` are in its buffer.
+    requested, and one more if one was `taken` in the cycle before; `owed` beats of each port are to come, and `levels`
+    are in its buffer.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -40,6 +41,7 @@ class Lines(wiring.Component):
                 "halt": In(1),
                 "quiet": Out(1),
                 "room": Out(range(BUFFER_LINES + 1), init=BUFFER_LINES),
+                "taken": Out(1),
                 "levels": Out(range(BUFFER_LINES + 1)).array(accelerator.ports),
                 "owed": Out(range(BUFFER_LINES + 1)).array(accelerator.ports),
             }
@@ -58,10 +60,12 @@ class Lines(wiring.Component):
             self.o.valid.eq(held),
         ]
         m.d.sync += [
-            self.room.eq((self.room + read) - length),
-            read_index.eq(read_index + read),
+            self.taken.eq(read),
+            self.room.eq((self.room + self.taken) - length),
             held.eq(read | (held & ~self.o.ready)),
         ]
+        with m.If(read):
+            m.d.sync += read_index.eq(read_index + 1)
         filled, idle, beats = [], [], []
         for number, axi in enumerate(self.axi):
             with m.If(~axi.arvalid | axi.arready):
@@ -98,7 +102,7 @@ class Lines(wiring.Component):
         ]
         m.d.sync += [
             write.addr.eq(write.addr + axi.rvalid),
-            level.eq(level + axi.rvalid - read),
+            level.eq(Mux(axi.rvalid, Mux(read, level, level + 1), Mux(read, level - 1, level))),
             owed.eq((owed - axi.rvalid) + length),
         ]
         return output.data

@@ -27,7 +27,7 @@ class Engine(wiring.Component):
 
     An instruction may start while earlier ones are waiting for data. `stalled` is high in the cycles in which an
     instruction is worked on but no line leaves the buffer. A line with an error response on any port raises `fault`
-    when it leaves the buffer, and no row follows it. With `halt` no burst is requested and nothing is written; `quiet`
+    in the cycle after it left the buffer, and no row follows it. With `halt` no burst is requested and nothing is written; `quiet`
     rises when all requested beats have arrived.
     """
 
@@ -78,19 +78,22 @@ class Engine(wiring.Component):
         for outer, inner in zip(self.axi, lines.axi, strict=True):
             wiring.connect(m, wiring.flipped(outer), inner)
         advance = lines.o.ready
+        self.failed = Signal.like(lines.o.payload.errors)
+        """By port, of the last line; a row with such a line is not written, and none follows."""
         first, row_valid = self._rows(m, transfers.o, lines.o.payload.data, advance)
-        failed = lines.o.payload.errors
         m.d.comb += [
             lines.halt.eq(self.control.halt),
             self.quiet.eq(lines.quiet),
-            advance.eq(lines.o.valid & ~failed.any() & (~row_valid | self.bus.ready) & ~self.control.halt),
+            advance.eq(
+                lines.o.valid & ~self.failed.any() & (~row_valid | self.bus.ready) & ~self.control.halt
+            ),
             self.control.busy.eq(
                 items.busy | ~bursts.idle | transfers.o.valid | row_valid | self.control.done
             ),
             self.control.stalled.eq(self.control.busy & ~advance),
         ]
-        self._faults(m, transfers.o.payload.address, first, advance, failed)
-        with m.If(lines.o.valid & failed.any()):
+        self._faults(m, transfers.o.payload.address, first, advance, lines.o.payload.errors)
+        with m.If(self.failed.any()):
             m.d.comb += self.fault.cause.eq(Cause.READ_ERROR)
         with m.Elif(bursts.fault.cause != Cause.NONE):
             m.d.comb += self.fault.eq(bursts.fault)
@@ -116,7 +119,7 @@ class Engine(wiring.Component):
             last_line.eq(position == self._beats(transfer.target) - 1),
             last_row.eq(rows_done == transfer.rows - 1),
             transfers.ready.eq(advance & last_line & last_row),
-            bus.valid.eq(row_valid & ~control.halt),
+            bus.valid.eq(row_valid & ~control.halt & ~self.failed.any()),
             bus.data.eq(Cat(segments)),
         ]
         with m.If(bus.ready):
@@ -143,7 +146,7 @@ class Engine(wiring.Component):
         ]
         return (position == 0) & (rows_done == 0), row_valid
 
-    def _faults(self, m: Module, start, first, advance, failed) -> None:
+    def _faults(self, m: Module, start, first, advance, errors) -> None:
         """The address of the failed port's burst, followed from the transfer's first address, in `fault`."""
         accelerator = self._accelerator
         next_address, burst_address, address, burst = (Signal(ADDRESS_BITS) for _ in range(4))
@@ -152,10 +155,14 @@ class Engine(wiring.Component):
             address.eq(Mux(first, start, next_address)),
             boundary.eq(first | ((address & (accelerator.block_bytes - 1)) == 0)),
             burst.eq(Mux(boundary, address, burst_address)),
-            self.fault.info.eq(port_address(accelerator, burst, port)),
+            self.fault.info.eq(port_address(accelerator, burst_address, port)),
         ]
         for number in reversed(range(accelerator.ports)):
-            with m.If(failed[number]):
+            with m.If(self.failed[number]):
                 m.d.comb += port.eq(number)
         with m.If(advance):
-            m.d.sync += [next_address.eq(address + accelerator.line_bytes), burst_address.eq(burst)]
+            m.d.sync += [
+                next_address.eq(address + accelerator.line_bytes),
+                burst_address.eq(burst),
+                self.failed.eq(errors),
+            ]

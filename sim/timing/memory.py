@@ -57,11 +57,12 @@ _IDLE, _SUM, _CHECK, _ISSUE = range(4)
 _STATE, _INDEX, _ADDRESS, _REMAINING, _CUT_ROWS = range(5)
 
 # States of hw/items.py.
-_PASS, _LOOK, _SCALE, _OFFER = range(4)
+_PASS, _LOOK, _FOUND, _SCALE, _OFFER = range(5)
 
 # Load: registers by their names there; `_DONE` and `_ROW_DONE` hold an instruction's index or -1.
 (
     _ROOM,
+    _TAKEN,
     _AR,
     _AR_LENGTH,
     _R,
@@ -88,8 +89,8 @@ _PASS, _LOOK, _SCALE, _OFFER = range(4)
     _DESCRIBED_ROW,
     _DESCRIBED_ROWS,
     _DESCRIBED_LAST,
-) = range(5, 32)
-_QUEUE = 32
+) = range(5, 33)
+_QUEUE = 33
 """Transfers under way: instruction, first row, rows, whether the instruction's last."""
 _ELIGIBLE = _QUEUE + 4 * _TRANSFERS
 _LENGTHS = _ELIGIBLE + _BUFFER
@@ -225,6 +226,8 @@ def _offer(s, T, cfg, items, start):
         s[_ITEMS_STATE], s[_ITEMS_INDEX], s[_ITEM] = _LOOK, start, T[start, _FIRST_ITEM]
         s[_ITEMS_ROW], s[_ITEMS_LEFT] = T[start, _ROW], T[start, _ROWS]
     elif state == _LOOK:
+        s[_ITEMS_STATE] = _FOUND
+    elif state == _FOUND:
         s[_ITEMS_STATE] = _SCALE
     elif state == _SCALE:
         s[_ITEMS_STATE] = _OFFER
@@ -271,7 +274,8 @@ def load_step(s, T, cfg, items, cycle, start, granted):
 
     length = _length(s, cfg) if issue else 0
     s[_AR], s[_AR_LENGTH] = issue, length
-    s[_ROOM] += read - length
+    s[_ROOM] += s[_TAKEN] - length
+    s[_TAKEN] = read
     s[_LEVEL] += arrived - read
 
     # Rows.

@@ -128,7 +128,9 @@ class BufferClaims(wiring.Component):
                 Assume(~arrives | (owed != 0)),
                 Assert(block.owed[port] == owed),
                 Assert(block.levels[port] + block.o.valid == kept),
-                Assert(block.room + block.owed[port] + block.levels[port] == lines.BUFFER_LINES),
+                Assert(
+                    block.room + block.taken + block.owed[port] + block.levels[port] == lines.BUFFER_LINES
+                ),
                 Assert(~block.quiet | (owed == 0)),
             ]
         return m
