@@ -49,11 +49,11 @@ def norm_layout(vector: int) -> data.ArrayLayout:
 class Column(wiring.Component):
     """Codes in, codes out, OUTPUT_STAGE cycles after the grant of a step's read; never stalls.
 
-    `steps[s]` is the step in stage s. `word` belongs to stage 2, `norm` to stage 8, `outputs` to stage 13; the
-    tables' values to stage 12 and their indices to stage 11. `codes` and `shared` belong to stage 3: codes that
-    came from `word`, and those of the column that all columns use in a broadcast or GATHER. `kept` (stage 13) is
+    `steps[s]` is the step in stage s. `word` belongs to stage 2, `norm` to stage 8, `outputs` to stage 14; the
+    tables' values to stage 13 and their indices to stage 11. `codes` and `shared` belong to stage 3: codes that
+    came from `word`, and those of the column that all columns use in a broadcast or GATHER. `kept` (stage 14) is
     COMPACT's comparison. `sums` is complete when the last step of a measuring
-    pass is in stage 6, `softmax_total` when the last step of a writing pass is in stage 15. `moments[bank].sum` is
+    pass is in stage 6, `softmax_total` when the last step of a writing pass is in stage 16. `moments[bank].sum` is
     used in stage 4, `.r` in 5, `.k` in 6.
     """
 
@@ -199,8 +199,8 @@ class Column(wiring.Component):
         return register(m, saturate((halves + 1) >> 1, T_BITS), f"scaled_{i}_8")
 
     def requantized(self, m: Module, i: int, code: Value, t: Value) -> Value:
-        """Stages 8 to 13: requantizer, table or residual, clamp."""
-        now, norm, step = self.now, self.norm[i], self.steps[12]
+        """Stages 8 to 14: requantizer, table or residual, clamp."""
+        now, norm, step = self.now, self.norm[i], self.steps[13]
         requantizer = Shared(Requantizer, ACC_BITS)
         m.submodules[f"requantizer_{i}"] = requantizer
         m.d.comb += [
@@ -216,18 +216,18 @@ class Column(wiring.Component):
         index = Mux(now.table_wide, wide ^ 512, narrow ^ 128)
         m.d.comb += self.unary_index[i].eq(index)
         v = register(m, Mux(now.residual & self.elementwise, saturate(v + t, 16), v), f"v_{i}_12")
-        v = Mux(now.table, self.unary[i], v)
+        v = Mux(now.table, self.unary[i], register(m, v, f"v_{i}_13"))
         below = v < now.lo
         if i == 0:
-            m.d.comb += self.kept.eq(register(m, ~below, "kept_13"))
+            m.d.comb += self.kept.eq(register(m, ~below, "kept_14"))
         clamped = Mux(below, now.lo, Mux(v > now.hi, now.hi, v))
         result = Mux(self.softmax, self.exp[i], clamped)
-        return register(m, Mux(step.present[i], result, 0)[:16], f"output_{i}_13")
+        return register(m, Mux(step.present[i], result, 0)[:16], f"output_{i}_14")
 
     def accumulate_exponentials(self, m: Module, outputs: list[Value]) -> None:
-        """Softmax's sum of E: in stage 14 of one step, complete in stage 15."""
-        step = self.steps[14]
-        addend = register(m, total([output[:8] for output in outputs]), "exponentials_14")
+        """Softmax's sum of E: in stage 15 of one step, complete in stage 16."""
+        step = self.steps[15]
+        addend = register(m, total([output[:8] for output in outputs]), "exponentials_15")
         accumulator = Signal(TOTAL_BITS, reset_less=True)
         following = Mux(step.first, 0, accumulator) + addend
         m.d.sync += accumulator.eq(Mux(step.valid & ~step.measure, following, accumulator))

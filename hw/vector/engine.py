@@ -36,7 +36,7 @@ class Engine(wiring.Component):
 
     A step (`vector` channels of every column; GATHER: of 16 bits, of one) is read, computed and written each cycle;
     a step with a second operand takes two. Reads and writes may be stalled for any time. Throughput is one step per
-    cycle in every pass; an instruction takes about 20 cycles more than its steps, LAYERNORM another columns + 6 for
+    cycle in every pass; an instruction takes about 20 cycles more than its steps, LAYERNORM another columns + 8 for
     its first tile. COMPACT takes columns + 1 cycles for each tile, GATHER at least 4 for each position.
     `load` accepts rows of TABLE, NORM, EXP, RECIP and RSQRT in every cycle and ignores the others.
     """
@@ -86,7 +86,7 @@ class Engine(wiring.Component):
         m.d.comb += writer.outputs_valid.eq(output_step.valid & ~output_step.measure)
 
         columns = [Shared(Column, a) for _ in range(a.columns)]
-        norm = self.norm(m, now, steps[7])
+        norm = self.norm(m, now, steps[6])
         shared = Array(column.codes.as_value() for column in columns)[steps[3].column]
         for c, column in enumerate(columns):
             m.submodules[f"column_{c}"] = column
@@ -100,12 +100,12 @@ class Engine(wiring.Component):
             ]
         self.tables(m, now, columns)
         self.moments(m, now, steps[6], columns)
-        self.scales(m, now, steps[15], columns)
-        self.compactor(m, now, steps[13], columns)
+        self.scales(m, now, steps[16], columns)
+        self.compactor(m, now, steps[14], columns)
         return m
 
     def norm(self, m: Module, now: data.View, step: data.View) -> data.View:
-        """The norm memory; its row for the step that is now in stage 7 comes in stage 8."""
+        """The norm memory; its row for the step that is now in stage 6 comes in stage 8."""
         a = self.accelerator
         layout = norm_layout(a.vector)
         m.submodules.norm = rows = memory.Memory(shape=layout, depth=a.norm_rows, init=[])
@@ -120,8 +120,12 @@ class Engine(wiring.Component):
             read.en.eq(1),
             read.addr.eq(row),
         ]
-        m.d.sync += following.eq(Mux(step.valid & ~step.measure, row + 1, following))
-        return read.data
+        shown = Signal(layout, reset_less=True)
+        m.d.sync += [
+            following.eq(Mux(step.valid & ~step.measure, row + 1, following)),
+            shown.eq(read.data),
+        ]
+        return shown
 
     def table(self, m: Module, target: isa.LoadTarget, entries: int, bits: int, readers: int) -> Table:
         """One table, filled by LOADs of its target."""
@@ -165,7 +169,7 @@ class Engine(wiring.Component):
             m.d.comb += [column.moments[bank].eq(moments.moments[bank][c]) for bank in range(2)]
 
     def scales(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
-        """From the columns' totals (`step` in stage 15) to row scales."""
+        """From the columns' totals (`step` in stage 16) to row scales."""
         m.submodules.scales = scales = RowScales(self.accelerator)
         recip = self.table(m, isa.LoadTarget.RECIP, 256, 16, 1)
         row, started = Signal(16, reset_less=True), self.control.i.valid & self.control.i.ready
@@ -186,7 +190,7 @@ class Engine(wiring.Component):
             m.d.sync += row.eq(row + 1)
 
     def compactor(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
-        """From the columns' comparisons (`step` in stage 13) to the index memory."""
+        """From the columns' comparisons (`step` in stage 14) to the index memory."""
         m.submodules.compactor = compactor = Compactor(self.accelerator)
         connect(m, flipped(self.index_write), compactor.entries)
         connect(m, flipped(self.register_write), compactor.count)

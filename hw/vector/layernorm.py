@@ -28,7 +28,7 @@ def moments_layout() -> data.StructLayout:
 class Moments(wiring.Component):
     """V = D * Q - S * S + eps, its normalisation and the lookup of 1 / sqrt(V), for all columns after `capture`.
 
-    `sums` are taken in the cycle of `capture`; `moments[bank]` is complete columns + 7 cycles later and holds until
+    `sums` are taken in the cycle of `capture`; `moments[bank]` is complete columns + 8 cycles later and holds until
     the next capture for the same bank. Captures must be at least `columns` cycles apart; `channels` and `eps`
     must be stable from a capture until its moments are complete. `index` and `value` go to the RSQRT table.
     """
@@ -79,11 +79,12 @@ class Moments(wiring.Component):
         pair = register(m, leading_one(m, pairs, "pair"), "pair_4")
         variance_4 = register(m, variance, "variance_4")
         index = register(m, ((variance_4 << 8) >> Cat(C(0, 1), pair))[:10], "index_5")
-        pair_6 = register(m, register(m, pair, "pair_5"), "pair_6")
+        for stage in range(5, 8):
+            pair = register(m, pair, f"pair_{stage}")
         m.d.comb += self.index.eq(index)
 
         active, target = left.any(), bank
-        for stage in range(1, 7):
+        for stage in range(1, 8):
             following, its_bank = Signal(name=f"active_{stage}"), Signal(name=f"bank_{stage}")
             m.d.sync += [following.eq(active), its_bank.eq(target)]
             active, target = following, its_bank
@@ -93,7 +94,7 @@ class Moments(wiring.Component):
                     last = c == columns - 1
                     m.d.sync += [
                         banks[b][c].r.eq(self.value if last else banks[b][c + 1].r),
-                        banks[b][c].k.eq(pair_6 + 6 if last else banks[b][c + 1].k),
+                        banks[b][c].k.eq(pair + 6 if last else banks[b][c + 1].k),
                     ]
         m.d.comb += self.moments.eq(banks)
         return m

@@ -29,7 +29,7 @@ def leading_one(m: Module, value: Value, name: str) -> Signal:
 class RowScales(wiring.Component):
     """numerics.softmax_row_scale of every column's total, taken in the cycle of `capture`.
 
-    `valid` is high for one cycle, columns + 5 cycles after `capture`, with the scales of all columns. Captures must
+    `valid` is high for one cycle, columns + 6 cycles after `capture`, with the scales of all columns. Captures must
     be at least `columns` cycles apart; `m2` and `n2` must be stable from a capture until `valid`. `index` and
     `value` go to the RECIP table.
     """
@@ -68,15 +68,18 @@ class RowScales(wiring.Component):
         m.d.comb += self.index.eq(index)
         empty = register(m, total == 0, "empty_2")
         exponent = register(m, exponent, "exponent_2")
-        empty, exponent = register(m, empty, "empty_3"), register(m, exponent, "exponent_3")
-        product = register(m, self.m2 * self.value, "product_4")
-        empty, exponent = register(m, empty, "empty_4"), register(m, exponent, "exponent_4")
+        for stage in range(3, 6):
+            empty, exponent = (
+                register(m, value, f"{name}_{stage}")
+                for name, value in (("empty", empty), ("exponent", exponent))
+            )
+        product = register(m, self.m2 * self.value, "product_5")
 
         high = product[31]
         rounded = Mux(high, (product + (1 << 15)) >> 16, (product + (1 << 14)) >> 15)
         scale = scales[columns - 1]
         active, last = left.any(), left == 1
-        for stage in range(1, 5):
+        for stage in range(1, 6):
             active, last = self.delayed(m, active, f"active_{stage}"), self.delayed(m, last, f"last_{stage}")
         with m.If(active):
             m.d.sync += [scales[c].eq(scales[c + 1]) for c in range(columns - 1)]
@@ -84,7 +87,7 @@ class RowScales(wiring.Component):
                 scale.m.eq(Mux(empty, 0, Mux(rounded[16:].any(), 0xFFFF, rounded[:16]))),
                 scale.n.eq(Mux(empty, 1, self.n2 + exponent + Mux(high, 0, 1))),
             ]
-        m.d.comb += [self.valid.eq(self.delayed(m, last, "last_5")), self.scales.eq(scales)]
+        m.d.comb += [self.valid.eq(self.delayed(m, last, "last_6")), self.scales.eq(scales)]
         return m
 
     def delayed(self, m: Module, value: Value, name: str) -> Signal:

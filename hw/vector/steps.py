@@ -2,7 +2,7 @@
 
 A step is `vector` channels of every column. Stage s of a step is the cycle s cycles after its read was granted:
 2 data arrives, 3 codes, 4 products and biased logits, 5..6 maxima, 5..7 sums, normalisation and residual scaling,
-8..10 requantizer, 11 tables, 12 clamp, 13 output (pushed into the write queue; its sum for softmax is complete at 15).
+8..10 requantizer, 11..12 tables, 13 clamp, 14 output (pushed into the write queue; its sum for softmax is complete at 16).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = [
     "step_layout",
 ]
 
-STAGES = 16
-OUTPUT_STAGE = 13
+STAGES = 17
+OUTPUT_STAGE = 14
 QUEUE_STEPS = 32
 """Steps that may be between the grant of their read and the grant of their write."""
-LAYERNORM_LATENCY = 7
+LAYERNORM_LATENCY = 8
 """The first step that uses a tile's moments may be granted columns + this + 1 cycles after the last that made them."""
-SOFTMAX_LATENCY = 20
+SOFTMAX_LATENCY = 22
 """A tile's row scales are written columns + this cycles after the grant of its last step; COMPACT's count sooner."""
 GATHER_LATENCY = 4
 """A position's first step may be granted this + 1 cycles after that of the position before."""

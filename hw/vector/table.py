@@ -15,7 +15,7 @@ __all__ = ["Table"]
 class Table(wiring.Component):
     """A table of `entries` values of `bits` (8 or 16) bits, loaded in rows of 8 bytes, zero at power-up.
 
-    `value[r]` is the entry `index[r]` of the cycle before. Every reader has a read port; synthesis makes as many
+    `value[r]` is the entry `index[r]` of two cycles before. Every reader has a read port; synthesis makes as many
     copies of the memory as it needs.
     """
 
@@ -45,14 +45,15 @@ class Table(wiring.Component):
             read, write = rows.read_port(), rows.write_port()
             index = self.index[reader]
             select = Signal(select_bits, name=f"select_{reader}", reset_less=True)
+            value = Signal(self.bits, name=f"value_{reader}", reset_less=True)
             entries = Array(read.data[i * self.bits :][: self.bits] for i in range(per_row))
+            m.d.sync += [select.eq(index[:select_bits]), value.eq(entries[select])]
             m.d.comb += [
                 write.en.eq(self.load_valid),
                 write.addr.eq(self.load_row),
                 write.data.eq(self.load_data),
                 read.en.eq(1),
                 read.addr.eq(index[select_bits:]),
-                self.value[reader].eq(entries[select]),
+                self.value[reader].eq(value),
             ]
-            m.d.sync += select.eq(index[:select_bits])
         return m
