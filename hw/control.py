@@ -11,6 +11,7 @@ from ..arch.accelerator import VERSION, Accelerator
 from ..arch.registers import Cause
 from . import axilite
 from .bursts import FAULT, REGIONS
+from .delay import delayed
 from .queue import Queue
 
 __all__ = ["FAULT_SOURCES", "STARTS", "Control"]
@@ -111,7 +112,9 @@ class Control(wiring.Component):
 
         # States.
         load = commanded[registers.Control.LOAD] & ~failed
+        halted = delayed(m, self.halt, 1, reset_less=False)  # The engines know, so `quiet` stays.
         m.d.comb += self.program_address.eq(values["PROGRAM"])
+        m.d.sync += self.halt.eq((self.halt | failing) & ~self.clear)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += idle.eq(~queued)
@@ -137,14 +140,12 @@ class Control(wiring.Component):
                 with m.If(failing):
                     m.next = "HALTED"
             with m.State("HALTED"):
-                m.d.comb += [working.eq(1), self.halt.eq(1)]
-                with m.If(self.quiet & ~self.program_busy):
+                m.d.comb += working.eq(1)
+                with m.If(halted & self.quiet & ~self.program_busy):
                     m.next = "FAILED"
-            with m.State("FAILED"):
-                m.d.comb += self.halt.eq(1)
-                with m.If(clear_wanted):
-                    m.d.comb += self.clear.eq(1)
-                    m.next = "IDLE"
+            with m.State("FAILED"), m.If(clear_wanted):
+                m.d.comb += self.clear.eq(1)
+                m.next = "IDLE"
 
         # The first fault stays until CLEAR.
         watchdog, elapsed = values["WATCHDOG"], Signal(32)

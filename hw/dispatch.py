@@ -15,16 +15,19 @@ from .ports import EngineSignature
 from .queue import Queue
 from .semaphores import Semaphores, foreign_waits
 
-__all__ = ["QUEUE", "Dispatch"]
+__all__ = ["FIRST", "QUEUE", "Dispatch"]
 
+FIRST = 3
+"""Cycles from a run's start to its first instruction."""
 QUEUE = 4
-"""Instructions that wait for each engine."""
+"""Instructions that wait for each engine, behind the one that is next."""
 
 
 class Dispatch(wiring.Component):
     """Runs a program: `start` with `entry` begins, `end` is high for one cycle when END is reached and all is done.
 
-    The instruction at `read_index` must be on `instruction` in the next cycle; one is dispatched per cycle. An illegal
+    The instruction at `read_index` must be on `instruction` in the next cycle; one is dispatched per cycle, the first one
+    FIRST cycles after `start`: two registers lie before it, and what it is, is known in the second. An illegal
     instruction (`illegal` while it stays) is not dispatched: an unknown opcode or enumeration value, a semaphore of
     another consumer, a transfer of no rows, or none at all (beyond `count`); or it does not start, because of what its
     operand slots make of it. `illegal_index` is its number; `dispatched` counts instructions of this run. With `halt` nothing starts. Each engine's instructions that have not ended are in flight.
@@ -53,83 +56,107 @@ class Dispatch(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.semaphores = semaphores = Semaphores(self._accelerator)
-        running, advance = Signal(), Signal()
-        common = self._view(isa.Opcode.END)
-        legal, accepted, ended = Signal(), Signal(), Signal()
+        running, advance, moves = Signal(), Signal(), Signal()
+        number = Signal(17)  # of what the instruction memory shows
+        raw, raw_index, raw_valid = Signal(STORED_BITS, reset_less=True), Signal(17), Signal()
+        self.word, valid = Signal(STORED_BITS, reset_less=True), Signal()
+        legal, ends, slots = (Signal(name=name) for name in ("legal", "ends", "slots"))
+        chosen = Signal(len(isa.Engine))
         m.d.comb += [
-            advance.eq(accepted & running & ~self.halt),
-            self.read_index.eq(Mux(self.start, self.entry, self.index + advance)),
-            self.illegal.eq(running & ~legal),
+            moves.eq(~valid | advance),
+            self.read_index.eq(Mux(self.start, self.entry, number + moves)),
+            self.illegal.eq(valid & ~legal),
             self.illegal_index.eq(self.index),
-            self.end.eq(running & legal & ended & ~self.halt),
             semaphores.clear.eq(self.start),
         ]
-        m.d.sync += [self.index.eq(self.read_index), self.dispatched.eq(self.dispatched + advance)]
+        m.d.sync += [number.eq(self.read_index), self.dispatched.eq(self.dispatched + advance)]
+        with m.If(moves):
+            m.d.sync += [raw.eq(self.instruction), raw_index.eq(number), raw_valid.eq(running)]
+            m.d.sync += [self.word.eq(raw), self.index.eq(raw_index), valid.eq(raw_valid)]
+            self._decode(m, raw, raw_index < self.count, legal, ends, slots, chosen)
         with m.If(self.start):
             m.d.sync += [running.eq(1), self.dispatched.eq(0)]
         with m.Elif(self.end | self.halt):
-            m.d.sync += running.eq(0)
+            m.d.sync += [running.eq(0), raw_valid.eq(0), valid.eq(0)]
 
-        idle = []
+        ready, idle = [], []
         for engine in isa.Engine:
-            opcode = isa.Opcode[engine.name]
-            chosen = Signal(name=f"{engine.name.lower()}_chosen")
-            m.d.comb += chosen.eq((common.opcode == opcode) & (self.index < self.count))
-            ready, empty = self._engine(m, engine, advance & chosen, semaphores)
-            idle.append(empty)
-            with m.If(chosen):
-                m.d.comb += [legal.eq(self._legal(opcode, engine)), accepted.eq(legal & ready)]
-        with m.If((common.opcode == isa.Opcode.END) & (self.index < self.count)):
-            m.d.comb += [legal.eq(1), ended.eq(Cat(idle).all())]
+            one_ready, one_idle = self._engine(m, engine, advance & chosen[engine], slots, semaphores)
+            ready.append(one_ready & chosen[engine])
+            idle.append(one_idle)
+        m.d.comb += [
+            advance.eq(valid & legal & Cat(ready).any() & ~self.halt),
+            self.end.eq(valid & ends & Cat(idle).all() & ~self.halt),
+        ]
         return m
 
-    def _engine(self, m: Module, engine: isa.Engine, put, semaphores: Semaphores):
+    def _decode(self, m: Module, word, exists, legal, ends, slots, chosen) -> None:
+        """What is known of an instruction before its turn: whether it is legal, END, and has operand slots, and its engine."""
+        opcode = self._view(isa.Opcode.END, word).opcode
+        engines = {engine: exists & (opcode == isa.Opcode[engine.name]) for engine in isa.Engine}
+        is_end = exists & (opcode == isa.Opcode.END)
+        views = {engine: self._view(isa.Opcode[engine.name], word) for engine in isa.Engine}
+        m.d.sync += [
+            legal.eq(is_end | Cat(engines[e] & self._legal(views[e], e) for e in isa.Engine).any()),
+            ends.eq(is_end),
+            slots.eq(
+                Cat(
+                    engines[e] & (views[e][f"{slot}_field"] != 0) for e in isa.Engine for slot in isa.SLOTS
+                ).any()
+            ),
+            *(chosen[e].eq(engines[e]) for e in isa.Engine),
+        ]
+
+    def _engine(self, m: Module, engine: isa.Engine, put, slots, semaphores: Semaphores):
         """An engine's queue, which takes the instruction with `put`, and its way into the engine; returns whether the
         queue has room and whether nothing is in flight."""
         name, opcode = engine.name.lower(), isa.Opcode[engine.name]
         port, layout = getattr(self, name), instruction_layout(opcode)
-        entry = data.StructLayout({"instruction": layout, "index": len(self.index)})
+        entry = data.StructLayout({"instruction": layout, "slots": 1, "index": len(self.index)})
         m.submodules[f"{name}_queue"] = queue = Queue(entry, QUEUE)
         m.submodules[f"{name}_operands"] = operands = Operands(opcode)
-        head = queue.o.payload.instruction
+        head, waiting = Signal(entry, name=f"{name}_head", reset_less=True), Signal(name=f"{name}_waiting")
         start, in_flight = Signal(name=f"{name}_start"), Signal(6, name=f"{name}_in_flight")
         m.d.comb += [
-            queue.i.payload.instruction.eq(self.instruction),
+            queue.i.payload.instruction.eq(self.word),
+            queue.i.payload.slots.eq(slots),
             queue.i.payload.index.eq(self.index),
             queue.i.valid.eq(put),
-            queue.o.ready.eq(start),
-            operands.i.payload.eq(head),
-            operands.i.valid.eq(queue.o.valid),
+            queue.o.ready.eq(~waiting | start),
+            operands.i.payload.eq(head.instruction),
+            operands.i.valid.eq(waiting),
+            operands.slots.eq(head.slots),
             operands.enable.eq(semaphores.ok[engine] & ~self.halt),
             operands.values.eq(self.registers),
             port.i.payload.eq(operands.o.payload),
             port.i.valid.eq(operands.o.valid),
             operands.o.ready.eq(port.i.ready),
-            port.halt.eq(self.halt),
             start.eq(port.i.valid & port.i.ready),
             semaphores.start[engine].eq(start),
             semaphores.done[engine].eq(port.done),
-            getattr(semaphores, f"wait_{int(engine)}").eq(head.wait),
+            getattr(semaphores, f"wait_{int(engine)}").eq(head.instruction.wait),
             getattr(semaphores, f"signal_{int(engine)}").eq(port.done_signal),
         ]
-        m.d.sync += in_flight.eq(in_flight + put - port.done)
+        m.d.sync += [in_flight.eq(in_flight + put - port.done), port.halt.eq(self.halt)]
+        with m.If(queue.o.ready):
+            m.d.sync += [waiting.eq(queue.o.valid), head.eq(queue.o.payload)]
         illegal = delayed(m, operands.illegal, 1, reset_less=False)
         with m.If(illegal):
-            m.d.comb += [self.illegal.eq(1), self.illegal_index.eq(queue.o.payload.index)]
+            m.d.comb += [self.illegal.eq(1), self.illegal_index.eq(head.index)]
         return queue.i.ready, in_flight == 0
 
     def _named(self, opcode: isa.Opcode, fields, name: str):
         """Whether an operand slot adds to the field `name`."""
         return Cat(fields[f"{slot}_field"] == isa.slot(opcode, name) for slot in isa.SLOTS).any()
 
-    def _view(self, opcode: isa.Opcode):
-        """`instruction` as one of `opcode`."""
+    def _view(self, opcode: isa.Opcode, word):
+        """`word` as an instruction of `opcode`."""
         layout = instruction_layout(opcode)
-        return data.View(layout, self.instruction[: layout.size])
+        return data.View(layout, word[: layout.size])
 
-    def _legal(self, opcode: isa.Opcode, engine: isa.Engine):
-        """Whether `instruction` is a legal one of its opcode."""
-        fields = self._view(opcode)
+    def _legal(self, fields, engine: isa.Engine):
+        """Whether an instruction is a legal one of its opcode."""
+        opcode = isa.Opcode[engine.name]
         legal = (fields.wait & foreign_waits(engine)) == 0
         for field in isa.fields(opcode):
             value = getattr(fields, field.name)

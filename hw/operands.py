@@ -42,7 +42,7 @@ class Registers(wiring.Component):
 class Operands(wiring.Component):
     """The head of an engine's queue on its way into the engine, with its operand slots added.
 
-    Without slots it passes in the same cycle. With slots it is offered OPERAND_CYCLES after the first cycle with
+    Without `slots` it passes in the same cycle. With slots it is offered OPERAND_CYCLES after the first cycle with
     `enable`: a slot per cycle, with its register's value of the cycle after. `illegal` is high (and nothing passes)
     where a slot names no field, a sum exceeds its field, or is below the least value of a field that a slot names.
     """
@@ -53,6 +53,7 @@ class Operands(wiring.Component):
         super().__init__(
             {
                 "i": In(stream.Signature(layout)),
+                "slots": In(1),
                 "enable": In(1),
                 "o": Out(stream.Signature(layout)),
                 "values": In(REGISTER_VALUES),
@@ -66,11 +67,10 @@ class Operands(wiring.Component):
         slots = [
             tuple(head[f"{slot}_{part}"] for part in ("field", "register", "shift")) for slot in isa.SLOTS
         ]
-        needed = Signal()
+        needed = self.slots
         step = Signal(range(OPERAND_CYCLES + 1))
         finished, bad = Signal(), Signal()
         m.d.comb += [
-            needed.eq(Cat(field != 0 for field, _, _ in slots).any()),
             finished.eq(step == OPERAND_CYCLES),
             self.o.valid.eq(self.i.valid & self.enable & (~needed | (finished & ~self.illegal))),
             self.i.ready.eq(self.o.valid & self.o.ready),

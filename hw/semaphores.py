@@ -47,9 +47,13 @@ class Semaphores(wiring.Component):
                 count = Signal(range(self._accelerator.instructions + 1), name=f"count_{bit}")
                 up = self.done[producer] & getattr(self, f"signal_{int(producer)}")[bit]
                 down = self.start[consumer] & wait[bit]
-                m.d.sync += count.eq(count + up - down)
+                positive = Signal(name=f"positive_{bit}")
                 with m.If(self.clear):
-                    m.d.sync += count.eq(0)
-                satisfied.append(~wait[bit] | (count != 0))
+                    m.d.sync += [count.eq(0), positive.eq(0)]
+                with m.Elif(up & ~down):
+                    m.d.sync += [count.eq(count + 1), positive.eq(1)]
+                with m.Elif(down & ~up):
+                    m.d.sync += [count.eq(count - 1), positive.eq(count > 1)]
+                satisfied.append(~wait[bit] | positive)
             m.d.comb += self.ok[consumer].eq(Cat(satisfied).all())
         return m

@@ -30,6 +30,8 @@ _END, _FIRST = int(Opcode.END), int(Opcode.LOAD)
 _LOAD, _MATRIX, _VECTOR, _STORE = map(int, Engine)
 _ENGINES = len(Engine)
 _QUEUE = 4
+_FIRST_CYCLE = 3
+"""Of a run in which an instruction is dispatched."""
 _OPERAND_CYCLES = 7
 """By which operand slots delay a start."""
 _A_FIELD, _B_FIELD, _C_FIELD = (COLUMN[f"{slot}_field"] for slot in isa.SLOTS)
@@ -190,12 +192,13 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
     semaphores = np.zeros(16, dtype=np.int64)
     queue = np.zeros((_ENGINES, _QUEUE), dtype=np.int64)
     head, level = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
+    following = np.full(_ENGINES, -1, dtype=np.int64)
     executing, on = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.bool_)
     now = np.zeros(_ENGINES, dtype=np.int64)
     compacting = False
     waited = np.zeros(_ENGINES, dtype=np.int64)
     starting, ending = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
-    pc, cycle = entry, 0
+    pc, cycle = entry, _FIRST_CYCLE - 1
     dispatched, started, ended = 0, 0, 0
     while True:
         cycle += 1
@@ -211,15 +214,16 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
 
         # Starts.
         starting[:] = -1
+        moving = False
         for engine in range(_ENGINES):
-            if level[engine] > 0:
-                index = queue[engine, head[engine]]
-                if _satisfied(semaphores, T[index, _WAIT]):
-                    slots = T[index, _A_FIELD] | T[index, _B_FIELD] | T[index, _C_FIELD]
-                    if slots == 0 or waited[engine] == _OPERAND_CYCLES:
-                        starting[engine] = index
-                    else:
-                        waited[engine] += 1
+            index = following[engine]
+            moving |= index < 0 and level[engine] > 0
+            if index >= 0 and _satisfied(semaphores, T[index, _WAIT]):
+                slots = T[index, _A_FIELD] | T[index, _B_FIELD] | T[index, _C_FIELD]
+                if slots == 0 or waited[engine] == _OPERAND_CYCLES:
+                    starting[engine] = index
+                else:
+                    waited[engine] += 1
         if starting[_LOAD] >= 0 and not memory.load_ready(load, m_cfg):
             starting[_LOAD] = -1
         if starting[_MATRIX] >= 0 and not matrix.ready(mat, x_cfg):
@@ -228,7 +232,7 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
             starting[_VECTOR] = -1
         if starting[_STORE] >= 0 and not memory.store_ready(store, m_cfg):
             starting[_STORE] = -1
-        if pushed < 0 and started == ended and starting.max() < 0 and waited.max() == 0:
+        if pushed < 0 and started == ended and starting.max() < 0 and waited.max() == 0 and not moving:
             return _DEADLOCK
 
         # Grants. Engines without work are left out: their state does not change.
@@ -275,8 +279,8 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
                     what = _MEMORY if memory.load_stalled(load, l_granted) else _COMPUTING
                 else:
                     what = _MEMORY if memory.store_stalled(store, m_cfg, cycle) else _COMPUTING
-            if what < 0 and level[engine] > 0:
-                waits = queue[engine, head[engine]]
+            if what < 0 and following[engine] >= 0:
+                waits = following[engine]
                 missing = _missing(semaphores, T[waits, _WAIT])
                 if missing & (1 << _LOAD | 1 << _STORE):
                     what, index = _MEMORY, waits
@@ -317,8 +321,7 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
                 if engine == _VECTOR:
                     compacting = T[index, _OP] == _COMPACT
                 started += 1
-                head[engine] = (head[engine] + 1) % _QUEUE
-                level[engine] -= 1
+                following[engine] = -1
                 _add(semaphores, T[index, _WAIT], -1)
             index = ending[engine]
             if index >= 0:
@@ -328,6 +331,11 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
                     compacting = False
                 ended += 1
                 _add(semaphores, T[index, _SIGNAL], 1)
+        for engine in range(_ENGINES):
+            if following[engine] < 0 and level[engine] > 0:
+                following[engine] = queue[engine, head[engine]]
+                head[engine] = (head[engine] + 1) % _QUEUE
+                level[engine] -= 1
         if pushed >= 0:
             queue[pushed, (head[pushed] + level[pushed]) % _QUEUE] = pc
             level[pushed] += 1
