@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +19,7 @@ from .board import Board, BoardError, Resources
 from .fitting import estimate
 from .mixtures import Mixture, RowBlock, reassigned, row_block
 from .requests import require_interface
-from .shapes import INSTRUCTIONS, grown, shapes, sized
+from .shapes import INSTRUCTIONS, grown, scratchpad_bytes, shapes, sized
 from .work import Work
 
 __all__ = ["PARTS", "Budget", "Design", "Search", "Version", "search"]
@@ -114,7 +115,7 @@ class Search:
         return 0.0 if self.open_bound is None else max(0.0, 1 - self.open_bound / self.best.cycles)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Candidate:
     """A shape for a version."""
 
@@ -123,6 +124,7 @@ class _Candidate:
     need: Resources
     bound: int
     guess: float
+    alive: int
 
 
 def search(
@@ -143,17 +145,21 @@ def search(
     budget, fixed = budget or Budget(), dict(fixed or {})
     found = _candidates(versions, board, budget, fixed)
     judge = _Judge(board, budget, progress)
-    open_bounds = []
+    open_bounds: list[int] = []
     for part in PARTS:
         left, best, others = -(-evaluations // (2 if part == PARTS[0] else 2 * len(PARTS[1:]))), None, []
         holds = functools.partial((budget * part).holds, board=board)
-        for one in found:
-            if (best and one.bound >= best.cycles) or not holds(one.need):
-                continue
+        unjudged = [one for one in found if holds(one.need)]
+        # First those whose scratchpad holds what is alive; whether less will do, only the compiler knows.
+        for roomy, one in itertools.product((True, False), tuple(unjudged)):
             if left <= 0:
-                open_bounds += [one.bound] if part == PARTS[0] else []
+                break
+            if best and one.bound >= best.cycles:
                 continue
-            tried = sized(one.shape, board, holds, fixed)
+            tried = sized(one.shape, board, holds, fixed, one.alive)
+            if not tried or roomy != (scratchpad_bytes(tried[0]) >= one.alive):
+                continue
+            unjudged.remove(one)
             for number, accelerator in enumerate(tried):
                 left -= not judge.knows(one, accelerator)
                 design = judge(part, one, accelerator)
@@ -163,6 +169,8 @@ def search(
                     break
         for one, accelerator in others:  # the best shape with another share of scratchpad and weights
             judge(part, one, accelerator)
+        if part == PARTS[0]:
+            open_bounds = [one.bound for one in unjudged]
     designs = sorted((d for d in judge.designs.values() if d), key=lambda d: (d.cycles, d.need.lut))
     if not designs:
         raise BoardError(_nothing_runs(found[0], board, budget, len(judge.designs), judge.reasons))
@@ -187,15 +195,17 @@ class _Judge:
         """None where it does not compile, or its instructions take more than the budget."""
         key = accelerator, one.version.name
         if key not in self.designs:
+            reason = ""
             try:
                 design = _judge(one.version, accelerator, self.board, one.bound)
-                fits = self.budget.holds(design.need, self.board)
-                self.designs[key] = design if fits else None
-                self.reasons["its instructions do not fit"] += not fits
+                if not self.budget.holds(design.need, self.board):
+                    reason = "its instructions do not fit"
             except CompileError as error:
-                self.designs[key] = None
-                self.reasons[str(error).splitlines()[-1].strip()] += 1
-            self.progress(_told(part, len(self.designs), accelerator, self.designs[key]))
+                reason = str(error).splitlines()[-1].strip()
+            self.designs[key] = None if reason else design
+            if reason:
+                self.reasons[reason] += 1
+            self.progress(_told(part, len(self.designs), accelerator, self.designs[key], reason))
         return self.designs[key]
 
 
@@ -213,14 +223,18 @@ def _candidates(
             need = estimate(shape, board)
             if budget.holds(need, board):
                 bound, guess = max(work.cycles(shape)), work.guess(shape)
-                found.append(_Candidate(shape=shape, version=version, need=need, bound=bound, guess=guess))
+                found.append(
+                    _Candidate(
+                        shape=shape, version=version, need=need, bound=bound, guess=guess, alive=work.alive
+                    )
+                )
     if not found:
         raise BoardError(_nothing_fits(versions, board, budget, fixed, all_shapes))
     return sorted(found, key=lambda one: (one.guess, one.need.lut))
 
 
-def _told(part: float, judged: int, a: Accelerator, design: Design | None) -> str:
-    found = f"{design.cycles:,} cycles" if design else "does not compile"
+def _told(part: float, judged: int, a: Accelerator, design: Design | None, reason: str) -> str:
+    found = f"{design.cycles:,} cycles" if design else reason
     return f"{part:.0%} of the budget: {_words(a)}: {found} ({judged} judged)"
 
 

@@ -15,7 +15,7 @@ from .fitting import estimate, with_luts, with_quads
 from .mixtures import Mixture
 from .work import Work
 
-__all__ = ["INSTRUCTIONS", "grown", "lane_counts", "shapes", "sized"]
+__all__ = ["INSTRUCTIONS", "grown", "lane_counts", "scratchpad_bytes", "shapes", "sized"]
 
 WIDTHS = {
     "columns": (2, 3, 4, 5, 6, 8, 10, 12, 16),
@@ -104,11 +104,20 @@ def _rows(most: int, row_bytes: int) -> int:
     return 1 << max(1, most // row_bytes).bit_length() - 1
 
 
+def scratchpad_bytes(a: Accelerator) -> int:
+    """Of all regions."""
+    return a.scratchpad_regions * a.scratchpad_rows * a.scratchpad_row_bytes
+
+
 def sized(
-    shape: Accelerator, board: Board, holds: Callable[[Resources], bool], fixed: Collection[str]
+    shape: Accelerator,
+    board: Board,
+    holds: Callable[[Resources], bool],
+    fixed: Collection[str],
+    alive: int = 0,
 ) -> list[Accelerator]:
     """The shape with the largest memories that `holds` allows: sizes of scratchpad, largest first, weight rows with the
-    rest; last those that leave few."""
+    rest; last those of fewer bytes than `alive`, and those that leave few."""
     if not holds(estimate(shape, board)):
         return []
     row = shape.scratchpad_regions * shape.scratchpad_row_bytes
@@ -124,7 +133,7 @@ def sized(
                 if holds(estimate(larger, board)):
                     found.append(larger)
                     break
-    return sorted(found, key=lambda one: one.weight_rows < FEW_ROWS)
+    return sorted(found, key=lambda one: (scratchpad_bytes(one) < alive, one.weight_rows < FEW_ROWS))
 
 
 def grown(shape: Accelerator) -> Iterator[Accelerator]:

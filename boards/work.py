@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 
 from ..arch.accelerator import Accelerator
-from ..arch.graph import Attention, Conv, Graph, LayerNorm, Linear
+from ..arch.graph import Attention, Conv, Graph, LayerNorm, Linear, reads
 from ..compiler.widths import CODES, NARROW, code_limits, dynamic_lanes
 
 __all__ = ["Work"]
@@ -27,10 +27,15 @@ class Work:
         self.attention: collections.Counter[tuple] = collections.Counter()
         """Positions, keys, channels of a head, code limits of keys, queries, values and exponentials; counted by heads."""
         self.norms: collections.Counter[tuple[int, int]] = collections.Counter()
+        self.alive = 0
+        """Bytes of activations that an operator reads and writes, at most, and half as many for what overlaps it."""
         self.limits = code_limits(graph)
         narrow = 0
         for operator in graph.operators:
             out = graph.tensor(operator.output)
+            held = [graph.tensor(name) for name in {*reads(operator), operator.output}]
+            size = sum(x.positions * x.channels * (2 if x.dtype == "s16" else 1) for x in held)
+            self.alive = max(self.alive, 3 * size // 2)
             if isinstance(operator, Linear | Conv):
                 weight = graph.constant(operator, "weight")
                 positions = out.positions - (operator.prefix if isinstance(operator, Conv) else 0)
