@@ -45,7 +45,11 @@ _FLAGS = [
     "-Wno-fatal",
     "-Wno-lint",
     "-Wno-style",
+    "--output-split-cfuncs",
+    "1000",
 ]
+"""GCC takes more than 15 minutes for a function of 11,000 lines, which machines with `lanes.fixed4_dynamic` have, and
+seconds for its parts."""
 _SHARING = ["-fno-gate", "-fno-dfg"]
 """With modules that are compiled separately: these would make each instance a different one again."""
 _LARGE = 3_000_000
