@@ -31,6 +31,7 @@ _LOGIC = {
     **dict.fromkeys(("MUXF7", "MUXF8", "MUXF9", "PFUMX", "L6MUX21"), 0),
 }
 _CARRY = {"CARRY4": LEVEL // 2, "CARRY8": LEVEL}
+_MULTIPLIERS = ("DSP48E1", "DSP48E2", "MULT18X18D")
 _RAM = re.compile(r"RAM\d+(X1D|X1S|M|M16|M8)|TRELLIS_DPR16X4")
 _RAM_READS = (
     (r"DPRA\d*", r"DPO"),
@@ -112,7 +113,7 @@ class _Paths:
             self.carry(pins, _CARRY[kind])
         elif kind == "CCU2C":
             self.carry_pair(pins)
-        elif kind in ("DSP48E2", "MULT18X18D") and not _multiplier_registers(cell):
+        elif kind in _MULTIPLIERS and not _multiplier_registers(cell):
             self.depends(outputs, inputs, MULTIPLIER * LEVEL)
         elif _RAM.fullmatch(kind):
             self.stateful(name, inputs, outputs)
@@ -121,7 +122,7 @@ class _Paths:
                 for pin, bits in outputs.items():
                     if re.fullmatch(output, pin):
                         self.depends({pin: bits}, read, LEVEL)
-        elif _REGISTERED.fullmatch(kind) or kind in ("DSP48E2", "MULT18X18D"):
+        elif _REGISTERED.fullmatch(kind) or kind in _MULTIPLIERS:
             self.stateful(name, inputs, outputs)
         elif kind.startswith("$") or kind.isupper():
             raise UnknownCell(f"cell {kind} must be one that boards/netlist.py knows the paths of.")
@@ -241,6 +242,6 @@ def _names(module: Mapping) -> dict[int, str]:
 def _multiplier_registers(cell: Mapping) -> bool:
     """Whether a path through a multiplier ends in it."""
     parameters = cell["parameters"]
-    if cell["type"] == "DSP48E2":
+    if cell["type"].startswith("DSP48"):
         return any(int(str(parameters.get(name, "0")), 2) for name in ("MREG", "PREG", "AREG", "BREG"))
     return any(str(value) != "NONE" for name, value in parameters.items() if name.startswith("REG_"))

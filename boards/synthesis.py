@@ -25,9 +25,8 @@ from ..arch.files import write_bytes, write_text
 from ..hw import top
 from ..hw.lanes.chain import Chain, SplitChain
 from ..hw.verilog import module_bodies, module_instances, without_clearing
-from . import netlist
+from . import dsp48e1, dsp48e2, netlist
 from .board import Board, Resources
-from .dsp48e2 import DspChain
 
 __all__ = ["FLOWS", "Flow", "Resources", "SynthesisError", "count", "count_flat", "logic", "verilog"]
 
@@ -104,7 +103,7 @@ FLOWS = {
     "xcup": Flow(
         script=_XILINX.replace("FAMILY", "xcup"),
         library=("read_verilog -lib +/xilinx/cells_sim.v +/xilinx/cells_xtra.v",),
-        primitives={Chain: DspChain},
+        primitives={Chain: dsp48e2.DspChain},
         models={"DSP48E2": Path(__file__).with_name("dsp48e2.v").read_text()},
         lut={
             **{f"LUT{size}": 1 for size in range(1, 7)},
@@ -118,7 +117,8 @@ FLOWS = {
     "xc7": Flow(
         script=_XILINX.replace("FAMILY", "xc7"),
         library=("read_verilog -lib +/xilinx/cells_sim.v +/xilinx/cells_xtra.v",),
-        primitives={Chain: SplitChain},
+        primitives={Chain: dsp48e1.DspChain},
+        models={"DSP48E1": Path(__file__).with_name("dsp48e1.v").read_text()},
         lut={
             **{f"LUT{size}": 1 for size in range(1, 7)},
             **{"INV": 1, "SRL16E": 1, "SRLC32E": 1, "RAM32X1D": 2, "RAM64X1D": 2, "RAM32M": 4, "RAM64M": 4},
