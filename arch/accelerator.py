@@ -41,8 +41,8 @@ class Lanes:
     fixed8_luts: int = 0
     """How many of the Fixed-8 lanes, the last ones, do without multipliers; they do the same in the same time."""
     fixed4_quads: int = 0
-    """How many of the Fixed-4 lanes, the last ones, multiply in multipliers, four products in each; operands of
-    layers with Fixed-4 rows must be of 6 bits then."""
+    """How many of the Fixed-4 lanes, the last ones, multiply in multipliers, four products in each; layers whose operands
+    have more than 6 bits use the other lanes alone."""
     fixed4_dynamic: int = 0
     """How many of the Fixed-4 lanes, the first ones, take keys and values of 4 bits (-8..7) from the drain; a multiple of
     `drain`. Two codes share a byte of the weight memory, so columns and drain must be even."""
@@ -62,6 +62,12 @@ class Lanes:
     def total(self) -> int:
         """Number of lanes."""
         return self.fixed8 + self.fixed4 + self.pot4 + self.sp2_4
+
+    @property
+    def quads(self) -> range:
+        """Lanes with four products in a multiplier."""
+        end = self.fixed8 + self.fixed4
+        return range(end - self.fixed4_quads, end)
 
     @property
     def dynamic(self) -> int:

@@ -38,7 +38,6 @@ from .spill import least, schedule
 from .stream import Image, Plan, plan, residents, setup_loads
 from .tensors import Tensors
 from .traffic import Traffic, traffic
-from .widths import too_wide
 
 __all__ = ["Compiled", "compile", "compiled"]
 
@@ -89,8 +88,6 @@ def compile(graph: Graph, accelerator: Accelerator, name: str | None = None) -> 
 
 def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) -> Compiled:
     """`compile`, with a report. Raises CompileError."""
-    if wide := too_wide(graph, accelerator):
-        raise CompileError(graph.name, wide)
     pieces: dict[Memory, int] = {}
     """Memories whose data is streamed, and the way in _PIECES."""
     free: dict[Memory, tuple[int, int]] = {}
@@ -100,7 +97,8 @@ def compiled(graph: Graph, accelerator: Accelerator, name: str | None = None) ->
     """Rows of the scratchpad that a schedule may use; fewer where they could not be packed."""
     while True:
         limits = {memory: max(1, free[memory][1] // _PIECES[way]) for memory, way in pieces.items()}
-        tensors = Tensors(graph, accelerator, limits, ahead, made, blocks, largest)
+        alone = frozenset(memory for memory, way in pieces.items() if _PIECES[way] == 1)
+        tensors = Tensors(graph, accelerator, limits, ahead, made, blocks, largest, alone)
         lower(tensors, spills, early)
         if tensors.problems:
             if not _larger(pieces, tensors.short):

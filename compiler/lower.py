@@ -17,7 +17,7 @@ from .ir import At, Content, Item, Memory, Page, Place, Span, capacity
 from .matrix import Operand, Output, Params, emit
 from .rows import pack_norms, segments
 from .tensors import Tensors
-from .widths import code_limits
+from .widths import NARROW, code_limits, within
 
 __all__ = ["lower"]
 
@@ -186,8 +186,9 @@ class _Lowering:
         order = output.padded(self.accelerator, order)
         schemes = self.graph.constant(operator, "scheme")
         unit = output.unit(self.accelerator)
-        key = "segments", order.tobytes(), schemes.tobytes(), unit
-        parts = self.tensors.once(key, lambda: segments(order, schemes, self.accelerator, unit))
+        narrow = not self.accelerator.lanes.quads or within(self.limits[operator.input], NARROW)
+        key = "segments", order.tobytes(), schemes.tobytes(), unit, narrow
+        parts = self.tensors.once(key, lambda: segments(order, schemes, self.accelerator, unit, narrow))
         kinds = np.array(self.accelerator.lanes.kinds)
         used = np.concatenate([kinds[part.lanes].ravel()[: len(order) - part.base] for part in parts])
         found, counts = np.unique(used[order >= 0], return_counts=True)

@@ -32,6 +32,14 @@ class Operand:
     """Fields of CONV and JOIN."""
     maximum: bool = False
 
+    def fetches(self, accelerator: Accelerator) -> int:
+        """Cycles that the fetch of a chunk takes, about."""
+        if self.mode == FetchMode.LINEAR:
+            return 1
+        if self.mode == FetchMode.JOIN:
+            return accelerator.columns
+        return min(accelerator.columns, self.window["stride_x"] + (self.window["stride_x"] > 1))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Params:
@@ -103,6 +111,8 @@ def emit(
         ]
         if groups == 1 and k > a.operand_chunks:
             limits.append(1)
+        elif Memory.WEIGHT in tensors.alone:  # two take turns, unless the fetch would hold up a single block
+            limits.append(max(tensors.limits[Memory.WEIGHT] // 2 // weight_rows, step * operand.fetches(a)))
         count = min(limits)
         if count < part.blocks:
             count = count // unit * unit

@@ -25,19 +25,35 @@ class Segment:
     """The lane group comes from the parameter record."""
 
 
-def segments(order: np.ndarray, schemes: np.ndarray, accelerator: Accelerator, unit: int) -> list[Segment]:
+def segments(
+    order: np.ndarray, schemes: np.ndarray, accelerator: Accelerator, unit: int, narrow: bool = True
+) -> list[Segment]:
     """Segments for output channels whose weight rows are `order` (-1: padding, a row of zeros).
 
     Full blocks of all lanes first, as long as every block's rows find lanes of their scheme (or free Fixed-8
     lanes) in their bank; the rest on one shorter block of the same kind or on the Fixed-8 lanes. A segment after
-    the first begins at a multiple of `unit` channels.
+    the first begins at a multiple of `unit` channels. Operands that are not `narrow` leave out lanes with four products in a
+    multiplier; then full blocks have the size that makes the fewest blocks.
     """
     a = accelerator
-    total, fixed8, drain, count = a.lanes.total, a.lanes.fixed8, a.drain, len(order)
     kinds = np.where(order < 0, -1, np.asarray(schemes, dtype=np.int64)[order])
+    groups = [
+        group
+        for group in range(a.lanes.total // a.drain)
+        if narrow or not set(range(group * a.drain, (group + 1) * a.drain)) & set(a.lanes.quads)
+    ]
+    most = len(groups) * a.drain
+    sizes = [most] if narrow else [*range(most, a.lanes.fixed8, -a.drain), a.lanes.fixed8]
+    found = [_segments(kinds, a, unit, groups, size) for size in sizes]
+    return min(found, key=lambda parts: (sum(part.blocks for part in parts), len(parts)))
+
+
+def _segments(kinds: np.ndarray, a: Accelerator, unit: int, groups: list[int], total: int) -> list[Segment]:
+    """`segments` for rows of `kinds` with full blocks of `total` rows on lane groups `groups`."""
+    fixed8, drain, count = a.lanes.fixed8, a.drain, len(kinds)
     full = []
     while total > fixed8 and (len(full) + 1) * total <= count:
-        lanes = _assign(kinds[len(full) * total :][:total], a)
+        lanes = _assign(kinds[len(full) * total :][:total], a, groups)
         if lanes is None:
             break
         full.append(lanes)
@@ -50,7 +66,7 @@ def segments(order: np.ndarray, schemes: np.ndarray, accelerator: Accelerator, u
         if not len(rest):
             return head
         if fixed8 < len(rest) < total:
-            lanes = _assign(np.pad(rest, (0, -len(rest) % drain), constant_values=-1), a)
+            lanes = _assign(np.pad(rest, (0, -len(rest) % drain), constant_values=-1), a, groups)
             if lanes is not None:
                 return [*head, _segment(base, [lanes], a)]
         if len(rest) <= fixed8 or base % fixed8 == 0:
@@ -74,12 +90,13 @@ def _segment(base: int, blocks: list[np.ndarray], accelerator: Accelerator) -> S
     )
 
 
-def _assign(kinds: np.ndarray, accelerator: Accelerator) -> np.ndarray | None:
-    """A lane of the same bank for every row of a block (-1: any lane), or None where they do not suffice."""
+def _assign(kinds: np.ndarray, accelerator: Accelerator, usable: list[int]) -> np.ndarray | None:
+    """A lane of the same bank, in a group of `usable`, for every row of a block (-1: any lane), or None where they do not
+    suffice."""
     a = accelerator
     groups: dict[int, list[int]] = {}
-    for group, kind in enumerate(a.lanes.kinds[:: a.drain]):
-        groups.setdefault(int(kind), []).append(group)
+    for group in usable:
+        groups.setdefault(int(a.lanes.kinds[group * a.drain]), []).append(group)
     lanes = np.full(len(kinds), -1)
     for bank in range(a.drain):
         free = {kind: list(members) for kind, members in groups.items()}

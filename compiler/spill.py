@@ -1,5 +1,5 @@
 """Which activations stay on chip, which pass through DRAM, and which operators run in bands: least off-chip traffic first,
-then least computing.
+then least computing, or the least of both in cycles where the first would add much computing.
 
 An integer program over the operators in order, after COSMA (Zhang et al., 2023): residency of each tensor at each
 operator, a capacity at each, and besides the ways to cut the operators into groups of bands. Solved by CP-SAT with one
@@ -15,7 +15,7 @@ from ..arch import graph as g
 from . import estimate
 from .allocate import lifetimes, peak
 from .cuts import Band, Cutter, Group, Schedule, Shape
-from .ir import Memory, row_bytes
+from .ir import Memory, capacity, row_bytes
 from .tensors import Tensors
 
 __all__ = ["least", "schedule"]
@@ -27,8 +27,13 @@ _LENGTH = 6
 """Operators of a group at most, those that make no tensor not counted."""
 _OVERHEAD = 40
 """Cycles that an instruction costs besides its work."""
+_MUCH = 0.2
+"""Part of a frame's computing that bands may add for the sake of the least traffic; where they add more, the least of both in
+cycles is taken."""
+_LATENCY = 1000
+"""Cycles that a band waits for its transfers, about, where these count."""
 _SECONDS = 3.0
-"""Deterministic time for each of the two objectives."""
+"""Deterministic time for each objective."""
 
 
 @dataclasses.dataclass
@@ -93,10 +98,16 @@ class _Problem:
         self.lives: dict[str, _Life] = {}
         self.extra, self.cycles = [0] * self.count, [0] * self.count
         """Rows of an operator's own buffers, and its cycles."""
+        self.weights = [0] * self.count
+        """Rows of its weights."""
         names, places = {tensor.name for tensor in self.graph.tensors}, tensors.places
         for index, (first, end) in enumerate(tensors.ranges):
             items = tensors.items[first:end]
             self.cycles[index] = sum(estimate.cycles(tensors.accelerator, item) for item in items)
+            read = {span.buffer for item in items for span in item.reads}
+            self.weights[index] = sum(
+                b.rows for b in read if b.memory == Memory.WEIGHT and b.data is not None
+            )
             found = lifetimes(items, Memory.SCRATCHPAD)
             self.extra[index] = peak({b: life for b, life in found.items() if b.name not in names})
             operator = self.graph.operators[index]
@@ -182,8 +193,13 @@ class _Problem:
             {name: 2 * max(found[name] for found in sizes) for name in outside},
             {name: sum(found[name] for found in sizes) for name in outside - made},
             frozenset(away),
-            round(work - plain) + _OVERHEAD * len(bands) * len(real),
+            round(work - plain) + _OVERHEAD * len(bands) * len(real) + (len(bands) - 1) * self.loads(real),
         )
+
+    def loads(self, real: list[int]) -> int:
+        """Cycles to load the weights of operators, for each band but one, unless they stay."""
+        a, rows = self.tensors.accelerator, sum(self.weights[k] for k in real)
+        return 0 if rows <= capacity(a, Memory.WEIGHT) else rows * a.beats(row_bytes(a, Memory.WEIGHT))
 
     def sizes(self, band: Band, shapes: dict[str, Shape]) -> dict[str, int]:
         """Rows of the scratchpad for what a band has of each tensor."""
@@ -218,7 +234,7 @@ class _Problem:
         }
 
     def solve(self) -> Schedule | None:
-        """Both objectives, one after the other."""
+        """The objectives, one after the other."""
         from ortools.sat.python import cp_model  # takes a second to import, and few graphs need it
 
         model, ways = cp_model.CpModel(), self.ways()
@@ -291,15 +307,27 @@ class _Problem:
         if first.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return None, 0
         bound = round(first.best_objective_bound)
-        model.add(least <= round(first.objective_value))
         model.clear_hints()
         for index in range(len(model.proto.variables)):
             variable = model.get_bool_var_from_proto_index(index)
             model.add_hint(variable, first.boolean_value(variable))
-        model.minimize(sum(way.cycles * taken for way, taken in zip(ways, chosen, strict=True)))
+        more = sum(way.cycles * taken for way, taken in zip(ways, chosen, strict=True))
+        tight = model.clone()
+        tight.add(least <= round(first.objective_value))
+        tight.minimize(more)
         second = _solver(cp_model)
-        found = second.solve(model) in (cp_model.OPTIMAL, cp_model.FEASIBLE)
-        return second if found else first, bound
+        if second.solve(tight) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return first, bound
+        if second.objective_value <= _MUCH * sum(self.cycles):
+            return second, bound
+        a = self.tensors.accelerator
+        waits = sum(
+            _LATENCY * w.group.bands * c for c, w in zip(chosen, ways, strict=True) if w.group.bands > 1
+        )
+        model.minimize(more + waits + a.beats(row_bytes(a, Memory.SCRATCHPAD)) * least)
+        third = _solver(cp_model)
+        found = third.solve(model) in (cp_model.OPTIMAL, cp_model.FEASIBLE)
+        return third if found else second, bound
 
     def read(self, solver, bound: int, ways: list[_Way], chosen: list, chip: dict) -> Schedule | None:
         """The schedule in a solution."""

@@ -114,14 +114,14 @@ class Plan:
             buffer.row = row
         latest = list(itertools.accumulate(self.begins, max))
         before: dict[int, list[Item]] = {}
+        loads = [(copy, piece) for copy in self.copies for piece in copy.pieces]
         at = 0
-        for index, copy in enumerate(self.copies):
-            ready = self.copies[index - _QUEUE_AHEAD].begin if index >= _QUEUE_AHEAD else 0
-            at = max(at, copy.earliest, min(bisect.bisect_left(latest, ready), copy.first))
-            span = Span(copy.buffer, 0, len(copy.buffer.data))
-            made = load(
-                image, copy.buffer.memory, copy.buffer.data, copy.buffer.row, copy.buffer.tag, (span,)
-            )
+        for index, (copy, piece) in enumerate(loads):
+            ready = loads[index - _QUEUE_AHEAD][1].begin if index >= _QUEUE_AHEAD else 0
+            at = max(at, piece.earliest, min(bisect.bisect_left(latest, ready), copy.first))
+            buffer, first, end = copy.buffer, piece.first, piece.end
+            span, data = Span(buffer, first, end - first), buffer.data[first:end]
+            made = load(image, buffer.memory, data, At(buffer, first), buffer.tag, (span,))
             before.setdefault(at, []).append(made)
         merged = []
         for index, item in enumerate(items):
@@ -130,58 +130,87 @@ class Plan:
         return merged
 
 
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """Rows first..end of a copy, loaded together."""
+
+    first: int
+    end: int
+    earliest: int
+    """Item before which the LOAD may stand at the earliest."""
+    begin: int
+    """Estimated start of the LOAD."""
+
+
 @dataclasses.dataclass(eq=False)
 class _Copy:
-    """Data in a ring, from its LOAD to its last reader."""
+    """Data in a ring, from its LOADs to its last reader."""
 
     buffer: Buffer
     """A copy of the layer's buffer, with its rows."""
-    start: int
-    """Rows that entered the ring before it."""
-    earliest: int
-    """Item before which its LOAD may stand at the earliest."""
+    pieces: list[_Piece]
     first: int
     last: int
     """Items that read it."""
-    begin: int
-    """Estimated start of its LOAD."""
     end: int
+    """Estimated end of its LOADs."""
     done: int = 0
     """Estimated end of its last reader."""
 
+    def meets(self, first: int, end: int) -> int:
+        """How many of its rows are among first..end of the memory."""
+        return max(0, min(end, self.buffer.row + self.buffer.rows) - max(first, self.buffer.row))
+
 
 class _Ring:
-    """Rows first..first+size of a memory, filled in order and reused from the beginning."""
+    """Rows first..first+size of a memory, filled in order and reused from the beginning. Where two pieces of data do not fit
+    beside each other, they take turns at both ends, so that only the rows which they share wait for the one before."""
 
     def __init__(self, first: int, size: int):
-        self.first, self.size, self.head = first, size, 0
+        self.first, self.size, self.head = first, size, first
         self.copies: list[_Copy] = []
         self.latest: dict[Buffer, _Copy] = {}
 
     def current(self, buffer: Buffer) -> _Copy | None:
         """The copy of a buffer, if it is still there."""
         copy = self.latest.get(buffer)
-        return copy if copy is not None and copy.start >= self.head - self.size else None
+        return copy if copy in self.copies else None
 
-    def enter(self, buffer: Buffer, index: int, free: int, cycles: int) -> _Copy | None:
-        """A new copy for item `index`, loaded when the engine is `free` and its rows are; None where they are not."""
+    def enter(self, buffer: Buffer, index: int, free: int, row_cycles: int) -> _Copy | None:
+        """A new copy for item `index`, loaded at `row_cycles` a row when the engine is `free` and its rows are; None where
+        they are not."""
         if buffer.rows > self.size:
             return None
-        at = self.head % self.size
-        start = self.head if at + buffer.rows <= self.size else self.head + self.size - at
-        end = start + buffer.rows
-        gone = [copy for copy in self.copies if copy.start < end - self.size]
-        earliest = max((copy.last + 1 for copy in gone), default=1)
-        if earliest > index:
+        start, rows = self.place(buffer.rows), len(buffer.data)
+        edges = {0, rows}
+        if self.copies:
+            before = self.copies[-1].buffer
+            edges |= {min(max(0, row - start), rows) for row in (before.row, before.row + before.rows)}
+        pieces = []
+        for first, end in itertools.pairwise(sorted(edges)):
+            gone = [copy for copy in self.copies if copy.meets(start + first, start + end)]
+            earliest = max([1, *(copy.last + 1 for copy in gone)])
+            pieces.append((max([0, *(copy.done for copy in gone)]), earliest, first, end))
+        if max(earliest for _, earliest, _, _ in pieces) > index:
             return None
-        begin = max([free, *(copy.done for copy in gone)])
-        row = self.first + start % self.size
-        copy = _Copy(
-            dataclasses.replace(buffer, row=row), start, max(1, earliest), index, index, begin, begin + cycles
-        )
-        self.copies = [c for c in self.copies if c.start >= end - self.size] + [copy]
-        self.latest[buffer], self.head = copy, end
+        made = []
+        for ready, earliest, first, end in sorted(pieces):
+            free = max(free, ready)
+            made.append(_Piece(first, end, earliest, free))
+            free += (end - first) * row_cycles
+        copy = _Copy(dataclasses.replace(buffer, row=start), made, index, index, free)
+        self.copies = [c for c in self.copies if not c.meets(start, start + buffer.rows)] + [copy]
+        self.latest[buffer], self.head = copy, start + buffer.rows
         return copy
+
+    def place(self, rows: int) -> int:
+        """The first row for a new copy: behind the last one, or at that end of the ring where it shares fewer rows with it."""
+        if not self.copies:
+            return self.first
+        if self.head + rows <= self.first + self.size:
+            return self.head
+        ends, last = (self.first, self.first + self.size - rows), self.copies[-1]
+        return min(ends, key=lambda row: last.meets(row, row + rows))
 
 
 def plan(accelerator: Accelerator, items: list[Item], free: dict[Memory, tuple[int, int]]) -> Plan | Memory:
@@ -274,7 +303,7 @@ class _Work:
                 ring = rings[buffer.memory]
                 copy = ring.current(buffer)
                 if copy is None:
-                    copy = ring.enter(buffer, index, free[Engine.LOAD], self.load_cycles(buffer))
+                    copy = ring.enter(buffer, index, free[Engine.LOAD], self.beats[buffer.memory])
                     if copy is None:
                         return buffer.memory
                     copies.append(copy)

@@ -28,6 +28,7 @@ class Tensors:
         made: dict | None = None,
         blocks: bool = False,
         largest: float = 0.0,
+        alone: frozenset[Memory] = frozenset(),
     ):
         self.graph, self.accelerator = graph, accelerator
         self.heads_ahead = heads_ahead
@@ -41,6 +42,8 @@ class Tensors:
         """Results that other lowerings of the graph for the accelerator can use."""
         self.limited = frozenset(limits or {})
         self.limits = {memory: capacity(accelerator, memory) for memory in Memory} | (limits or {})
+        self.alone = alone
+        """Memories of which some instruction needs more than half, so that all may take as much; they should not."""
         self.items: list[Item] = []
         self.places: dict[str, Place] = {}
         self.copies: dict[tuple, Place] = {}

@@ -1,14 +1,13 @@
-"""Whether operands are as narrow as the lanes of their rows demand, and which lanes take keys or values."""
+"""How large codes can be, and which lanes take them as operands, keys or values."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..arch.accelerator import Accelerator
-from ..arch.graph import Conv, Graph, Linear, reads
-from ..arch.schemes import Scheme
+from ..arch.graph import Graph, reads
 
-__all__ = ["CODES", "NARROW", "code_limits", "dynamic_lanes", "too_wide"]
+__all__ = ["CODES", "NARROW", "code_limits", "dynamic_lanes", "within"]
 
 NARROW = (-32, 31)
 """Operands of lanes with four products in a multiplier, and weights -7..7."""
@@ -20,34 +19,16 @@ number of a field."""
 def dynamic_lanes(accelerator: Accelerator, codes: tuple[int, int], operand: tuple[int, int]) -> int:
     """How many lanes, from the first on, multiply keys or values between `codes` by operands between `operand`."""
     lanes = accelerator.lanes
-    if not _within(codes, CODES):
+    if not within(codes, CODES):
         return lanes.fixed8
-    if not _within(operand, (NARROW[0] + 1, NARROW[1])):
+    if not within(operand, (NARROW[0] + 1, NARROW[1])):
         return min(lanes.dynamic, lanes.fixed8 + lanes.fixed4 - lanes.fixed4_quads)
     return lanes.dynamic
 
 
-def _within(found: tuple[int, int], limits: tuple[int, int]) -> bool:
+def within(found: tuple[int, int], limits: tuple[int, int]) -> bool:
+    """Whether codes from the first to the second of `found` are all within `limits`."""
     return limits[0] <= found[0] and found[1] <= limits[1]
-
-
-def too_wide(graph: Graph, accelerator: Accelerator) -> list[str]:
-    """A problem for each layer whose Fixed-4 rows could meet operands that such lanes cannot take."""
-    if not accelerator.lanes.fixed4_quads:
-        return []
-    limits = code_limits(graph)
-    problems = []
-    for operator in graph.operators:
-        if not isinstance(operator, Linear | Conv):
-            continue
-        lo, hi = limits[operator.input]
-        if (graph.constant(operator, "scheme") == Scheme.FIXED4).any() and not _within((lo, hi), NARROW):
-            problems.append(
-                f"{operator.name}: operands of FIXED4 rows must be {NARROW[0]}..{NARROW[1]} on lanes with four "
-                f"products in a multiplier, not {lo}..{hi}. Quantize activations to at most 6 bits, or set "
-                "lanes.fixed4_quads to 0."
-            )
-    return problems
 
 
 def code_limits(graph: Graph) -> dict[str, tuple[int, int]]:

@@ -131,7 +131,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "widths: lanes with four products take every operand",
         "compiler/widths.py",
-        "if not _within(operand, (NARROW[0] + 1, NARROW[1])):",
+        "if not within(operand, (NARROW[0] + 1, NARROW[1])):",
         "if False:",
         ("tests/sim/test_dynamic.py",),
     ),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from terrazzo.arch.accelerator import Lanes
 from terrazzo.arch.schemes import Scheme, codebook
 from terrazzo.compiler.rows import pack_norms, pack_params, pack_weights, segments
 from terrazzo.sim.functional import Machine
@@ -16,19 +17,21 @@ from terrazzo.sim.functional import Machine
 from ..graphs import DEMO, OTHER
 
 ODD = dataclasses.replace(DEMO, lanes=dataclasses.replace(DEMO.lanes, fixed4=6), depth=16)
+QUADS = dataclasses.replace(DEMO, lanes=Lanes(fixed8=8, fixed4=24, fixed4_quads=18))
 
 
 @given(st.data())
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_segments_cover_every_channel(data):
-    a = data.draw(st.sampled_from([DEMO, OTHER, ODD]))
+    a = data.draw(st.sampled_from([DEMO, OTHER, ODD, QUADS]))
+    narrow = not a.lanes.quads or data.draw(st.booleans())
     count = data.draw(st.integers(1, 70))
     schemes = data.draw(st.lists(st.sampled_from(list(Scheme)), min_size=count, max_size=count))
     order = np.array([i if data.draw(st.integers(0, 9)) else -1 for i in range(count)])
     if data.draw(st.booleans()):  # the mixture of the lanes, bank by bank
         kinds = [a.lanes.kinds[i % a.lanes.total] for i in range(count)]
         schemes = kinds
-    parts = segments(order, np.array(schemes), a, a.depth)
+    parts = segments(order, np.array(schemes), a, a.depth, narrow)
     at = 0
     for part in parts:
         size = part.steps * a.drain
@@ -38,6 +41,7 @@ def test_segments_cover_every_channel(data):
         assert (part.lanes % a.drain == channels % a.drain).all(), "a lane must be in its channel's bank"
         for block, lanes in zip(channels, part.lanes, strict=True):
             assert len(set(lanes)) == len(lanes), "a lane must run one row of a block"
+            assert narrow or not set(lanes) & set(a.lanes.quads)
             for channel, lane in zip(block, lanes, strict=True):
                 if channel < count and order[channel] >= 0:
                     assert a.lanes.kinds[lane] in (Scheme.FIXED8, schemes[order[channel]])
@@ -58,6 +62,16 @@ def test_packed_weights_are_what_lanes_decode(accelerator):
     rows = pack_weights(accelerator, codes)
     assert rows.shape == (5, accelerator.weight_row_bytes)
     np.testing.assert_array_equal(Machine(accelerator)._decode_weights(rows), codes)
+
+
+def test_wide_operands_take_the_fewest_blocks():
+    """Of 64 rows, 4 of them Fixed-8, on 8 + 24 lanes of which 18 are left out: 14 lanes, and four blocks of these end where a row does."""
+    a = QUADS
+    schemes = np.array(([Scheme.FIXED8] + [Scheme.FIXED4] * 15) * 4)
+    order = np.arange(64)
+    assert [part.blocks for part in segments(order, schemes, a, a.depth)] == [2]
+    parts = segments(order, schemes, a, a.depth, narrow=False)
+    assert [(part.blocks, part.steps * a.drain) for part in parts] == [(4, 14), (1, 8)]
 
 
 def test_records_are_little_endian():

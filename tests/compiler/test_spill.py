@@ -7,9 +7,10 @@ import pytest
 
 from terrazzo.arch import isa
 from terrazzo.arch.isa import LoadTarget, Opcode, Region
+from terrazzo.arch.memory import MemoryModel
 from terrazzo.arch.program import Program
-from terrazzo.compiler import CompileError, compile, compiled
-from terrazzo.sim import functional, reference
+from terrazzo.compiler import CompileError, compile, compiled, spill
+from terrazzo.sim import cycle, functional, reference
 from terrazzo.sim.compare import compare
 
 from .. import models, tiny
@@ -126,7 +127,9 @@ def test_what_cannot_fit_is_explained():
         compile(graph, dataclasses.replace(DEMO, scratchpad_regions=1, scratchpad_rows=8))
 
 
-def test_traffic_is_reported_against_its_bounds():
+def test_traffic_is_reported_against_its_bounds(monkeypatch):
+    """However much the bands compute twice."""
+    monkeypatch.setattr(spill, "_MUCH", 1e9)
     graph = skipping(DEMO)
     for rows, least in ((512, True), (128, False)):
         machine = dataclasses.replace(DEMO, **ROOMY, scratchpad_regions=1, scratchpad_rows=rows)
@@ -137,3 +140,17 @@ def test_traffic_is_reported_against_its_bounds():
         assert (found.traffic.activations == found.traffic.input + found.traffic.output) == least
         assert found.activations_bound <= found.traffic.activations
         assert found.gap == 0, "small graphs are solved to the end"
+
+
+def test_much_computing_is_worth_some_traffic(monkeypatch):
+    """Bands that compute much twice, for the least traffic, give way to transfers."""
+    graph, machine = (
+        skipping(DEMO),
+        dataclasses.replace(DEMO, **ROOMY, scratchpad_regions=1, scratchpad_rows=128),
+    )
+    found = compiled(graph, machine)
+    monkeypatch.setattr(spill, "_MUCH", 1e9)
+    least = compiled(graph, machine)
+    assert found.gap > least.gap == 0 and found.activations_bound == least.activations_bound
+    fewer, more = (cycle.predict(one.program, MemoryModel()).cycles for one in (found, least))
+    assert fewer < more

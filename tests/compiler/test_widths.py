@@ -1,28 +1,21 @@
-"""Layers whose operands are too wide for their rows' lanes are refused, by name."""
+"""Layers whose operands have too many bits for lanes with four products in a multiplier leave these out."""
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from terrazzo.arch.graph import Conv, Graph, Linear
-from terrazzo.arch.schemes import Scheme
-from terrazzo.compiler import CompileError, compile
-from terrazzo.compiler.widths import NARROW, too_wide
+from terrazzo.arch.accelerator import Lanes
+from terrazzo.arch.graph import Graph
+from terrazzo.compiler import compile, lower
+from terrazzo.compiler.widths import NARROW, code_limits, within
+from terrazzo.sim import functional, reference
 
 from .. import tiny
 
 QUADS = dataclasses.replace(
-    tiny.MACHINE, lanes=dataclasses.replace(tiny.MACHINE.lanes, fixed4_quads=tiny.MACHINE.lanes.fixed4)
+    tiny.MACHINE, lanes=Lanes(fixed8=4, fixed4=4, fixed4_quads=2, fixed4_dynamic=2), drain=2
 )
-
-
-def layers(graph: Graph) -> list[str]:
-    """Those with Fixed-4 rows."""
-    return [
-        operator.name
-        for operator in graph.operators
-        if isinstance(operator, Linear | Conv) and (graph.constant(operator, "scheme") == Scheme.FIXED4).any()
-    ]
 
 
 def narrowed(graph: Graph) -> Graph:
@@ -43,18 +36,25 @@ def narrowed(graph: Graph) -> Graph:
     return dataclasses.replace(graph, operators=tuple(operators), tensors=tuple(tensors))
 
 
-def test_every_layer_with_such_rows_is_named():
-    graph = tiny.graph()
-    assert layers(graph) and not too_wide(graph, tiny.MACHINE)
-    found = too_wide(graph, QUADS)
-    assert [problem.split(":")[0] for problem in found] == layers(graph)
-    with pytest.raises(CompileError, match=r"operands of FIXED4 rows must be -32\.\.31 .* not -128\.\.127\."):
-        compile(graph, QUADS)
+@pytest.mark.parametrize("narrow", [False, True])
+def test_wide_operands_meet_no_lanes_of_four_products(monkeypatch, narrow):
+    """With 8-bit activations no layer uses them; with narrow ones all but those that read the image."""
+    graph = narrowed(tiny.graph()) if narrow else tiny.graph()
+    emitted, emit = {}, lower.emit
 
+    def spy(tensors, tag, name, **fields):
+        if name in tensors.rows_by_kind:
+            emitted[name] = np.concatenate([part.lanes.ravel() for part in fields["parts"]])
+        return emit(tensors, tag, name, **fields)
 
-def test_narrow_activations_pass():
-    """The layers that read the image alone are refused."""
-    graph = narrowed(tiny.graph())
-    named = [problem.split(":")[0] for problem in too_wide(graph, QUADS)]
-    readers = [op.name for op in graph.operators if op.input == graph.input and op.name in layers(graph)]
-    assert named == readers and set(named) < set(layers(graph))
+    monkeypatch.setattr(lower, "emit", spy)
+    program = compile(graph, QUADS)
+    using = {name for name, lanes in emitted.items() if set(lanes) & set(QUADS.lanes.quads)}
+    limits = code_limits(graph)
+    inputs = {op.name: op.input for op in graph.operators if op.name in emitted}
+    assert all(within(limits[inputs[name]], NARROW) for name in using)
+    assert bool(using) == narrow
+    assert not using & {name for name, x in inputs.items() if x == graph.input}
+    codes = tiny.codes(2)
+    outputs = functional.run(program, codes)
+    np.testing.assert_array_equal(outputs, np.asarray(reference.run(graph, codes)).reshape(outputs.shape))
