@@ -230,7 +230,13 @@ def _candidates(
                 )
     if not found:
         raise BoardError(_nothing_fits(versions, board, budget, fixed, all_shapes))
-    return sorted(found, key=lambda one: (one.guess, one.need.lut))
+    kept: dict[tuple, _Candidate] = {}
+    for one in sorted(found, key=lambda one: (one.guess, one.need.lut)):
+        a, lanes = one.shape, tuple(one.shape.lanes.by_scheme.items())
+        # Of those that differ in their kinds of lanes alone, and take as long by guess, the smallest.
+        same = one.version.name, lanes, a.columns, a.depth, a.drain, a.vector, one.guess
+        kept.setdefault(same, one)
+    return list(kept.values())
 
 
 def _told(part: float, judged: int, a: Accelerator, design: Design | None, reason: str) -> str:

@@ -35,6 +35,7 @@ class Fitted:
 
     search: Search
     board: Board
+    budget: Budget
     clock_mhz: float
     accuracy: dict[str, float]
     """Top-1 in per cent of each version that was measured, here or in docs/results.md, and of the chosen design under "design"."""
@@ -46,19 +47,19 @@ class Fitted:
     def _row(self, design: Design) -> dict:
         a, has = design.accelerator, dataclasses.asdict(self.board.budget)
         need, top1 = dataclasses.asdict(design.need), design.version.accuracy
+        share = "/".join(f"{100 * need[name] / has[name]:.0f}" for name in has)
         return {
-            "lanes": " ".join(f"{scheme.name} {_count(a, scheme)}" for scheme in a.lanes.by_scheme),
-            "columns": a.columns,
-            "depth": a.depth,
+            "lanes": " + ".join(_count(a, scheme) for scheme in a.lanes.by_scheme),
+            "lanes x columns x depth": f"{a.lanes.total} x {a.columns} x {a.depth}",
             "drain": a.drain,
             "vector": a.vector,
             "rows": networks.named(design.rows.mixture),
             **({} if top1 is None else {"top-1 %": top1}),
             "cycles": design.cycles,
             "FPS": round(self.clock_mhz * 1e6 / design.cycles, 1),
-            "used": f"{design.utilization:.1%}",
+            "used": f"{design.utilization:.0%}",
             "DRAM MB/s": round(self._rate(design)),
-            **{f"{name.upper()} %": round(100 * need[name] / has[name]) for name in has},
+            "/".join(name.upper() for name in has) + " %": share,
         }
 
     def _rate(self, design: Design) -> float:
@@ -88,13 +89,13 @@ class Fitted:
 
 
 def _count(accelerator, scheme: Scheme) -> str:
-    """Lanes of a scheme, those of its second kind and those that take keys and values in brackets."""
+    """Lanes of a scheme; in brackets those of its second kind, and Fixed-4 ones that take keys and values."""
     lanes = accelerator.lanes
     notes = [f"{lanes.fixed8_luts} in LUTs"] if scheme == Scheme.FIXED8 and lanes.fixed8_luts else []
     if scheme == Scheme.FIXED4:
         notes += [f"{lanes.fixed4_quads} on DSPs"] if lanes.fixed4_quads else []
         notes += [f"{lanes.fixed4_dynamic} dynamic"] if lanes.fixed4_dynamic else []
-    return f"{lanes.by_scheme[scheme]}" + (f" ({', '.join(notes)})" if notes else "")
+    return f"{lanes.by_scheme[scheme]} {scheme.name.lower()}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def bits(text: str) -> int | dict[str, int]:
@@ -168,7 +169,9 @@ def fit(
         found = search(
             versions, place, budget=budget, fixed=fixed, evaluations=evaluations, progress=progress
         )
-        fitted = Fitted(search=found, board=place, clock_mhz=clock, accuracy=accuracy)
+        fitted = Fitted(
+            search=found, board=place, budget=budget or Budget(), clock_mhz=clock, accuracy=accuracy
+        )
         if min_accuracy is None or measure is None:
             return fitted
         best = found.best
@@ -289,11 +292,13 @@ def plot(fitted: Fitted, path: str | Path) -> Path:
         order = sorted(found.front, key=lambda d: getattr(d.need, name))
         best = [d for i, d in enumerate(order) if all(d.cycles < before.cycles for before in order[:i])]
         axis.plot(*points(best), "o-", drawstyle="steps-post", color="tab:blue", label="Pareto front")
+        axis.axvline(100 * getattr(fitted.budget, name), color="0.4", linestyle=":", label="budget")
+        axis.set_xlim(0, 100)
         axis.set_xlabel(f"{name.upper()}, % of {fitted.board.name}")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"frames per second at {fitted.clock_mhz:g} MHz")
     axes[0].set_ylim(bottom=0)
-    axes[0].legend()
+    axes[0].legend(loc="upper left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:], dpi=120)
     pyplot.close(figure)

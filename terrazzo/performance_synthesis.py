@@ -46,13 +46,11 @@ def measure(job: results_table.Job) -> dict:
     with steps.step("synthesis"):
         found = count(text, top.MODULE, board, job.progress)
     longest = paths(text, top.MODULE, board)
-    guess = estimate(accelerator, board)
     has = board.budget
     return {
+        "accelerator": accelerator.to_dict(),
         "resources": dataclasses.asdict(found),
         "shares": {name: round(getattr(found, name) / getattr(has, name), 4) for name in LIMITS},
-        "estimate": dataclasses.asdict(guess),
-        "errors": {name: round(getattr(guess, name) / getattr(found, name) - 1, 4) for name in LIMITS},
         "fits": _fits(found, board.budget),
         "modules": len(longest),
         "levels": {one.module.removeprefix(f"{top.MODULE}_"): one.whole.levels for one in longest},
@@ -78,14 +76,20 @@ def table(rows: dict[str, dict]) -> str:
         [
             name,
             *(
-                f"{row['resources'][kind]:,} = {row['shares'][kind]:.1%}, estimate {row['errors'][kind]:+.1%}"
-                for kind in LIMITS
+                f"{row['resources'][kind]:,} = {row['shares'][kind]:.1%}, estimate {error:+.1%}"
+                for kind, error in _errors(name, row).items()
             ),
             _longest(row["levels"]),
         ]
         for name, row in rows.items()
     ]
     return results_table.markdown(header, lines)
+
+
+def _errors(name: str, row: dict) -> dict[str, float]:
+    """How far the estimate of a row's machine is from its count."""
+    guess = estimate(Accelerator.from_dict(row["accelerator"]), ROWS[name].board)
+    return {kind: getattr(guess, kind) / row["resources"][kind] - 1 for kind in LIMITS}
 
 
 def _longest(levels: dict[str, int]) -> str:

@@ -14,10 +14,11 @@ from terrazzo.boards import (
     fit,
     fixed8_accelerator,
     large_accelerator,
+    quads_accelerator,
     require_interface,
     second_accelerator,
 )
-from terrazzo.boards.fitting import with_luts
+from terrazzo.boards.fitting import with_luts, with_quads
 from terrazzo.boards.synthesis import count, verilog
 from terrazzo.hw import top
 
@@ -149,3 +150,23 @@ def test_lanes_go_to_luts_until_the_dsps_suffice():
     assert estimate(spread, ZCU102).lut > need.lut
     assert with_luts(wide, ZCU102, need.dsp) == wide
     assert with_luts(wide, ZCU102, 10) == wide
+
+
+def test_fixed4_lanes_go_to_multipliers_as_far_as_there_are_any():
+    plain = dataclasses.replace(
+        quads_accelerator(), lanes=dataclasses.replace(quads_accelerator().lanes, fixed4_quads=0)
+    )
+    need = estimate(plain, ZCU102)
+    for room, lanes in ((0, 0), (63, 0), (64, 2), (640, 20), (100_000, 72)):
+        made = with_quads(plain, ZCU102, need.dsp + room)
+        assert made.lanes.fixed4_quads == lanes
+        assert estimate(made, ZCU102).dsp == need.dsp + 32 * lanes
+        assert not lanes or estimate(made, ZCU102).lut < need.lut
+
+
+def test_what_takes_keys_and_values_costs_luts():
+    """A multiplexer in front of each of these lanes' memories: their bits, and a little."""
+    a = quads_accelerator()
+    none = dataclasses.replace(a, lanes=dataclasses.replace(a.lanes, fixed4_dynamic=0))
+    more = estimate(a, ZCU102).lut - estimate(none, ZCU102).lut
+    assert a.lanes.fixed4_dynamic * a.depth * 4 <= more <= 1.2 * a.lanes.fixed4_dynamic * a.depth * 4

@@ -1,5 +1,6 @@
 """The search for the fastest accelerator."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ from terrazzo.arch.schemes import Scheme
 from terrazzo.boards import ZCU102, BoardError, estimate, mixed_accelerator, quads_accelerator
 from terrazzo.boards.mixtures import reassigned
 from terrazzo.boards.search import Budget, Version, search
-from terrazzo.boards.shapes import shapes
+from terrazzo.boards.shapes import scratchpad_bytes, shapes, sized
 from terrazzo.boards.work import Work
 from terrazzo.compiler import compile
 from terrazzo.sim.cycle import predict
@@ -82,6 +83,26 @@ def test_hand_made_machines_are_tried():
         fixed = {"columns": made.columns, "depth": made.depth, "drain": made.drain, "vector": made.vector}
         tried = {shape.lanes for shape in shapes(ZCU102, Work(graph), mixture, fixed, 2394)}
         assert made.lanes in tried
+
+
+def test_memories():
+    """As large as there is room for; first those that hold what is alive."""
+    shape = next(shapes(ZCU102, Work(deit(96, 1, 3, image=64)), FIXED8, {"columns": 8, "depth": 16}, 2394))
+
+    def holds(need):
+        return need.bram <= 400
+
+    for alive in (0, 300_000, 600_000):
+        found = sized(shape, ZCU102, holds, {}, alive)
+        keys = [(scratchpad_bytes(one) < alive, one.weight_rows < 1024) for one in found]
+        assert found and keys == sorted(keys)
+        assert all(holds(estimate(one, ZCU102)) for one in found)
+        for one in found:
+            more = dataclasses.replace(one, weight_rows=2 * one.weight_rows)
+            assert one.weight_rows == 8192 or not holds(estimate(more, ZCU102))
+    only = sized(shape, ZCU102, holds, {"scratchpad_rows", "weight_rows"})
+    assert only == [shape]
+    assert sized(shape, ZCU102, lambda need: False, {}) == []
 
 
 def test_what_cannot_fit_or_run_is_refused(graph):
