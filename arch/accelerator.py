@@ -47,6 +47,9 @@ class Lanes:
     """How many of the Fixed-4 lanes, the first ones, take keys and values of 4 bits (-8..7) from the drain; a multiple of
     `drain`. Two codes share a byte of the weight memory, so columns and drain must be even."""
 
+    fixed4_operand_bits: int = 9
+    """Signed bits of the operands that the Fixed-4 lanes without multipliers take, 4..9: 9 hold s8 and u8 codes."""
+
     @property
     def by_scheme(self) -> dict[Scheme, int]:
         """Lane count of each scheme that has lanes, in lane order."""
@@ -121,6 +124,9 @@ class Accelerator:
     """Longest burst; a power of two with burst_beats * bus_bytes <= 4096."""
     ports: int = 1
     """AXI4 ports to DRAM, which move data together; 1, 2 or 4."""
+    plain_steps: int = 1
+    """Drain steps that are one where outputs are plain, as attention's are: 1 or 2 (docs/machine.md, "Drain"). With 2,
+    4 * drain is at most depth and 2 * drain at most lanes.fixed8."""
     private: int = 1
     """Chunks of channels that depthwise windows read at once; a power of two, at most 2 * fixed8 / depth: with as many as
     fixed8 / depth every lane multiplies a channel's pixel, with more two pixels under different taps. 1: there are no
@@ -153,6 +159,10 @@ class Accelerator:
             if count < 0 or count % self.drain:
                 yield f"lanes.{scheme.name.lower()} must be a multiple of drain ({self.drain}), not {count}"
         fixed8 = self.lanes.fixed8
+        if self.plain_steps not in (1, 2):
+            yield f"plain_steps must be 1 or 2, not {self.plain_steps}"
+        elif self.plain_steps == 2 and 2 * self.drain > min(fixed8, self.depth // 2):
+            yield f"drain must be at most {min(fixed8, self.depth // 2) // 2} with plain_steps=2, not {self.drain}"
         if fixed8 < max(2, self.columns) or fixed8 & (fixed8 - 1):
             yield f"lanes.fixed8 must be a power of two and at least columns ({self.columns}), not {fixed8}"
         most = 2 * fixed8 // self.depth
@@ -165,6 +175,8 @@ class Accelerator:
             part = getattr(self.lanes, name)
             if not 0 <= part <= whole or part % 2:
                 yield f"lanes.{name} must be even and at most lanes.{name[:6]} ({whole}), not {part}"
+        if not 4 <= self.lanes.fixed4_operand_bits <= 9:
+            yield f"lanes.fixed4_operand_bits must be 4..9, not {self.lanes.fixed4_operand_bits}"
         dynamic = self.lanes.fixed4_dynamic
         if not 0 <= dynamic <= self.lanes.fixed4 or dynamic % self.drain:
             yield (
@@ -214,6 +226,11 @@ class Accelerator:
     def tokens_per_word(self) -> int:
         """Tokens in `depth` slots of keys or values: those of whole tiles; the slots behind them stay empty."""
         return self.depth // self.columns * self.columns
+
+    @property
+    def plain_drain(self) -> int:
+        """Plain outputs drained per column and cycle."""
+        return self.drain * self.plain_steps
 
     @property
     def vector_lanes(self) -> int:

@@ -282,6 +282,12 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("second_constant", 40, "C of the second output", signed=True),
         Field("second_lo", 8, "lower clamp of the second output", signed=True),
         Field("second_hi", 8, "upper clamp of the second output", signed=True),
+        Field(
+            "plain",
+            1,
+            "steps of 2 * drain channels without table, residual, second, permute; TENSOR or TOKEN, SCRATCHPAD",
+        ),
+        Field("skip", 8, "drain steps that the last block of a tile does without; below steps"),
     ),
     Opcode.VECTOR: (
         Field("op", 3, "what to compute", kind=VectorOp),

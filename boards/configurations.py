@@ -116,7 +116,7 @@ def mixed_accelerator() -> Accelerator:
     the ZCU102's budget holds in blocks of 64 lanes, which divide the layers of all DeiTs."""
     return dataclasses.replace(
         deit_accelerator(),
-        lanes=Lanes(fixed8=32, fixed4=32),
+        lanes=Lanes(fixed8=32, fixed4=32, fixed4_operand_bits=8),
         columns=8,
         drain=4,
         vector=4,
@@ -131,7 +131,7 @@ def mobilenet_accelerator() -> Accelerator:
     MobileNetV2, which has many outputs of few products and depthwise layers. All its activations are on chip."""
     return dataclasses.replace(
         mixed_accelerator(),
-        lanes=Lanes(fixed8=32, fixed4=16),
+        lanes=Lanes(fixed8=32, fixed4=16, fixed4_operand_bits=8),
         drain=8,
         vector=2,
         private=4,
@@ -149,7 +149,7 @@ def zc706_accelerator() -> Accelerator:
     """512 Fixed-8 multipliers on DSP48E1s, which make a product each, and 3,584 Fixed-4 ones in LUTs, for transformers."""
     return dataclasses.replace(
         mixed_accelerator(),
-        lanes=Lanes(fixed8=8, fixed4=56),
+        lanes=Lanes(fixed8=8, fixed4=56, fixed4_operand_bits=8),
         columns=4,
         drain=8,
         weight_rows=1536,
@@ -162,10 +162,10 @@ def zc706_accelerator() -> Accelerator:
 
 
 def quads_accelerator() -> Accelerator:
-    """6,400 Fixed-4 multipliers by four in a DSP, 2,816 in LUTs, of which 8,192 take keys and values, and 1,024 Fixed-8 ones, for
-    transformers of 4-bit rows and activations."""
+    """6,400 Fixed-4 multipliers by four in a DSP, 4,864 in LUTs, of which 8,192 take keys and values, and 1,024 Fixed-8 ones, for
+    transformers of 4-bit rows and activations, in blocks of 96 lanes, which divide the layers of all DeiTs."""
     return dataclasses.replace(
         mixed_accelerator(),
-        lanes=Lanes(fixed8=8, fixed4=72, fixed4_quads=50, fixed4_dynamic=64),
-        weight_rows=1024,
+        lanes=Lanes(fixed8=8, fixed4=88, fixed4_quads=50, fixed4_dynamic=64, fixed4_operand_bits=5),
+        weight_rows=1536,
     )

@@ -78,9 +78,14 @@ class Costs:
     """Of one code of a Fixed-4 lane that takes keys and values: the choice between the drain's and LOAD's, which Fixed-8 lanes
     have in `code`."""
     choice: Cost
-    """Of a lane in a column: the drain's choice among the sums."""
+    """Of a lane in a column: the drain's choice among the sums; of half the lanes again for plain outputs."""
+    operand_bit: Cost
+    """Of a Fixed-4 product in LUTs, for each bit of its operand below 9: rows of 2 columns x depth 16 have 1,012, 956 and 746
+    LUTs at 9, 8 and 5 bits (xcup)."""
     output: Cost
     """Of one drain output (drain * columns of them)."""
+    plain: Cost
+    """Of one that is plain (as many again with plain_steps 2); 229 LUTs (xcup) without the choice of its sum."""
     element: Cost
     """Of one vector lane (vector * columns of them), its share of the column included."""
     word: Cost
@@ -104,7 +109,9 @@ COSTS = {
         },
         dynamic=(4.2, 0, 0),
         choice=(9, 0, 0),
+        operand_bit=(2, 0.9, 0),
         output=(728, 570, 3),
+        plain=(240, 180, 1),
         element=(1010, 670, 4),
         word=(110, 110, 0),
         base=(12_500, 8_500, 16),
@@ -124,7 +131,9 @@ COSTS = {
         },
         dynamic=(4.2, 0, 0),
         choice=(9, 0, 0),
+        operand_bit=(2, 0.9, 0),
         output=(728, 570, 3),
+        plain=(240, 180, 1),
         element=(1010, 670, 4),
         word=(110, 110, 0),
         base=(12_500, 8_500, 16),
@@ -142,7 +151,9 @@ COSTS = {
         },
         dynamic=(4.2, 0, 0),
         choice=(18, 0, 0),
+        operand_bit=(4, 1, 0),
         output=(1124, 570, 4),
+        plain=(400, 200, 2),
         element=(1240, 820, 5),
         word=(190, 170, 0),
         base=(18_200, 10_600, 22),
@@ -194,8 +205,9 @@ def _logic(a: Accelerator, board: Board) -> tuple[float, float, float]:
     terms = [
         *_lane_terms(a, costs),
         (a.lanes.fixed4_dynamic * a.depth, costs.dynamic),
-        (a.lanes.total * a.columns, costs.choice),
+        (a.lanes.total * a.columns * (1 + a.plain_steps) / 2, costs.choice),
         (a.drain * a.columns, costs.output),
+        ((a.plain_steps - 1) * a.drain * a.columns, costs.plain),
         (a.vector_lanes, costs.element),
         (a.scratchpad_row_bytes * a.private, costs.word),
         (1, costs.base),
@@ -234,5 +246,7 @@ def _lane_terms(a: Accelerator, costs: Costs) -> Iterator[tuple[int, Cost]]:
             if count:
                 kind = table[scheme]
                 yield count * a.columns * a.depth, kind.product
+                if scheme == Scheme.FIXED4 and table is costs.kinds:
+                    yield -count * a.columns * a.depth * (9 - a.lanes.fixed4_operand_bits), costs.operand_bit
                 yield count * a.columns, kind.sum
                 yield count * a.depth, kind.code

@@ -73,7 +73,7 @@ class Blocks:
 
     def steps(self, a: Accelerator, outputs: int) -> int:
         """Drain steps of a block."""
-        return -(-min(outputs, self.lanes) // a.drain)
+        return -(-min(outputs, self.lanes) // a.plain_drain)
 
 
 def _key_blocks(lowering: _Lowering, operator: g.Attention, slots: int) -> Blocks:
@@ -83,7 +83,7 @@ def _key_blocks(lowering: _Lowering, operator: g.Attention, slots: int) -> Block
     even = a.columns & (a.columns - 1) == 0
     tiles = next(f for f in fields(Opcode.MATRIX) if f.name == "dst_block").hi
     most = tiles * a.columns if even else tiles // (a.depth // a.columns) * a.depth
-    return Blocks.of(slots, min(lanes, most), max(a.columns, a.drain) if even else a.depth)
+    return Blocks.of(slots, min(lanes, most), max(a.columns, a.plain_drain) if even else a.depth)
 
 
 def _value_blocks(lowering: _Lowering, operator: g.Attention) -> Blocks:
@@ -92,7 +92,7 @@ def _value_blocks(lowering: _Lowering, operator: g.Attention) -> Blocks:
     largest = int(graph.constant(operator, "exp").max())
     lanes = dynamic_lanes(lowering.accelerator, limits[operator.values], (0, largest))
     size = graph.tensor(operator.values).channels // operator.heads
-    return Blocks.of(size, lanes, lowering.accelerator.drain)
+    return Blocks.of(size, lanes, lowering.accelerator.plain_drain)
 
 
 def lower(lowering: _Lowering, tag: int, operator: g.Attention) -> None:
@@ -260,13 +260,14 @@ class _Window:
         keys, chunks, stride = self.buffers[Destination.KEYS], self.key_chunks, self.strides[Destination.KEYS]
         blocks = self.blocks[Destination.KEYS].count
         steps = self.blocks[Destination.KEYS].steps(a, self.slot_count)
+        written = -(-self.slot_count // a.plain_drain)
         name = f"{head}" if operator.windows == 1 else f"{self.number}.{head}"
         logits = tensors.place(
             f"{operator.name}/logits{name}",
             self.x.positions,
             self.slot_count,
             True,
-            room=blocks * steps * a.drain,
+            room=written * a.plain_drain,
         )
         records = (np.full(a.drain, constant(operator, field)[head], np.int64) for field in ("m", "n", "C"))
         param = tensors.data(
@@ -286,6 +287,8 @@ class _Window:
             "weight": At(keys, head * chunks),
             "weight_stride": stride,
             "steps": steps,
+            "skip": blocks * steps - written,
+            "plain": a.plain_steps - 1,
             "param_mode": ParamMode.TENSOR,
             "param": At(param),
             "lo": -(1 << (numerics.LOGIT_BITS - 1)),
@@ -294,13 +297,14 @@ class _Window:
             "dst": logits.at(),
             "dst_stride": logits.stride,
         }
-        written = -(-blocks * steps * a.drain * 2 // a.depth)
         reads = (
             self.x.span(a, head * chunks, chunks),
             Span(keys, head * chunks, (blocks - 1) * stride + chunks),
             Span(param, 0, 1),
         )
-        self._append(Opcode.MATRIX, values, reads, (logits.span(a, 0, written),))
+        self._append(
+            Opcode.MATRIX, values, reads, (logits.span(a, 0, -(-written * a.plain_drain * 2 // a.depth)),)
+        )
 
         exp = tensors.data(
             Memory.EXP,
@@ -360,6 +364,7 @@ class _Window:
             "weight": At(buffer, first),
             "weight_stride": stride,
             "steps": steps,
+            "plain": a.plain_steps - 1,
             "param_mode": ParamMode.TOKEN,
             "param": At(scales),
             "lo": operator.lo,
@@ -369,7 +374,7 @@ class _Window:
             "dst_stride": self.y.stride,
         }
         reads = (e.span(a, 0, chunks), Span(buffer, first, blocks * stride), Span(scales, 0, scales.rows))
-        written = self.y.span(a, row, -(-blocks * steps * a.drain * (1 + self.y.wide) // a.depth))
+        written = self.y.span(a, row, -(-blocks * steps * a.plain_drain * (1 + self.y.wide) // a.depth))
         self._append(Opcode.MATRIX, values, reads, (written,))
 
     def _append(

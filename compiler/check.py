@@ -175,7 +175,8 @@ def _table(i: Instruction) -> np.ndarray:
 
 def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bool]]:
     tiles, blocks = -(-i.positions // a.columns), i.groups * i.blocks
-    channels = blocks * i.steps * a.drain
+    steps = blocks * i.steps - i.skip
+    channels = steps * a.drain << i.plain
     weight_rows = -(-i.chunks // a.depth) if i.private else i.chunks
     if i.mode == FetchMode.LINEAR:
         source = _tiles(i.src, i.src_stride, tiles, i.groups * i.chunks)
@@ -194,7 +195,7 @@ def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
     if i.param_mode == ParamMode.TOKEN:
         found.append((Memory.ROW_SCALE, np.arange(i.param, i.param + tiles), False))
     else:
-        rows = blocks * i.steps if i.param_mode == ParamMode.CHANNEL else 1
+        rows = steps if i.param_mode == ParamMode.CHANNEL else 1
         found.append((Memory.PARAM, np.arange(i.param, i.param + rows), False))
     if i.table:
         found.append((Memory.TABLE, _table(i), False))
@@ -208,7 +209,7 @@ def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
         )
     else:
         keys, slots = i.destination == Destination.KEYS, int(token_slots(a, tiles * a.columns)[-1]) + 1
-        count = i.dst_part + (tiles if keys else blocks * i.steps)
+        count = i.dst_part + (tiles if keys else steps)
         rows = _tiles(
             i.dst, i.dst_stride, -(-count // i.dst_block), -(-(channels if keys else slots) // a.depth)
         )

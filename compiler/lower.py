@@ -17,7 +17,7 @@ from .ir import At, Content, Item, Memory, Page, Place, Span, capacity
 from .matrix import Operand, Output, Params, emit
 from .rows import pack_norms, segments
 from .tensors import Tensors
-from .widths import NARROW, code_limits, within
+from .widths import code_limits, refusing
 
 __all__ = ["lower"]
 
@@ -186,9 +186,9 @@ class _Lowering:
         order = output.padded(self.accelerator, order)
         schemes = self.graph.constant(operator, "scheme")
         unit = output.unit(self.accelerator)
-        narrow = not self.accelerator.lanes.quads or within(self.limits[operator.input], NARROW)
-        key = "segments", order.tobytes(), schemes.tobytes(), unit, narrow
-        parts = self.tensors.once(key, lambda: segments(order, schemes, self.accelerator, unit, narrow))
+        refused = refusing(self.accelerator.lanes, self.limits[operator.input])
+        key = "segments", order.tobytes(), schemes.tobytes(), unit, refused
+        parts = self.tensors.once(key, lambda: segments(order, schemes, self.accelerator, unit, refused))
         kinds = np.array(self.accelerator.lanes.kinds)
         used = np.concatenate([kinds[part.lanes].ravel()[: len(order) - part.base] for part in parts])
         found, counts = np.unique(used[order >= 0], return_counts=True)

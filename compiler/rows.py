@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 
@@ -26,24 +27,24 @@ class Segment:
 
 
 def segments(
-    order: np.ndarray, schemes: np.ndarray, accelerator: Accelerator, unit: int, narrow: bool = True
+    order: np.ndarray, schemes: np.ndarray, accelerator: Accelerator, unit: int, refused: Collection[int] = ()
 ) -> list[Segment]:
     """Segments for output channels whose weight rows are `order` (-1: padding, a row of zeros).
 
     Full blocks of all lanes first, as long as every block's rows find lanes of their scheme (or free Fixed-8
     lanes) in their bank; the rest on one shorter block of the same kind or on the Fixed-8 lanes. A segment after
-    the first begins at a multiple of `unit` channels. Operands that are not `narrow` leave out lanes with four products in a
-    multiplier; then full blocks have the size that makes the fewest blocks.
+    the first begins at a multiple of `unit` channels. Lanes that are `refused`, by the operands, are left out; then full
+    blocks have the size that makes the fewest blocks.
     """
     a = accelerator
     kinds = np.where(order < 0, -1, np.asarray(schemes, dtype=np.int64)[order])
     groups = [
         group
         for group in range(a.lanes.total // a.drain)
-        if narrow or not set(range(group * a.drain, (group + 1) * a.drain)) & set(a.lanes.quads)
+        if not set(range(group * a.drain, (group + 1) * a.drain)) & set(refused)
     ]
     most = len(groups) * a.drain
-    sizes = [most] if narrow else [*range(most, a.lanes.fixed8, -a.drain), a.lanes.fixed8]
+    sizes = [*range(most, a.lanes.fixed8, -a.drain), a.lanes.fixed8] if refused else [most]
     found = [_segments(kinds, a, unit, groups, size) for size in sizes]
     return min(found, key=lambda parts: (sum(part.blocks for part in parts), len(parts)))
 

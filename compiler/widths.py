@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..arch.accelerator import Accelerator
+from ..arch.accelerator import Accelerator, Lanes
 from ..arch.graph import Graph, reads
 
-__all__ = ["CODES", "NARROW", "code_limits", "dynamic_lanes", "within"]
+__all__ = ["CODES", "NARROW", "code_limits", "dynamic_lanes", "refusing", "within"]
 
 NARROW = (-32, 31)
 """Operands of lanes with four products in a multiplier, and weights -7..7."""
@@ -21,9 +21,27 @@ def dynamic_lanes(accelerator: Accelerator, codes: tuple[int, int], operand: tup
     lanes = accelerator.lanes
     if not within(codes, CODES):
         return lanes.fixed8
+    if lanes.fixed4 > lanes.fixed4_quads and not within(operand, _without_multipliers(lanes)):
+        return lanes.fixed8
     if not within(operand, (NARROW[0] + 1, NARROW[1])):
         return min(lanes.dynamic, lanes.fixed8 + lanes.fixed4 - lanes.fixed4_quads)
     return lanes.dynamic
+
+
+def refusing(lanes: Lanes, operand: tuple[int, int]) -> frozenset[int]:
+    """The Fixed-4 lanes whose operands cannot be all codes between those of `operand`."""
+    refused = set()
+    if not within(operand, NARROW):
+        refused.update(lanes.quads)
+    if not within(operand, _without_multipliers(lanes)):
+        refused.update(range(lanes.fixed8, lanes.quads.start))
+    return frozenset(refused)
+
+
+def _without_multipliers(lanes: Lanes) -> tuple[int, int]:
+    """What Fixed-4 lanes without multipliers take."""
+    half = 1 << lanes.fixed4_operand_bits - 1
+    return (-128, 255) if half == 256 else (-half, half - 1)
 
 
 def within(found: tuple[int, int], limits: tuple[int, int]) -> bool:

@@ -10,7 +10,7 @@ from amaranth.utils import exact_log2
 
 from ..arch.accelerator import Accelerator
 from ..arch.numerics import ACCUMULATOR_BITS
-from ..arch.schemes import storage_bits
+from ..arch.schemes import Scheme, storage_bits
 from . import lanes
 from .compute import ChunkLayout
 from .delay import delayed
@@ -128,7 +128,8 @@ class Array(wiring.Component):
             lane = start
             while lane < start + count:
                 other = lane >= start + count - a.lanes.others.get(scheme, 0)
-                rows[lane] = Shared(lanes.Row, scheme, a.columns, a.depth, other)
+                narrow = () if other or scheme != Scheme.FIXED4 else (a.lanes.fixed4_operand_bits,)
+                rows[lane] = Shared(lanes.Row, scheme, a.columns, a.depth, other, *narrow)
                 lane += rows[lane].lanes
             start += count
         return rows

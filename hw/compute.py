@@ -33,8 +33,8 @@ ChunkLayout = data.StructLayout(
 buffer shows it is. `private`: it is all of them, and of every lane's weights number `tap` counts; of two taps (then the next
 weight too, unless `single`) the first has the lower half of the chunks, or with `high` the other half."""
 
-BlockLayout = data.StructLayout({"valid": 1, "tile_end": 1, "end": 1})
-"""A block's last chunk: whether it is the last block of its tile of positions and of its instruction."""
+BlockLayout = data.StructLayout({"valid": 1, "tile_end": 1, "end": 1, "step_top": 8})
+"""A block's last chunk: whether it is the last block of its tile of positions and of its instruction, and its last drain step."""
 
 
 class Compute(wiring.Component):
@@ -75,7 +75,8 @@ class Compute(wiring.Component):
         tap, odd, first = Signal(exact_log2(self.accelerator.depth)), Signal(), Signal(init=1)
         block_row, row = Signal(ROW_BITS), Signal(ROW_BITS)
         base, index, following = (Signal.like(self.written) for _ in range(3))
-        countdown, waits, cycles = Signal(9), Signal(), Signal(9)
+        countdown, waits = Signal(9), Signal()
+        cycles, cycles_end, step_top, step_top_end = Signal(9), Signal(9), Signal(8), Signal(8)
 
         private, taps = self.accelerator.private, self.accelerator.private_taps
         take, step_block, step_tile, finish = (
@@ -122,8 +123,8 @@ class Compute(wiring.Component):
             self.busy.eq(valid | pending_valid),
         ]
         m.d.sync += [
-            countdown.eq(Mux(step_block, cycles, Mux(waits, countdown - 1, 0))),
-            waits.eq(Mux(step_block, cycles != 0, countdown > 1)),
+            countdown.eq(Mux(step_block, Mux(tile_end, cycles_end, cycles), Mux(waits, countdown - 1, 0))),
+            waits.eq(Mux(step_block, Mux(tile_end, cycles_end != 0, cycles != 0), countdown > 1)),
         ]
         with m.If(self.issue):
             m.d.sync += [
@@ -146,6 +147,7 @@ class Compute(wiring.Component):
             m.d.sync += [pending.eq(self.i.payload), pending_valid.eq(1)]
         with m.If(finish):
             m.d.sync += valid.eq(0)
+        fewer = (pending.steps - pending.skip)[:8]
         with m.If(take):
             m.d.sync += [
                 pending_valid.eq(0),
@@ -154,6 +156,9 @@ class Compute(wiring.Component):
                 row.eq(pending.weight),
                 block_row.eq(pending.weight),
                 cycles.eq(Mux(pending.second, pending.steps << 1, pending.steps) - 1),
+                cycles_end.eq(Mux(pending.second, fewer << 1, fewer) - 1),
+                step_top.eq(pending.steps - 1),
+                step_top_end.eq(fewer - 1),
             ]
             if private > 1:
                 start = aligned(Mux(valid, following, index), private)
@@ -182,6 +187,7 @@ class Compute(wiring.Component):
             self.block.valid.eq(self.issue & chunk_last),
             self.block.tile_end.eq(tile_end),
             self.block.end.eq(end),
+            self.block.step_top.eq(Mux(tile_end, step_top_end, step_top)),
             self.address.eq(Mux(high, index + private, index) if taps > 1 else index),
             self.address_high.eq(Mux(ins.private & ~high, index + private, index) if taps > 1 else index),
             self.row.eq(Mux(ins.gather, ins.weight + self.index.value, row)),

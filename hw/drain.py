@@ -96,6 +96,31 @@ class Output(wiring.Component):
         return m
 
 
+class PlainOutput(wiring.Component):
+    """`Output` without residual, table and second output."""
+
+    def __init__(self):
+        super().__init__(
+            {
+                "p2_sum": In(signed(ACCUMULATOR_BITS)),
+                "p2_m": In(16),
+                "p4_constant": In(signed(48)),
+                "p5_n": In(6),
+                "p10_lo": In(signed(16)),
+                "p10_hi": In(signed(16)),
+                "p13": Out(signed(16)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        p4_product = delayed(m, delayed(m, self.p2_sum, 1) * delayed(m, self.p2_m, 1), 1)
+        p5_total = delayed(m, p4_product + self.p4_constant, 1)
+        p10 = delayed(m, shifted(p5_total, self.p5_n, 16), 5)
+        m.d.comb += self.p13.eq(delayed(m, clamped(p10, self.p10_lo, self.p10_hi), 3))
+        return m
+
+
 class Steps(wiring.Component):
     """Step counters: a step in cycle p0 with `valid`; the first one of a block is in the cycle after `block`."""
 
@@ -125,12 +150,11 @@ class Steps(wiring.Component):
         m = Module()
         columns = self.accelerator.columns
         active, second, block = Signal(), Signal(), Signal(BlockLayout)
-        step_top = self.ahead(m, "steps")
         twice = Mux(self.slot, self.slots[1].second, self.slots[0].second)
         positions = Mux(self.slot, self.slots[1].positions, self.slots[0].positions)
         step_last, advance = Signal(), Signal()
         m.d.comb += [
-            step_last.eq(self.step == step_top),
+            step_last.eq(self.step == block.step_top),
             advance.eq(active & (second | ~twice)),
             self.valid.eq(active & ~second),
             self.last.eq(step_last & block.end),
@@ -293,7 +317,8 @@ class Drain(wiring.Component):
         p4_token, p5_token = delayed(m, p2_token, 2), delayed(m, p2_token, 3)
         p4_rounds = [delayed(m, ((1 << scale.n) >> 1)[:48], 2) for scale in p2_scales]
         p5_scale_n = [delayed(m, scale.n, 3) for scale in p2_scales]
-        p2_step = delayed(m, steps.step, 2)
+        p2_step, plain = delayed(m, steps.step, 2), accelerator.plain_steps == 2
+        p2_group = Mux(self.field(2, "plain"), p2_step << 1, p2_step) if plain else p2_step
         residual_n = self.field(5, "residual_n")
         shared = {
             "p5_residual_m": self.field(5, "residual_m"),
@@ -314,35 +339,41 @@ class Drain(wiring.Component):
         for name, value in shared.items():
             controls[name] = Signal(value.shape(), name=name)
             m.d.comb += controls[name].eq(value)
-        outputs = []
-        for i in range(drain):
-            record = p2_records[i]
+        outputs, groups = [], accelerator.lanes.total // drain
+        for i in range(accelerator.plain_drain):
+            record, kind = p2_records[i % drain], Output if i < drain else PlainOutput
             group = Signal(8, name=f"group_{i}")
             sums = Signal.like(self.sums[0], name=f"p2_sums_{i}")
-            m.d.comb += group.eq(Mux(self.field(2, "permute"), record.entry, p2_step))
+            entry = Mux(self.field(2, "permute"), record.entry, p2_group)
+            m.d.comb += group.eq(entry if i < drain else p2_step << 1 | 1)
             with m.Switch(group):
-                for g in range(accelerator.lanes.total // drain):
+                for g in range(groups) if i < drain else range(1, groups, 2):
                     with m.Case(g):
-                        m.d.comb += sums.eq(self.sums[g * drain + i])
+                        m.d.comb += sums.eq(self.sums[g * drain + i % drain])
             p4_constant, p5_n = delayed(m, record.constant, 2), delayed(m, record.n, 3)
             outputs.append([])
             for c in range(columns):
-                output = Shared(Output)
+                output = Shared(kind)
                 m.submodules[f"output_{i}_{c}"] = output
                 m.d.comb += [
                     output.p2_sum.eq(sums[c]),
                     output.p2_m.eq(Mux(p2_token, p2_scales[c].m, record.m)),
                     output.p4_constant.eq(Mux(p4_token, p4_rounds[c], p4_constant)),
                     output.p5_n.eq(Mux(p5_token, p5_scale_n[c], p5_n)),
-                    *(getattr(output, name).eq(value) for name, value in controls.items()),
+                    *(
+                        getattr(output, name).eq(value)
+                        for name, value in controls.items()
+                        if name in output.signature.members
+                    ),
                 ]
                 outputs[-1].append(output)
         return outputs
 
     def tables(self, m: Module, outputs: list[list[Shared]]) -> None:
-        """The unary tables: a copy for each output, because a block RAM has one port beside that which loads it."""
+        """The unary tables: a copy for each output that is not plain, because a block RAM has one port beside that which
+        loads it."""
         depth = self.accelerator.table_pages * TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
-        for bank in outputs:
+        for bank in outputs[: self.accelerator.drain]:
             for output in bank:
                 copy = memory.Memory(shape=TABLE_ROW_BYTES * 8, depth=depth, init=[])
                 m.submodules += copy
@@ -378,14 +409,17 @@ class Drain(wiring.Component):
         depth, drain = accelerator.depth, accelerator.drain
         block_bits = exact_log2(depth // drain)
         p11_tile, p11_output = delayed(m, steps.tile, 11), delayed(m, steps.output, 11)
+        more = accelerator.plain_steps == 2
         p11_destination, p11_wide = self.field(11, "destination"), self.field(11, "wide")
+        p11_plain, p13_plain = (self.field(11, "plain"), self.field(13, "plain")) if more else (0, 0)
         keys = p11_destination == isa.Destination.KEYS
         values = p11_destination == isa.Destination.VALUES
         p11_lane_block, p11_word = delayed(m, steps.lane_block, 11), delayed(m, steps.word, 11)
         p11_major = Mux(keys | values, p11_lane_block, p11_tile)
         p11_first = Mux(keys | values, 0, self.field(11, "dst_channel") >> exact_log2(drain))
         p11_placed = (p11_output + p11_first)[:ROW_BITS]
-        placed_row = Mux(p11_wide, p11_placed << 1, p11_placed) >> block_bits
+        narrow_row = Mux(p11_plain, p11_placed << 1, p11_placed)
+        placed_row = Mux(p11_wide, narrow_row << 1, narrow_row) >> block_bits
         p11_minor = Mux(values, p11_word, placed_row)
         p12_base = delayed(m, (p11_major * self.field(11, "dst_stride"))[:ROW_BITS], 1)
         p12_second = delayed(m, (p11_tile * self.field(11, "second_stride"))[:ROW_BITS], 1)
@@ -413,12 +447,21 @@ class Drain(wiring.Component):
         wide_mask = Cat(
             (part[: block_bits - 1] == b).replicate(2 * drain) for b in range(depth // (2 * drain))
         )
-        word_mask = Mux(wide, wide_mask, narrow_mask)
+        word_mask = Mux(wide ^ p13_plain, wide_mask, narrow_mask)
+        if more:
+            last = range(depth // (4 * drain))
+            plain_mask = Cat((part[: block_bits - 2] == b).replicate(4 * drain) for b in last)
+            word_mask = Mux(wide & p13_plain, plain_mask, word_mask)
         for c in range(columns):
             live = Mux(p14_valid, p14_live[c], p13_live[c])
             codes = [outputs[i][c].p13 for i in range(drain)]
             narrow = Cat(Mux(p14_valid, outputs[i][c].p14_second, codes[i][:8])[:8] for i in range(drain))
             word = Mux(wide, Cat(codes).replicate(depth // (2 * drain)), narrow.replicate(depth // drain))
+            if more:
+                all_codes = [bank[c].p13 for bank in outputs]
+                wide_word = Cat(all_codes).replicate(depth // (4 * drain))
+                narrow_word = Cat(code[:8] for code in all_codes).replicate(depth // (2 * drain))
+                word = Mux(p13_plain, Mux(wide, wide_word, narrow_word), word)
             m.d.sync += [
                 self.write.data.word_select(c, depth * 8).eq(word),
                 self.write.mask.word_select(c, depth).eq(Mux(live, word_mask, 0)),

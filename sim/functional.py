@@ -134,13 +134,18 @@ class Machine(Memories):
         a = self.accelerator
         if min(i.positions, i.groups, i.blocks, i.chunks, i.steps) < 1:
             self._fail("positions, groups, blocks, chunks and steps must be at least 1")
+        if i.skip >= i.steps:
+            self._fail(f"skip must be below steps ({i.steps}), not {i.skip}")
         tiles, blocks = -(-i.positions // a.columns), i.groups * i.blocks
+        drain = a.drain << i.plain
+        if i.plain:
+            self._check_plain(i)
         if i.private:
             self._check_private(i)
         operand = self._operand(
             i, tiles
         )  # tiles * columns, groups, chunks, depth; with private all of a tap's
-        lanes = a.lanes.total if i.permute else i.steps * a.drain
+        lanes = a.lanes.total if i.permute else i.steps * drain
         if lanes > a.lanes.total or (i.maximum and lanes > a.lanes.fixed8):
             self._fail(f"steps * drain must not exceed the lanes that can run this, not {lanes}")
         if i.gather:
@@ -153,7 +158,7 @@ class Machine(Memories):
         weights = weights.reshape(i.groups, i.blocks, -1, lanes, a.depth)
         acc = (self._private if i.private else self._accumulate)(i, operand, weights)
 
-        channels = blocks * i.steps * a.drain
+        channels = blocks * i.steps * drain
         if i.param_mode == ParamMode.CHANNEL:
             records = self._rows("PARAM", i.param + np.arange(blocks * i.steps), a.param_rows)
         elif i.param_mode == ParamMode.TENSOR or i.permute:
@@ -161,8 +166,8 @@ class Machine(Memories):
         if i.permute:
             group = self.param_entry[records].reshape(blocks, i.steps, a.drain)
         else:
-            group = np.broadcast_to(np.arange(i.steps)[None, :, None], (blocks, i.steps, a.drain))
-        lane = group * a.drain + np.arange(a.drain)
+            group = np.broadcast_to(np.arange(i.steps)[None, :, None], (blocks, i.steps, drain))
+        lane = group * drain + np.arange(drain)
         if lane.max() >= lanes:
             self._fail(
                 f"lane group of a parameter record must be below {lanes // a.drain}, not {group.max()}"
@@ -175,8 +180,9 @@ class Machine(Memories):
             m, n = (v[t].reshape(-1, 1)[: i.positions] for v in (self.row_m, self.row_n))
             constant = np.where(m == 0, 0, np.int64(1) << np.maximum(n - 1, 0))
         else:
-            m, n, constant = (v[records].ravel() for v in (self.param_m, self.param_n, self.param_c))
-        v = self._finish(i, (acc * m + constant) >> n)
+            fields = (self.param_m, self.param_n, self.param_c)
+            m, n, constant = (np.tile(v[records], 1 + i.plain).ravel() for v in fields)
+        v = self._finish(i, ((acc * m + constant) >> n)[:, : channels - i.skip * drain])
         if i.destination == Destination.SCRATCHPAD:
             if i.dst_channel % a.drain:
                 self._fail(f"dst_channel must be a multiple of drain ({a.drain}), not {i.dst_channel}")
@@ -199,6 +205,14 @@ class Machine(Memories):
             w = weights.transpose(0, 1, 3, 2, 4).reshape(groups, blocks * lanes, chunks * depth)
             acc = np.stack([product(x[:, g], w[g]) for g in range(groups)], axis=1)
         return _wrapped(acc.reshape(len(operand), groups * blocks, lanes))
+
+    def _check_plain(self, i: Instruction) -> None:
+        if self.accelerator.plain_steps == 1:
+            self._fail("plain needs a machine with plain_steps 2")
+        if i.permute or i.table or i.residual or i.second or i.dst_channel or i.private:
+            self._fail("plain outputs have no permute, table, residual, second, dst_channel or private")
+        if i.destination != Destination.SCRATCHPAD or i.param_mode == ParamMode.CHANNEL:
+            self._fail("plain outputs go to the scratchpad, with TENSOR or TOKEN parameters")
 
     def _check_private(self, i: Instruction) -> None:
         a, width = self.accelerator, i.tap_chunks

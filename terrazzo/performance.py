@@ -107,8 +107,13 @@ ROWS = {
     ),
     "deit-s-fixed4-a4": Row(
         model="DeiT-Small", network=functools.partial(_SMALL, bits=4, attended=4), accelerator=quads_accelerator(),
-        mixture={F8: 4, F4: 60}, rows_apart=4, operand_bits=6, activations="A4 (Q, K, V, E: 4)",
+        mixture={F8: 8, F4: 88}, rows_apart=4, operand_bits=5, activations="A4 (Q, K, V, E: 4)",
         accuracy="deit-tiny-fixed4-a4-qkve4", published="Auto-ViT-Acc 155.8", frames=300,
+    ),
+    "deit-b-fixed4-a4": Row(
+        model="DeiT-Base", network=functools.partial(_BASE, bits=4, attended=4), accelerator=quads_accelerator(),
+        mixture={F8: 8, F4: 88}, rows_apart=4, operand_bits=5, activations="A4 (Q, K, V, E: 4)",
+        accuracy="deit-tiny-fixed4-a4-qkve4", published="Auto-ViT-Acc 56.8", frames=88,
     ),
     "deit-s-mixed-zc706": Row(
         model="DeiT-Small", network=_SMALL, accelerator=zc706_accelerator(), board=ZC706, mixture={F8: 8, F4: 56},

@@ -82,8 +82,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "drain: rounds toward 0",
         "hw/drain.py",
-        "shifted(p5_total, self.p5_n, 16)",
-        "shifted(p5_total + Mux(p5_total < 0, (1 << self.p5_n) - 1, 0), self.p5_n, 16)",
+        "p7 = delayed(m, shifted(p5_total, self.p5_n, 16), 2)",
+        "p7 = delayed(m, shifted(p5_total + Mux(p5_total < 0, (1 << self.p5_n) - 1, 0), self.p5_n, 16), 2)",
         ("tests/hw/test_drain.py",),
     ),
     Mutation(
@@ -138,8 +138,22 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "drain: permutation ignored",
         "hw/drain.py",
-        'group.eq(Mux(self.field(2, "permute"), record.entry, p2_step))',
-        "group.eq(p2_step)",
+        'entry = Mux(self.field(2, "permute"), record.entry, p2_group)',
+        "entry = p2_group",
+        _MATRIX,
+    ),
+    Mutation(
+        "drain: plain outputs take a group of lanes twice",
+        "hw/drain.py",
+        "p2_step << 1 | 1",
+        "p2_step << 1",
+        _MATRIX,
+    ),
+    Mutation(
+        "compute: the last block of every group skips steps",
+        "hw/compute.py",
+        "Mux(tile_end, step_top_end, step_top)",
+        "Mux(block_last, step_top_end, step_top)",
         _MATRIX,
     ),
     Mutation(

@@ -5,17 +5,19 @@ from __future__ import annotations
 from amaranth.hdl import Module, Value
 
 from . import terms
-from .operands import Late
+from .operands import OPERAND_BITS, Late
 
 __all__ = ["Fixed4"]
 
 
 class Fixed4:
-    """Weights -8..7 (codes -7..7), times an activation, as two digits of radix 4 (`terms.digit`)."""
+    """Weights -8..7 (codes -7..7), times an activation of `operand_bits` bits, as two digits of radix 4 (`terms.digit`)."""
 
     lanes = 1
     maximum = False
-    operands = Late(terms.delay)
+
+    def __init__(self, operand_bits: int = OPERAND_BITS):
+        self.operands = Late(terms.delay, operand_bits)
 
     def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
         return [terms.term_sums(m, operand, codes[0], digits)]

@@ -29,17 +29,19 @@ class Operands(Protocol):
 
 
 class Late:
-    """Operands as they are."""
+    """Operands as they are, or the low `bits` of them."""
 
-    def __init__(self, delay: Callable[[int], int]):
-        self.delay = delay
+    def __init__(self, delay: Callable[[int], int], bits: int = OPERAND_BITS):
+        self.delay, self.bits = delay, bits
 
     def layout(self, columns: int, depth: int) -> data.ArrayLayout:
-        return data.ArrayLayout(data.ArrayLayout(signed(OPERAND_BITS), depth), columns)
+        return data.ArrayLayout(data.ArrayLayout(signed(self.bits), depth), columns)
 
     def prepared(self, m: Module, operand: Sequence[Sequence[Value]]) -> Value:
         return Cat(
-            delayed(m, value, 1 + self.delay(i)) for column in operand for i, value in enumerate(column)
+            delayed(m, value[: self.bits], 1 + self.delay(i))
+            for column in operand
+            for i, value in enumerate(column)
         )
 
 

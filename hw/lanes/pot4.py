@@ -30,7 +30,7 @@ class PoT4:
 class Power:
     """A code: its shift in two steps, the second of which shares the LUTs of the addition."""
 
-    limit = 64 * 255
+    factor = 64
 
     def __init__(self, *, shift: Value, far: Value, present: Value, negative: Value):
         self.shift, self.far, self.present, self.negative = shift, far, present, negative

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from .fixed4 import Fixed4
 from .fixed4_quads import Fixed4Quads
 from .fixed8 import Fixed8Pair
 from .fixed8_luts import Fixed8Luts
-from .operands import Operands
+from .operands import OPERAND_BITS, Operands
 from .pot4 import PoT4
 from .sp2_4 import SP2
 from .sums import register
@@ -57,23 +58,38 @@ OTHERS: dict[Scheme, Kind] = {Scheme.FIXED8: Fixed8Luts(), Scheme.FIXED4: Fixed4
 """Second ones: Fixed-8 without multipliers, Fixed-4 with."""
 
 
+@functools.cache
+def arithmetic(kind: Scheme, other: bool, operand_bits: int) -> Kind:
+    """How a row multiplies: kinds that are asked for twice are the same object."""
+    if kind == Scheme.FIXED4 and not other and operand_bits != OPERAND_BITS:
+        return Fixed4(operand_bits)
+    return (OTHERS if other else KINDS)[kind]
+
+
 class Row(wiring.Component):
     """Dot products of one row's weights with every column's operand, accumulated over chunks.
 
     In a cycle with `valid`, `weights` (per lane `depth` codes, lane 0 and code 0 lowest) are one chunk; element i of
     its `operand`, as the kind's `operands` prepares it, comes `delay(i)` cycles later; `first` restarts the
     accumulators with it. `sums[lane][column]` includes the chunk LATENCY cycles later, and keeps its value in cycles
-    without a valid chunk. One chunk per cycle; no back-pressure. Operands are -128..255 unless the kind allows less;
+    without a valid chunk. One chunk per cycle; no back-pressure. Operands are -128..255 unless the kind, or `operand_bits` of Fixed-4, allow less;
     sums must fit 27 bits (proved per row by the quantizer).
     A reset leaves chunks that are under way; they are in the accumulators LATENCY cycles later.
     With `maximum` (kinds that have it) the accumulators take the largest chunk sum instead of adding.
     """
 
-    def __init__(self, kind: Scheme, columns: int, depth: int, other: bool = False):
+    def __init__(
+        self,
+        kind: Scheme,
+        columns: int,
+        depth: int,
+        other: bool = False,
+        operand_bits: int = OPERAND_BITS,
+    ):
         self.kind = kind
         self.columns = columns
         self.depth = depth
-        self.arithmetic = (OTHERS if other else KINDS)[kind]
+        self.arithmetic = arithmetic(kind, other, operand_bits)
         self.lanes = self.arithmetic.lanes
         ports = {
             "operand": In(self.arithmetic.operands.layout(columns, depth)),

@@ -15,6 +15,7 @@ from amaranth.hdl import C, Cat, Module, Signal, Value
 from amaranth.utils import bits_for
 
 from ..delay import delayed
+from .operands import OPERAND_BITS
 from .sums import groups, register, total
 
 __all__ = ["LATENCY", "Digit", "Term", "delay", "digit", "masked", "term_sums"]
@@ -36,8 +37,8 @@ class Term(Protocol):
     """A weight or its digit, decoded once for all columns."""
 
     negative: Value
-    limit: int
-    """Largest magnitude, of operands -128..255."""
+    factor: int
+    """Largest magnitude, of an operand 1."""
 
     def registered(self, m: Module, name: str) -> Term:
         """The same a cycle later."""
@@ -49,7 +50,7 @@ class Term(Protocol):
 class Digit:
     """x where `one`, 2 * x where `two`, else 0; negated if `negative`. At most one of `one` and `two` is set."""
 
-    limit = 2 * 255
+    factor = 2
 
     def __init__(self, *, one: Value, two: Value, negative: Value):
         self.one, self.two, self.negative = one, two, negative
@@ -125,7 +126,7 @@ def column_sum(
 
 def running_sum(m: Module, taps: Sequence[tuple[Value, Term]], start: Value, name: str) -> Value:
     """The sum of `start`, which counts the negative terms, and the terms, TAPS / STAGE_TAPS cycles after `start`."""
-    limit, count = taps[0][1].limit, 0
+    limit, count = taps[0][1].factor * largest(taps[0][0]), 0
     for stage in range(TAPS // STAGE_TAPS):
         for x, term in taps[stage * STAGE_TAPS :][:STAGE_TAPS]:
             count += 1
@@ -134,6 +135,11 @@ def running_sum(m: Module, taps: Sequence[tuple[Value, Term]], start: Value, nam
             start = (start + term.inverted(m, x))[:bits].as_signed()
         start = register(m, start, f"{name}_{stage}")
     return start
+
+
+def largest(operand: Value) -> int:
+    """Magnitude of an operand: of 9 bits hold s8 and u8 codes."""
+    return 255 if len(operand) == OPERAND_BITS else 1 << len(operand) - 1
 
 
 def digits_total(m: Module, joined: Mapping[int, Value], name: str) -> Value:

@@ -17,7 +17,8 @@ __all__ = ["STATE", "activity", "busy", "config", "ready", "request", "stalled",
 
 _MODE, _POSITIONS, _GROUPS = COLUMN["mode"], COLUMN["positions"], COLUMN["groups"]
 _PRIVATE = COLUMN["private"]
-_BLOCKS, _CHUNKS, _STEPS = COLUMN["blocks"], COLUMN["chunks"], COLUMN["steps"]
+_BLOCKS, _CHUNKS = COLUMN["blocks"], COLUMN["chunks"]
+_STEPS, _SKIP = COLUMN["steps"], COLUMN["skip"]
 _SRC, _SRC_STRIDE = COLUMN["src"], COLUMN["src_stride"]
 _TAPS_Y, _TAPS_X, _TAP_CHUNKS = COLUMN["taps_y"], COLUMN["taps_x"], COLUMN["tap_chunks"]
 _STRIDE_Y, _STRIDE_X, _START_Y = COLUMN["stride_y"], COLUMN["stride_x"], COLUMN["start_y"]
@@ -32,6 +33,7 @@ _DESTINATION, _WIDE, _DST, _DST_STRIDE = (
     COLUMN["dst_stride"],
 )
 _DST_CHANNEL = COLUMN["dst_channel"]
+_PLAIN = COLUMN["plain"]
 _SECOND, _SECOND_DST, _SECOND_STRIDE = COLUMN["second"], COLUMN["second_dst"], COLUMN["second_stride"]
 _LINEAR, _CONV, _JOIN = map(int, (FetchMode.LINEAR, FetchMode.CONV, FetchMode.JOIN))
 _SCRATCHPAD = int(Destination.SCRATCHPAD)
@@ -456,8 +458,8 @@ def _compute(s, T, cfg, slot_free):
             s[_FREED] = s[_C_INDEX]
         if s[_C_CHUNK] == T[ins, _CHUNKS]:
             s[_C_CHUNK] = 0
-            countdown = (T[ins, _STEPS] << T[ins, _SECOND]) - 1
             tile_end = block_last and s[_C_GROUP] + 1 == T[ins, _GROUPS]
+            countdown = (T[ins, _STEPS] - tile_end * T[ins, _SKIP] << T[ins, _SECOND]) - 1
             finish = tile_end and s[_C_LEFT] <= cfg[_COLUMN_COUNT]
             at = (s[_CYCLE] + _BLOCK) & (_WHEEL - 1)
             s[_BLOCKS_AT + at] = 1 | np.int64(tile_end) << 1 | np.int64(finish) << 2
@@ -494,14 +496,15 @@ def _drain(s, T, cfg):
         ins = s[_SLOT_0 + s[_SLOT]]
         block_log2 = cfg[_DEPTH_LOG2] - cfg[_DRAIN_LOG2]
         output, tile = s[_OUTPUT], s[_TILE]
-        step_last = s[_STEP] + 1 == T[ins, _STEPS]
+        step_last = s[_STEP] + 1 == T[ins, _STEPS] - s[_TILE_END] * T[ins, _SKIP]
         if s[_PHASE] == 0:
             if T[ins, _RESIDUAL] == 1:
                 row = T[ins, _RESIDUAL_ROW] + tile * T[ins, _RESIDUAL_STRIDE] + (output << 1 >> block_log2)
                 s[_RESIDUALS_AT + (cycle + _RESIDUAL_READ & mask)] = (row & 0xFFFF) + 1
             if T[ins, _DESTINATION] == _SCRATCHPAD:
                 placed = output + (T[ins, _DST_CHANNEL] >> cfg[_DRAIN_LOG2])
-                row = T[ins, _DST] + tile * T[ins, _DST_STRIDE] + (placed << T[ins, _WIDE] >> block_log2)
+                units = placed << T[ins, _WIDE] + T[ins, _PLAIN]
+                row = T[ins, _DST] + tile * T[ins, _DST_STRIDE] + (units >> block_log2)
                 s[_WRITES_AT + (cycle + _WRITE & mask)] = (row & 0xFFFF) + 1
             else:
                 s[_WEIGHTS_AT + (cycle + _WRITE & mask)] = 1

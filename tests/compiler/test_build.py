@@ -24,7 +24,9 @@ ACCELERATORS = {
     "demo": DEMO,
     "other": OTHER,
     "fixed8_only": dataclasses.replace(DEMO, lanes=Lanes(fixed8=16), drain=4, vector=1),
-    "odd_mixture": dataclasses.replace(DEMO, lanes=Lanes(fixed8=8, fixed4=6, sp2_4=2), bus_bytes=64),
+    "odd_mixture": dataclasses.replace(
+        DEMO, lanes=Lanes(fixed8=8, fixed4=6, sp2_4=2), bus_bytes=64, plain_steps=2
+    ),
     "drain_1": dataclasses.replace(OTHER, lanes=Lanes(fixed8=2, pot4=3), drain=1, vector=1),
     "shallow": dataclasses.replace(DEMO, depth=4, columns=2, vector=2, scratchpad_rows=4096),
 }
@@ -126,6 +128,15 @@ def test_mixed_rows_fill_all_lanes():
     program = assert_exact(b.graph(b.linear(b.flatten(b.input), 48)), DEMO)
     matrix = [i for i in map(isa.decode, program.instructions) if i.opcode == Opcode.MATRIX]
     assert [(i.permute, i.blocks, i.steps) for i in matrix] == [(1, 3, 8)]
+
+
+@pytest.mark.parametrize("plain", [1, 2])
+def test_products_with_keys_drain_no_more_than_the_keys(plain):
+    """9 keys on blocks of 4 lanes, 2 or 4 of which are drained at once."""
+    a = dataclasses.replace(DEMO, lanes=Lanes(fixed8=4), plain_steps=plain)
+    frame = [isa.decode(words) for words in assert_exact(transformer(a), a).instructions]
+    logits = [i for i in frame if i.opcode == Opcode.MATRIX and i.param_mode == isa.ParamMode.TENSOR]
+    assert {(i.plain, i.blocks * i.steps - i.skip) for i in logits} == {(plain - 1, -(-9 // (2 * plain)))}
 
 
 def test_rows_without_lanes_run_on_fixed8():

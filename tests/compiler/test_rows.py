@@ -24,14 +24,14 @@ QUADS = dataclasses.replace(DEMO, lanes=Lanes(fixed8=8, fixed4=24, fixed4_quads=
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_segments_cover_every_channel(data):
     a = data.draw(st.sampled_from([DEMO, OTHER, ODD, QUADS]))
-    narrow = not a.lanes.quads or data.draw(st.booleans())
+    refused = a.lanes.quads if data.draw(st.booleans()) else ()
     count = data.draw(st.integers(1, 70))
     schemes = data.draw(st.lists(st.sampled_from(list(Scheme)), min_size=count, max_size=count))
     order = np.array([i if data.draw(st.integers(0, 9)) else -1 for i in range(count)])
     if data.draw(st.booleans()):  # the mixture of the lanes, bank by bank
         kinds = [a.lanes.kinds[i % a.lanes.total] for i in range(count)]
         schemes = kinds
-    parts = segments(order, np.array(schemes), a, a.depth, narrow)
+    parts = segments(order, np.array(schemes), a, a.depth, refused)
     at = 0
     for part in parts:
         size = part.steps * a.drain
@@ -41,7 +41,7 @@ def test_segments_cover_every_channel(data):
         assert (part.lanes % a.drain == channels % a.drain).all(), "a lane must be in its channel's bank"
         for block, lanes in zip(channels, part.lanes, strict=True):
             assert len(set(lanes)) == len(lanes), "a lane must run one row of a block"
-            assert narrow or not set(lanes) & set(a.lanes.quads)
+            assert not set(lanes) & set(refused)
             for channel, lane in zip(block, lanes, strict=True):
                 if channel < count and order[channel] >= 0:
                     assert a.lanes.kinds[lane] in (Scheme.FIXED8, schemes[order[channel]])
@@ -70,7 +70,7 @@ def test_wide_operands_take_the_fewest_blocks():
     schemes = np.array(([Scheme.FIXED8] + [Scheme.FIXED4] * 15) * 4)
     order = np.arange(64)
     assert [part.blocks for part in segments(order, schemes, a, a.depth)] == [2]
-    parts = segments(order, schemes, a, a.depth, narrow=False)
+    parts = segments(order, schemes, a, a.depth, a.lanes.quads)
     assert [(part.blocks, part.steps * a.drain) for part in parts] == [(4, 14), (1, 8)]
 
 

@@ -8,7 +8,7 @@ import pytest
 from terrazzo.arch.accelerator import Lanes
 from terrazzo.arch.graph import Graph
 from terrazzo.compiler import compile, lower
-from terrazzo.compiler.widths import NARROW, code_limits, within
+from terrazzo.compiler.widths import NARROW, code_limits, refusing, within
 from terrazzo.sim import functional, reference
 
 from .. import tiny
@@ -57,4 +57,21 @@ def test_wide_operands_meet_no_lanes_of_four_products(monkeypatch, narrow):
     assert not using & {name for name, x in inputs.items() if x == graph.input}
     codes = tiny.codes(2)
     outputs = functional.run(program, codes)
+    np.testing.assert_array_equal(outputs, np.asarray(reference.run(graph, codes)).reshape(outputs.shape))
+
+
+def test_lanes_in_luts_may_take_fewer_bits():
+    """8 bits hold what layers read; beyond the lanes' bits rows go to the others."""
+    lanes = dataclasses.replace(QUADS.lanes, fixed4=6, fixed4_quads=2, fixed4_operand_bits=5)
+    luts, quads = set(range(4, 8)), {8, 9}
+    assert refusing(lanes, (-16, 15)) == set()
+    assert refusing(lanes, (-17, 15)) == refusing(lanes, (0, 16)) == luts
+    assert refusing(lanes, (-33, 0)) == luts | quads
+    assert refusing(dataclasses.replace(lanes, fixed4_operand_bits=8), (-128, 127)) == quads
+    assert refusing(dataclasses.replace(lanes, fixed4_operand_bits=9), (0, 255)) == quads
+    a = dataclasses.replace(
+        tiny.MACHINE, lanes=dataclasses.replace(tiny.MACHINE.lanes, fixed4_operand_bits=5)
+    )
+    graph, codes = tiny.graph(), tiny.codes(2)
+    outputs = functional.run(compile(graph, a), codes)
     np.testing.assert_array_equal(outputs, np.asarray(reference.run(graph, codes)).reshape(outputs.shape))

@@ -9,7 +9,7 @@ from terrazzo.arch import isa, schemes
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.hw import matrix
 
-from .matrix_model import NARROW, Memories
+from .matrix_model import Memories, largest
 
 __all__ = ["CONFIGURATIONS", "Bench", "Cycle", "random_instruction"]
 
@@ -43,6 +43,13 @@ CONFIGURATIONS = {
     "deep": dataclasses.replace(
         SMALL, depth=8, drain=4, lanes=Lanes(fixed8=8, fixed4=4, pot4=4, fixed8_luts=2, fixed4_dynamic=4)
     ),
+    "narrow": dataclasses.replace(
+        SMALL,
+        depth=16,
+        lanes=Lanes(fixed8=4, fixed4=8, fixed4_quads=4, fixed4_dynamic=6, fixed4_operand_bits=5),
+        plain_steps=2,
+    ),
+    "plain": dataclasses.replace(SMALL, depth=8, lanes=Lanes(fixed8=4, pot4=6), plain_steps=2),
     "private_2": dataclasses.replace(SMALL, lanes=Lanes(fixed8=8, sp2_4=2), private=2),
     "private_4": dataclasses.replace(
         SMALL, columns=4, lanes=Lanes(fixed8=16, pot4=2), operand_chunks=32, private=4
@@ -234,7 +241,7 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
 
     half = a.scratchpad_regions * a.scratchpad_rows // 2
     v = {"tag": tag, "signal": pick(0, 65535), "mode": pick(0, 2), "unsigned": pick(0, 1), **forced}
-    v["unsigned"] &= not a.lanes.fixed4_quads  # their operands are -NARROW..NARROW
+    v["unsigned"] &= not a.lanes.fixed4_quads  # their operands are -largest(a)..largest(a)
     if a.private > 1 and v["mode"] == isa.FetchMode.CONV:
         v.setdefault("private", int(random.random() < 0.7))
     private, unit = v.get("private", 0), 1
@@ -252,8 +259,13 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
     v["param_mode"] = forced.get("param_mode", pick(0, 2))
     maximum = v.setdefault("maximum", int(random.random() < 0.2))
     token = v["param_mode"] == isa.ParamMode.TOKEN
-    v.setdefault("steps", pick(1, (a.lanes.fixed8 if maximum else a.lanes.total) // a.drain))
-    v["permute"] = 0 if maximum or token or private else forced.get("permute", pick(0, 1))
+    channels = v["param_mode"] == isa.ParamMode.CHANNEL
+    plain = v["plain"] = int(a.plain_steps == 2 and not private and not channels and pick(0, 3) > 0)
+    if plain:
+        v |= {"destination": 0, "second": 0, "dst_channel": 0}
+    most = (a.lanes.fixed8 if maximum else a.lanes.total) // (a.drain << plain)
+    v.setdefault("steps", pick(1, most))
+    v["permute"] = 0 if maximum or token or private or plain else forced.get("permute", pick(0, 1))
     if linear:
         v.setdefault("chunks", pick(1, 6))
         v["src_stride"] = v["groups"] * v["chunks"] + pick(0, 2)
@@ -271,7 +283,8 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
         )
         v["advance_y"], v["advance_x"] = divmod(a.columns, v["out_width"])
         v["pad_value"] = pick(0, 127) if v["unsigned"] else pick(-128, 127)
-        v["pad_value"] = max(-NARROW, min(v["pad_value"], NARROW)) if a.lanes.fixed4_quads else v["pad_value"]
+        if a.lanes.fixed4_quads:
+            v["pad_value"] = max(-largest(a), min(v["pad_value"], largest(a)))
         if conv:
             rows = -(-v["height"] * v["width"] // a.columns)
             v["src_stride"] = v["groups"] * v["tap_chunks"] + unit * pick(0, 1)
@@ -286,8 +299,8 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
     v["weight"] = pick(0, a.weight_rows // 2 - parts * v["weight_stride"] - v["chunks"])
     v["param"] = pick(0, a.row_scales - tiles if v["param_mode"] == isa.ParamMode.TOKEN else 20)
     v["lo"], v["hi"] = sorted((pick(-30000, 30000), pick(-30000, 30000)))
-    outputs = v["groups"] * v["blocks"] * v["steps"] * a.drain
-    extra = pick(0, 2) if a.table_pages else 0
+    outputs = v["groups"] * v["blocks"] * v["steps"] * (a.drain << plain)
+    extra = pick(0, 2) if a.table_pages and not plain else 0
     if extra == 1 or v.get("table"):
         v |= {
             "table": 1,
@@ -336,4 +349,5 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
     if v.setdefault("gather", int(random.random() < 0.3)):
         v["index"] = pick(0, a.index_rows - v["groups"] * v["blocks"] * v["chunks"])
         v["weight"] = pick(0, 9)
+    v.setdefault("skip", pick(0, v["steps"] - 1) if random.random() < 0.5 else 0)
     return isa.Instruction(isa.Opcode.MATRIX, v)

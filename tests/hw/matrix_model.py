@@ -5,10 +5,12 @@ import numpy as np
 from terrazzo.arch import schemes
 from terrazzo.arch.isa import Destination, FetchMode, ParamMode
 
-__all__ = ["NARROW", "Memories", "execute"]
+__all__ = ["Memories", "execute", "largest"]
 
-NARROW = 31
-"""Largest operand of lanes with four products in a multiplier, which may hold codes -8..7."""
+
+def largest(accelerator) -> int:
+    """Operand of a machine that has lanes with four products in a multiplier, which may hold codes -8..7."""
+    return min(31, (1 << accelerator.lanes.fixed4_operand_bits - 1) - 1)
 
 
 class Memories:
@@ -20,7 +22,8 @@ class Memories:
             0, 256, (a.scratchpad_regions * a.scratchpad_rows, a.columns, a.depth), dtype=np.uint8
         )
         if a.lanes.fixed4_quads:
-            self.scratchpad = random.integers(-NARROW, NARROW + 1, self.scratchpad.shape).astype(np.uint8)
+            most = largest(a)
+            self.scratchpad = random.integers(-most, most + 1, self.scratchpad.shape).astype(np.uint8)
         self.patterns = np.zeros((a.weight_rows, a.lanes.total, a.depth), dtype=np.int64)
         for lane, kind in enumerate(a.lanes.kinds):
             codes = random.choice(schemes.codebook(kind), (a.weight_rows, a.depth))
@@ -134,8 +137,9 @@ def execute(memory, ins):
             x = [[taken(memory, ins, t, g, k, c) for k in range(ins.chunks)] for c in range(a.columns)]
             for b in range(ins.blocks):
                 j = g * ins.blocks + b
-                for s in range(ins.steps):
-                    for i in range(a.drain):
+                last = (g + 1, b + 1) == (ins.groups, ins.blocks)
+                for s in range(ins.steps - (ins.skip if last else 0)):
+                    for i in range(a.drain << ins.plain):
                         for c in range(a.columns):
                             writes += drain(memory, ins, t, x[c], j, s, i, c)
     for target, place, value in writes:
@@ -146,17 +150,18 @@ def drain(memory, ins, t, x, j, s, i, c):
     """One output: the places and values that it writes."""
     a = memory.accelerator
     param = ins.param + (j * ins.steps + s if ins.param_mode == ParamMode.CHANNEL else 0)
-    o = (j * ins.steps + s) * a.drain + i
+    unit, record = a.drain << ins.plain, i % a.drain
+    o = (j * ins.steps + s) * unit + i
     p = t * a.columns + c
     if ins.param_mode == ParamMode.TOKEN:
         m, n = int(memory.scale_m[ins.param + t, c]), int(memory.scale_n[ins.param + t, c])
         constant = 1 << (n - 1)
         group = s
     else:
-        m, n = int(memory.m[param, i]), int(memory.n[param, i])
-        constant = int(memory.constant[param, i])
+        m, n = int(memory.m[param, record]), int(memory.n[param, record])
+        constant = int(memory.constant[param, record])
         group = int(memory.entry[param, i]) if ins.permute else s
-    acc = accumulate(memory, ins, x, j, group * a.drain + i)
+    acc = accumulate(memory, ins, x, j, group * unit + i)
     v = (acc * m + constant) >> n
     if ins.table:
         half = 512 if ins.table_wide else 128

@@ -11,8 +11,11 @@ from terrazzo.arch.schemes import Scheme, codebook, decode, encode, storage_bits
 from terrazzo.hw.lanes import KINDS, LATENCY, OTHERS, Row
 from terrazzo.hw.lanes.fixed4_quads import Fixed4Quads
 
-ROWS = [(kind, False) for kind in KINDS] + [(kind, True) for kind in OTHERS]
-IDS = [kind.name + ("-other" if other else "") for kind, other in ROWS]
+ROWS = [(kind, False, 9) for kind in KINDS] + [(kind, True, 9) for kind in OTHERS]
+ROWS += [(Scheme.FIXED4, False, bits) for bits in (4, 5, 8)]
+IDS = [
+    kind.name + ("-other" if other else "") + (f"-{bits}" if bits < 9 else "") for kind, other, bits in ROWS
+]
 
 
 def pack(patterns: np.ndarray, bits: int) -> int:
@@ -70,7 +73,10 @@ def sums_of(row: Row, cycles: list[dict]) -> list[np.ndarray]:
 
 def operand_limits(row: Row, dynamic: bool = False) -> tuple[int, int]:
     """Least and largest operand of a kind, of weights or of `dynamic` codes: keys and values, -8 among them."""
-    return (-32 + dynamic, 31) if isinstance(row.arithmetic, Fixed4Quads) else (-128, 255)
+    if isinstance(row.arithmetic, Fixed4Quads):
+        return -32 + dynamic, 31
+    bits = row.arithmetic.operands.bits
+    return (-128, 255) if bits == 9 else (-(1 << bits - 1), (1 << bits - 1) - 1)
 
 
 def patterns(kind: Scheme, dynamic: bool) -> np.ndarray:
@@ -83,11 +89,11 @@ def product(operand, weights, kind) -> np.ndarray:
     return decode(weights, kind) @ operand.T
 
 
-@pytest.mark.parametrize("kind, other", ROWS, ids=IDS)
-def test_every_product(kind, other):
+@pytest.mark.parametrize("kind, other, bits", ROWS, ids=IDS)
+def test_every_product(kind, other, bits):
     """Each pair of activation and code, in every position; a pair of lanes with unrelated codes."""
     depth, columns = 4, 4
-    row = Row(kind, columns, depth, other)
+    row = Row(kind, columns, depth, other, bits)
     codes = patterns(kind, True)
     least, largest = operand_limits(row)
     activations = np.arange(least, largest + 1).reshape(-1, columns)
@@ -105,11 +111,11 @@ def test_every_product(kind, other):
 
 
 @pytest.mark.parametrize("columns, depth", [(2, 4), (4, 8), (3, 16), (2, 64)])
-@pytest.mark.parametrize("kind, other", ROWS, ids=IDS)
-def test_blocks(kind, other, columns, depth):
+@pytest.mark.parametrize("kind, other, bits", ROWS, ids=IDS)
+def test_blocks(kind, other, bits, columns, depth):
     """Random blocks with gaps between the chunks; sums in every cycle, extreme operands among random ones."""
     rng = np.random.default_rng(depth * 8 + columns)
-    row = Row(kind, columns, depth, other)
+    row = Row(kind, columns, depth, other, bits)
     cycles, expected, held = [], [], np.zeros((row.lanes, columns), dtype=np.int64)
     for block in range(24):
         maximum = row.arithmetic.maximum and block % 3 == 2

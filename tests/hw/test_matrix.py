@@ -9,7 +9,7 @@ from terrazzo.arch import isa
 
 from ..sampling import pairs
 from .matrix_bench import CONFIGURATIONS, Bench, random_instruction
-from .matrix_model import NARROW, Memories, execute
+from .matrix_model import Memories, execute, largest
 
 
 def check(name, seed, count, *, grant=1.0, gap=0.0, **forced):
@@ -58,7 +58,8 @@ def chained(accelerator, random):
         )
         if destination == isa.Destination.SCRATCHPAD:
             source = {"src": writer.dst, "src_stride": writer.dst_stride}
-            writer = isa.Instruction(isa.Opcode.MATRIX, {**writer.values, "lo": -NARROW, "hi": NARROW})
+            most = largest(accelerator)
+            writer = isa.Instruction(isa.Opcode.MATRIX, {**writer.values, "lo": -most, "hi": most})
         else:
             source = {"weight": writer.dst, "weight_stride": 1}
         instructions += [writer, isa.Instruction(isa.Opcode.MATRIX, {**reader.values, **source})]
@@ -93,6 +94,7 @@ STEADY = {
     "blocks": 2,
     "maximum": 0,
     "destination": 0,
+    "skip": 0,
 }
 
 

@@ -25,6 +25,9 @@ MOSTLY = dataclasses.replace(
 MACHINES = {
     "tiny": tiny.MACHINE,
     "most": dataclasses.replace(MOSTLY, lanes=Lanes(fixed8=2, fixed4=14, fixed4_dynamic=12)),
+    "narrow": dataclasses.replace(
+        tiny.MACHINE, lanes=Lanes(fixed8=2, fixed4=14, fixed4_dynamic=12, fixed4_operand_bits=8)
+    ),
     "six columns": dataclasses.replace(
         tiny.MACHINE, columns=6, lanes=Lanes(fixed8=8, fixed4=24, fixed4_dynamic=22)
     ),
@@ -94,6 +97,12 @@ def test_lanes_that_can():
     assert dynamic_lanes(a, (-8, 7), (-31, 31)) == dynamic_lanes(a, (-1, 1), (0, 15)) == 16
     assert dynamic_lanes(a, (-8, 7), (-32, 31)) == dynamic_lanes(a, (-8, 7), (0, 255)) == 12
     assert dynamic_lanes(a, (-8, 8), (0, 15)) == dynamic_lanes(a, (-9, 7), (0, 15)) == 2
+
+
+def test_lanes_without_multipliers_can_if_the_operand_has_their_bits():
+    a = dataclasses.replace(MOSTLY, lanes=dataclasses.replace(MOSTLY.lanes, fixed4_operand_bits=5))
+    assert dynamic_lanes(a, (-8, 7), (-16, 15)) == 16
+    assert dynamic_lanes(a, (-8, 7), (0, 16)) == dynamic_lanes(a, (-8, 7), (-17, 15)) == 2
 
 
 def test_the_verilog_computes_the_same():

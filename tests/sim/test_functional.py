@@ -3,6 +3,8 @@ and every error."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -275,6 +277,8 @@ MATRIX = {"positions": 1, "groups": 1, "blocks": 1, "chunks": 1, "steps": 1, "we
         (Instruction(Opcode.MATRIX, {**MATRIX, "param_mode": 2, "param": 64}), "ROW_SCALE rows must be in"),
         (Instruction(Opcode.MATRIX, {**MATRIX, "steps": 9}), "must not exceed the lanes"),
         (Instruction(Opcode.MATRIX, {**MATRIX, "steps": 5, "maximum": 1}), "must not exceed the lanes"),
+        (Instruction(Opcode.MATRIX, {**MATRIX, "steps": 2, "skip": 2}), r"skip must be below steps \(2\)"),
+        (Instruction(Opcode.MATRIX, {**MATRIX, "plain": 1}), "plain needs a machine with plain_steps 2"),
         (
             Instruction(Opcode.MATRIX, {**MATRIX, "positions": 9, "steps": 8}),
             "output stride must be at least",
@@ -288,6 +292,23 @@ def test_illegal_instructions(instruction, message):
     machine.load(program(instruction))
     with pytest.raises(MachineError, match=f"^instruction 0: .*{message}"):
         machine.run(0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"permute": 1}, "plain outputs have no permute"),
+        ({"residual": 1}, "plain outputs have no permute, table, residual"),
+        ({"destination": 1}, "plain outputs go to the scratchpad"),
+        ({"param_mode": 0}, "with TENSOR or TOKEN parameters"),
+        ({"steps": 5}, "must not exceed the lanes"),
+    ],
+)
+def test_illegal_plain_outputs(fields, message):
+    machine = Machine(dataclasses.replace(DEMO, plain_steps=2))
+    instruction = Instruction(Opcode.MATRIX, {**MATRIX, "plain": 1, "param_mode": 1, **fields})
+    with pytest.raises(MachineError, match=message):
+        machine.execute(instruction)
 
 
 def test_semaphores_must_balance():

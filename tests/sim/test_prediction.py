@@ -20,6 +20,8 @@ MACHINES = 6
 GRAPHS = 6
 PRIVATE = (1, 2, 1, 4, 1, 1)
 """Of the machines; the lanes of the fourth multiply two taps at once."""
+PLAIN = (1, 1, 1, 2, 2, 2)
+"""`plain_steps` of the machines."""
 ALWAYS = (1, 3, 5)
 OTHERS = [pytest.param(seed, marks=pytest.mark.full) for seed in range(MACHINES) if seed not in ALWAYS]
 
@@ -31,7 +33,13 @@ def machine(seed: int) -> Accelerator:
         columns = (3, 5)[seed - (MACHINES - 2)]
         drain, depth = (4, 16) if columns == 3 else (2, 8)
         return dataclasses.replace(
-            machine(0), columns=columns, depth=depth, drain=drain, vector=4, lanes=Lanes(fixed8=16, fixed4=4)
+            machine(0),
+            columns=columns,
+            depth=depth,
+            drain=drain,
+            vector=4,
+            lanes=Lanes(fixed8=16, fixed4=4),
+            plain_steps=PLAIN[seed],
         )
     random = np.random.default_rng(1000 + seed)
     private = PRIVATE[seed]
@@ -64,6 +72,7 @@ def machine(seed: int) -> Accelerator:
         burst_beats=int(random.choice([4, 16, 64])),
         ports=(4, 2, 1, 4)[seed],
         private=private,
+        plain_steps=PLAIN[seed],
     )
 
 
