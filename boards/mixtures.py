@@ -11,7 +11,6 @@ import numpy as np
 from ..arch.accelerator import Accelerator
 from ..arch.graph import Conv, Graph, Linear, Operator
 from ..arch.schemes import Scheme, codebook
-from ..compiler.widths import NARROW, code_limits
 
 __all__ = ["Mixture", "RowBlock", "dense_layers", "reassigned", "row_block"]
 
@@ -108,14 +107,13 @@ def _blocks(mixture: Mixture, drain: int) -> Iterator[RowBlock]:
         apart //= 2
 
 
-def reassigned(graph: Graph, rows: RowBlock, accelerator: Accelerator, seed: int = 0) -> Graph:
-    """The graph with rows in blocks, dealt out at random; Fixed-8 where an accelerator's lanes refuse wide operands.
+def reassigned(graph: Graph, rows: RowBlock, seed: int = 0) -> Graph:
+    """The graph with rows in blocks, dealt out at random.
 
     Codes are moved to the nearest of the new scheme: the shapes, instructions and cycles are those of a graph that is
-    quantized for the accelerator, its answers are not.
+    quantized so, its answers are not.
     """
     random, books = np.random.default_rng(seed), {scheme: codebook(scheme) for scheme in rows.mixture}
-    limits, narrow = code_limits(graph), accelerator.lanes.fixed4_quads > 0
     slots = np.repeat(
         np.array(list(rows.mixture), np.uint8), [count // rows.apart for count in rows.mixture.values()]
     )
@@ -125,9 +123,7 @@ def reassigned(graph: Graph, rows: RowBlock, accelerator: Accelerator, seed: int
             continue
         codes = graph.constant(operator, "weight")
         schemes = np.full(len(codes), Scheme.FIXED8, np.uint8)
-        lo, hi = limits[operator.input]
-        wide = narrow and not (NARROW[0] <= lo and hi <= NARROW[1])
-        if not wide and not (isinstance(operator, Conv) and operator.groups > 1):
+        if not (isinstance(operator, Conv) and operator.groups > 1):
             whole = len(codes) // rows.rows
             cells = np.tile(slots, (whole, rows.apart, 1))
             schemes[: whole * rows.rows] = random.permuted(cells, axis=2).transpose(0, 2, 1).ravel()

@@ -331,7 +331,7 @@ def _judge(version: Version, accelerator: Accelerator, board: Board, bound: int)
     """Raises CompileError."""
     graph, roomy = version.graph, dataclasses.replace(accelerator, instructions=1 << 16)
     rows = row_block(graph, version.mixture, accelerator)
-    program = compile(reassigned(graph, rows, roomy), roomy)
+    program = compile(reassigned(graph, rows), roomy)
     cycles = predict(program, board.interface.memory).cycles
     needed = -(-len(program.instructions) // INSTRUCTIONS) * INSTRUCTIONS
     accelerator = dataclasses.replace(accelerator, instructions=needed)

@@ -6,7 +6,7 @@ import collections
 
 from ..arch.accelerator import Accelerator
 from ..arch.graph import Attention, Conv, Graph, LayerNorm, Linear, reads
-from ..compiler.widths import CODES, NARROW, code_limits, dynamic_lanes
+from ..compiler.widths import CODES, NARROW, code_limits, dynamic_lanes, within
 
 __all__ = ["Work"]
 
@@ -45,8 +45,7 @@ class Work:
                     self.grouped += graph.macs(operator)
                 else:
                     self.layers[positions, len(weight), weight[0].size] += 1
-                    lo, hi = self.limits[operator.input]
-                    narrow += graph.macs(operator) * (NARROW[0] <= lo and hi <= NARROW[1])
+                    narrow += graph.macs(operator) * within(self.limits[operator.input], NARROW)
             elif isinstance(operator, Attention):
                 keys = graph.tensor(operator.keys).positions // operator.windows
                 limits = [self.limits[name] for name in (operator.keys, operator.input, operator.values)]
@@ -71,7 +70,7 @@ class Work:
                 size
                 for _, keys, width, codes, _, values, _ in self.attention
                 for size, limits in ((keys, codes), (width, values))
-                if CODES[0] <= limits[0] and limits[1] <= CODES[1]
+                if within(limits, CODES)
             }
         )
         """Keys and channels of heads that Fixed-4 lanes can take from the drain."""

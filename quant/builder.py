@@ -7,7 +7,6 @@ import torch
 
 from ..arch import numerics
 from ..arch.graph import Constant, Drain, Elementwise, Operator, Residual, Second, Tensor
-from ..arch.schemes import Scheme
 from .bits import activation_classes
 from .calibrate import Histogram, Range, Statistics
 from .floatgraph import ACTIVATIONS, FloatGraph
@@ -47,18 +46,9 @@ def scaled(
 class Builder:
     """Turns units into operators, tensors and constants, in order."""
 
-    def __init__(
-        self,
-        graph: FloatGraph,
-        statistics: Statistics,
-        mixture: dict[Scheme, int],
-        drain: int,
-        bits: dict[str, int],
-        operand_bits: int = 8,
-    ):
+    def __init__(self, graph: FloatGraph, statistics: Statistics, mixture, drain: int, bits: dict[str, int]):
         self.graph, self.statistics = graph, statistics
         self.mixture, self.drained_at_once, self.bits = mixture, drain, bits
-        self.operand_bits = operand_bits
         self.units = fold(graph)
         self.root = roots(self.units)
         self.partners = partners(self.units)
@@ -76,11 +66,6 @@ class Builder:
         """Layers whose function cannot be computed, a line each."""
         self.follower = None
         """A `compensate.Follower` where layers make up for the errors of those before them."""
-
-    def rows_for(self, x: Range) -> dict[Scheme, int]:
-        """The mixture of rows of a layer that reads codes of `x`."""
-        half = 1 << (self.operand_bits - 1)
-        return self.mixture if -half <= x.lo and x.hi < half else {Scheme.FIXED8: self.drained_at_once}
 
     def range(self, value: str, dtype: str) -> Range:
         """The quantized range of a float value, shared with everything that moves its codes or stands beside it

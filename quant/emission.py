@@ -59,7 +59,7 @@ def _weighted(builder: Builder, unit: Unit) -> tuple[str, Drain, dict]:
         wanted.weight,
         wanted.moments.hessian,
         builder.statistics.fisher[node.name],
-        builder.rows_for(x),
+        builder.mixture,
         builder.drained_at_once,
         x.lo,
         x.hi,

@@ -37,7 +37,6 @@ def quantize(
     *,
     mixture: dict[Scheme, int],
     drain: int = 1,
-    operand_bits: int = 8,
     activation_bits: int | Mapping[str, int] = 8,
     functions: str = "exact",
     name: str | None = None,
@@ -48,8 +47,7 @@ def quantize(
     """The integer graph of `float_graph`, calibrated on raw images.
 
     `mixture` counts the lanes of each scheme in one array and `drain` the channels drained at once: of every block
-    of sum(mixture) output channels the rows split exactly so (see `rows.assign`); layers whose input has more than
-    `operand_bits` have Fixed-8 rows alone. `activation_bits` is one number 4..8
+    of sum(mixture) output channels the rows split exactly so (see `rows.assign`). `activation_bits` is one number 4..8
     or one per class of tensor (see `bits.CLASSES`), `functions` one of `functions.FAMILIES`: layers are fitted to what those
     of other systems give them. With `execute` the report holds
     the signal to noise ratio of every layer, on at most 32 of the images. `progress` gets the name of each step that
@@ -76,7 +74,7 @@ def quantize(
     follows = bool(other) or not fine
     statistics = collect(model, stream, other, weigh=not fine, moments=not follows)
     progress("rows")
-    builder = Builder(made, statistics, mixture, drain, bits, operand_bits)
+    builder = Builder(made, statistics, mixture, drain, bits)
     if follows:
         builder.follower = Follower(builder, stream, model)
     output = build(builder)

@@ -30,7 +30,6 @@ from .boards.synthesis import FLOWS, Resources
 from .boards.synthesis import count as count_resources
 from .boards.synthesis import verilog as board_verilog
 from .compiler import compile, compiled, listing
-from .compiler.widths import NARROW
 from .examples.digits import models as digits_models
 from .hw import bundle, top
 from .quant import data, frontend, onnx_export, onnx_import, parallel, quantizer
@@ -289,18 +288,12 @@ def quantize(
         model.preprocessing,
         mixture=mixture,
         drain=apart,
-        operand_bits=operand_bits(target),
         activation_bits=activation_bits,
         functions=functions,
         name=f"{model.name}-{rows}" + ("" if functions == "exact" else f"-{functions}"),
         execute=functools.partial(reference.run, keep=True),
     )
     return Quantized(graph, report)
-
-
-def operand_bits(target: Accelerator) -> int:
-    """Of what layers with 4-bit rows may read on `target`: fewer where lanes make four products in a multiplier."""
-    return NARROW[1].bit_length() + 1 if target.lanes.fixed4_quads else 8
 
 
 def _rows(rows: str, target: Accelerator) -> tuple[dict[Scheme, int], int]:

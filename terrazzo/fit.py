@@ -175,7 +175,7 @@ def fit(
         if min_accuracy is None or measure is None:
             return fitted
         best = found.best
-        accuracy["design"] = measure.top1(measure.quantized(best.rows, api.operand_bits(best.accelerator)))
+        accuracy["design"] = measure.top1(measure.quantized(best.rows))
         if accuracy["design"] >= min_accuracy:
             return fitted
         versions = [one for one in versions if one.name != best.version.name]
@@ -221,7 +221,7 @@ class _Measured:
         self.test, self.progress = test, progress
         self.imported = api.imported_graph(model)
 
-    def quantized(self, rows: RowBlock, operand_bits: int = 8) -> Graph:
+    def quantized(self, rows: RowBlock) -> Graph:
         """The integer graph with these rows."""
         self.progress(f"quantizing, {networks.named(rows.mixture)}")
         graph, _ = quantizer.quantize(
@@ -230,7 +230,6 @@ class _Measured:
             self.model.preprocessing,
             mixture=dict(rows.mixture),
             drain=rows.apart,
-            operand_bits=operand_bits,
             activation_bits=self.bits,
             name=self.model.name,
         )

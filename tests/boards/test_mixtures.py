@@ -7,7 +7,7 @@ import pytest
 
 from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.schemes import Scheme, codebook
-from terrazzo.boards import mixed_accelerator, quads_accelerator
+from terrazzo.boards import mixed_accelerator
 from terrazzo.boards.mixtures import RowBlock, dense_layers, reassigned, row_block
 from terrazzo.compiler.rows import segments
 from terrazzo.synthetic import deit
@@ -49,7 +49,7 @@ def test_rows_find_lanes(graph, mixture, accelerator):
     block = row_block(graph, mixture, accelerator)
     assert block.fixed8 >= mixture[F8] / sum(mixture.values())
     for seed in range(2):
-        moved = reassigned(graph, block, accelerator, seed)
+        moved = reassigned(graph, block, seed)
         for operator, _ in dense_layers(moved):
             codes, schemes = moved.constant(operator, "weight"), moved.constant(operator, "scheme")
             for scheme in set(mixture):
@@ -69,13 +69,3 @@ def test_blocks_that_are_not_held_are_told(graph):
     assert not long.held(384, machine)
     assert RowBlock(mixture={F8: 4, F4: 28}, apart=4).held(384, machine)
     assert not RowBlock(mixture={F8: 4, F4: 28}, apart=4).held(400, machine)
-
-
-def test_layers_of_wide_operands_stay_fixed8(graph):
-    """Where Fixed-4 lanes share multipliers; the image has 8 bits."""
-    narrow = deit(96, 1, 3, image=64, bits=4, attended=4)
-    machine = quads_accelerator()
-    moved = reassigned(narrow, row_block(narrow, {F8: 1, F4: 15}, machine), machine)
-    schemes = {operator.name: moved.constant(operator, "scheme") for operator, _ in dense_layers(moved)}
-    assert (schemes["patches"] == F8).all()
-    assert (schemes["0.fc1"] == F4).any()

@@ -47,7 +47,7 @@ def test_every_design_is_within_the_budget_and_not_below_its_bound(found):
 
 def test_the_best_takes_the_cycles_that_it_says(graph, found):
     best = found.best
-    program = compile(reassigned(graph, best.rows, best.accelerator), best.accelerator)
+    program = compile(reassigned(graph, best.rows), best.accelerator)
     assert predict(program, ZCU102.interface.memory).cycles == best.cycles
     assert best.cycles == min(design.cycles for design in found.designs)
 
