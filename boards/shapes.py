@@ -62,9 +62,12 @@ def shapes(
             if work.depthwise and columns.bit_count() == 1:
                 most = min(2 * lanes.fixed8, 8 * drain, 16 * depth)
                 values["private"] = 1 << max(1, most // depth).bit_length() - 1
-            for dynamic in _dynamic(work, lanes, columns, drain):
+            bits = work.operand_bits if lanes.fixed4 else (lanes.fixed4_operand_bits,)
+            for dynamic, operand in itertools.product(_dynamic(work, lanes, columns, drain), bits):
                 with contextlib.suppress(AcceleratorError):
-                    counts = dataclasses.replace(lanes, fixed4_dynamic=dynamic)
+                    counts = dataclasses.replace(
+                        lanes, fixed4_dynamic=dynamic, fixed4_operand_bits=min(9, operand)
+                    )
                     shape = with_luts(Accelerator(**(values | {"lanes": counts} | fixed)), board, dsp)
                     yield with_quads(shape, board, dsp) if work.narrow else shape
 

@@ -6,7 +6,7 @@ import collections
 
 from ..arch.accelerator import Accelerator
 from ..arch.graph import Attention, Conv, Graph, LayerNorm, Linear, reads
-from ..compiler.widths import CODES, NARROW, code_limits, dynamic_lanes, within
+from ..compiler.widths import CODES, NARROW, code_limits, dynamic_lanes, refusing, within
 
 __all__ = ["Work"]
 
@@ -16,12 +16,17 @@ _MINOR = 0.02
 """Part of the products below which a layer does not matter to the choice of lanes."""
 
 
+def signed_bits(limits: tuple[int, int]) -> int:
+    """Of codes between the limits, at least 4."""
+    return max(4, 1 + max((-limits[0] - 1).bit_length(), limits[1].bit_length()))
+
+
 class Work:
     """The layers of a graph, equal ones together."""
 
     def __init__(self, graph: Graph):
-        self.layers: collections.Counter[tuple[int, int, int]] = collections.Counter()
-        """Positions, outputs and products per output of layers with weights that are not grouped."""
+        self.layers: collections.Counter[tuple] = collections.Counter()
+        """Positions, outputs, products per output and code limits of the input, of layers with weights that are not grouped."""
         self.grouped = self.depthwise = 0
         """Products of the grouped ones, and of those of single channels."""
         self.attention: collections.Counter[tuple] = collections.Counter()
@@ -30,7 +35,6 @@ class Work:
         self.alive = 0
         """Bytes of activations that an operator reads and writes, at most, and half as many for what overlaps it."""
         self.limits = code_limits(graph)
-        narrow = 0
         for operator in graph.operators:
             out = graph.tensor(operator.output)
             held = [graph.tensor(name) for name in {*reads(operator), operator.output}]
@@ -44,8 +48,7 @@ class Work:
                 elif isinstance(operator, Conv) and operator.groups > 1:
                     self.grouped += graph.macs(operator)
                 else:
-                    self.layers[positions, len(weight), weight[0].size] += 1
-                    narrow += graph.macs(operator) * within(self.limits[operator.input], NARROW)
+                    self.layers[positions, len(weight), weight[0].size, self.limits[operator.input]] += 1
             elif isinstance(operator, Attention):
                 keys = graph.tensor(operator.keys).positions // operator.windows
                 limits = [self.limits[name] for name in (operator.keys, operator.input, operator.values)]
@@ -55,7 +58,11 @@ class Work:
             elif isinstance(operator, LayerNorm):
                 self.norms[out.positions, out.channels] += 1
         products = sum(self._products(layer) * count for layer, count in self.layers.items())
-        self.narrow = 2 * narrow > products
+        bits = collections.Counter()
+        for layer, count in self.layers.items():
+            bits[signed_bits(layer[3])] += self._products(layer) * count
+        most = next(b for b in sorted(bits) if 2 * sum(bits[c] for c in bits if c <= b) >= products)
+        self.narrow = most <= signed_bits(NARROW)
         """Whether most products of rows and operands could be made four in a multiplier."""
         self.outputs = sorted(
             {
@@ -74,24 +81,34 @@ class Work:
             }
         )
         """Keys and channels of heads that Fixed-4 lanes can take from the drain."""
+        attended = [signed_bits(x) for *_, queries, _, largest in self.attention for x in (queries, largest)]
+        self.operand_bits = sorted({max([most, *(attended if self.dynamic else [])]), max(bits)})
+        """Of Fixed-4 lanes in LUTs: what most products take, with them keys' and values', and what all take."""
 
     @staticmethod
-    def _products(layer: tuple[int, int, int]) -> int:
+    def _products(layer: tuple) -> int:
         return layer[0] * layer[1] * layer[2]
 
     def cycles(self, a: Accelerator) -> tuple[int, int]:
         """Cycles that the matrix engine and the vector engine are busy at the very least."""
 
-        def products(positions: int, outputs: int, depth: int, lanes: int) -> int:
+        def products(positions: int, outputs: int, depth: int, lanes: int, drain: int) -> int:
             tiles, chunks = -(-positions // a.columns), -(-depth // a.depth)
-            return tiles * max(-(-outputs // lanes) * chunks, -(-outputs // a.drain))
+            return tiles * max(-(-outputs // lanes) * chunks, -(-outputs // drain))
 
-        matrix = sum(products(*layer, a.lanes.total) * count for layer, count in self.layers.items())
+        matrix = sum(
+            products(*layer, a.lanes.total - len(refusing(a.lanes, operand)), a.drain) * count
+            for (*layer, operand), count in self.layers.items()
+        )
         matrix += self.grouped // a.multipliers + self.depthwise // (a.private * a.depth * a.columns)
         vector = 0
         for (positions, keys, width, codes, queries, values, largest), heads in self.attention.items():
-            matrix += heads * products(positions, keys, width, dynamic_lanes(a, codes, queries))
-            matrix += heads * products(positions, width, keys, dynamic_lanes(a, values, largest))
+            matrix += heads * products(
+                positions, keys, width, dynamic_lanes(a, codes, queries), a.plain_drain
+            )
+            matrix += heads * products(
+                positions, width, keys, dynamic_lanes(a, values, largest), a.plain_drain
+            )
             vector += heads * 2 * -(-positions // a.columns) * -(-keys // a.vector)
         for (positions, channels), count in self.norms.items():
             vector += count * 2 * -(-positions // a.columns) * -(-channels // a.vector)
@@ -101,7 +118,7 @@ class Work:
         """Cycles that weights which do not stay on chip take at the ports, roughly."""
         rows = sum(
             -(-outputs // a.lanes.total) * -(-depth // a.depth) * count
-            for (_, outputs, depth), count in self.layers.items()
+            for (_, outputs, depth, _), count in self.layers.items()
         )
         return max(0, rows - a.weight_rows) * a.beats(a.weight_row_bytes)
 
