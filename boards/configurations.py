@@ -122,6 +122,8 @@ def mixed_accelerator() -> Accelerator:
         vector=4,
         scratchpad_rows=2048,
         weight_rows=2048,
+        param_rows=1024,
+        norm_rows=512,
         instructions=4096,
     )
 
@@ -137,6 +139,7 @@ def mobilenet_accelerator() -> Accelerator:
         private=4,
         scratchpad_rows=4096,
         weight_rows=1024,
+        param_rows=2048,
         norm_rows=64,
         row_scales=64,
         index_rows=64,
@@ -168,4 +171,6 @@ def quads_accelerator() -> Accelerator:
         mixed_accelerator(),
         lanes=Lanes(fixed8=8, fixed4=88, fixed4_quads=50, fixed4_dynamic=64, fixed4_operand_bits=5),
         weight_rows=1536,
+        param_rows=2048,
+        norm_rows=1024,
     )

@@ -168,7 +168,13 @@ def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
     # Each byte is written on its own: that takes the ninth bit of a block RAM's byte as well.
     yield a.scratchpad_regions * a.private, a.scratchpad_rows // a.private, a.scratchpad_row_bytes * 9
     for kind, lanes in a.lanes.by_scheme.items():
-        yield lanes, a.weight_rows, storage_bits(kind) * a.depth
+        dynamic = lanes if kind == Scheme.FIXED8 else a.lanes.fixed4_dynamic if kind == Scheme.FIXED4 else 0
+        yield (
+            dynamic,
+            a.weight_rows,
+            storage_bits(kind) * a.depth * 9 // 8,
+        )  # the drain writes parts of a word
+        yield lanes - dynamic, a.weight_rows, storage_bits(kind) * a.depth
     yield a.columns * a.private, a.operand_chunks // a.private, a.depth * 8
     yield 1, a.param_rows, PARAM_BYTES * 8 * a.drain
     yield 1, a.norm_rows, NORM_BYTES * 8 * a.vector

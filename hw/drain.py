@@ -7,7 +7,7 @@ p16 done.
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -18,6 +18,7 @@ from ..arch.numerics import ACCUMULATOR_BITS
 from .compute import BlockLayout
 from .decode import instruction_layout
 from .delay import delayed
+from .lanes.sums import groups as pairs_of
 from .ports import ROW_BITS, LoadPort, ReadPort, RowScalePort, WritePort, row_scale_layout
 from .requantize import saturate, shifted
 from .shared import Shared
@@ -35,6 +36,16 @@ assert RecordLayout.size == PARAM_BYTES * 8
 def clamped(value, lo, hi):
     """min(max(value, lo), hi)."""
     return Mux(value > hi, hi, Mux(value < lo, lo, value))
+
+
+def chosen(values, index):
+    """values[index], by multiplexers of two: of sixteen cases Yosys would make a shift of four times their size. Any of
+    them for an index beyond."""
+    values, bit = [Value.cast(value) for value in values], 0
+    while len(values) > 1:
+        values = [Mux(index[bit], pair[-1], pair[0]) for pair in pairs_of(values, 2)]
+        bit += 1
+    return values[0]
 
 
 class Output(wiring.Component):
@@ -346,10 +357,7 @@ class Drain(wiring.Component):
             sums = Signal.like(self.sums[0], name=f"p2_sums_{i}")
             entry = Mux(self.field(2, "permute"), record.entry, p2_group)
             m.d.comb += group.eq(entry if i < drain else p2_step << 1 | 1)
-            with m.Switch(group):
-                for g in range(groups) if i < drain else range(1, groups, 2):
-                    with m.Case(g):
-                        m.d.comb += sums.eq(self.sums[g * drain + i % drain])
+            m.d.comb += sums.eq(chosen([self.sums[g * drain + i % drain] for g in range(groups)], group))
             p4_constant, p5_n = delayed(m, record.constant, 2), delayed(m, record.n, 3)
             outputs.append([])
             for c in range(columns):
