@@ -19,7 +19,7 @@ from .board import Board, BoardError, Resources
 from .fitting import estimate
 from .mixtures import Mixture, RowBlock, reassigned, row_block
 from .requests import require_interface
-from .shapes import INSTRUCTIONS, grown, scratchpad_bytes, shapes, sized
+from .shapes import INSTRUCTIONS, grown, is_roomy, shapes, sized
 from .work import Work
 
 __all__ = ["PARTS", "Budget", "Design", "Search", "Version", "search"]
@@ -150,14 +150,14 @@ def search(
         left, best, others = -(-evaluations // (2 if part == PARTS[0] else 2 * len(PARTS[1:]))), None, []
         holds = functools.partial((budget * part).holds, board=board)
         unjudged = [one for one in found if holds(one.need)]
-        # First those whose scratchpad holds what is alive; whether less will do, only the compiler knows.
+        # First those whose memories are large enough; whether less will do, only the compiler knows.
         for roomy, one in itertools.product((True, False), tuple(unjudged)):
             if left <= 0:
                 break
             if best and one.bound >= best.cycles:
                 continue
             tried = sized(one.shape, board, holds, fixed, one.alive)
-            if not tried or roomy != (scratchpad_bytes(tried[0]) >= one.alive):
+            if not tried or roomy != is_roomy(tried[0], one.alive):
                 continue
             unjudged.remove(one)
             for number, accelerator in enumerate(tried):

@@ -15,7 +15,7 @@ from .fitting import estimate, with_luts, with_quads
 from .mixtures import Mixture
 from .work import Work
 
-__all__ = ["INSTRUCTIONS", "grown", "lane_counts", "scratchpad_bytes", "shapes", "sized"]
+__all__ = ["INSTRUCTIONS", "grown", "is_roomy", "lane_counts", "scratchpad_bytes", "shapes", "sized"]
 
 WIDTHS = {
     "columns": (2, 3, 4, 5, 6, 8, 10, 12, 16),
@@ -110,6 +110,11 @@ def _rows(most: int, row_bytes: int) -> int:
 def scratchpad_bytes(a: Accelerator) -> int:
     """Of all regions."""
     return a.scratchpad_regions * a.scratchpad_rows * a.scratchpad_row_bytes
+
+
+def is_roomy(a: Accelerator, alive: int) -> bool:
+    """Whether the scratchpad holds `alive` bytes and the weight memory more than few rows."""
+    return scratchpad_bytes(a) >= alive and a.weight_rows >= FEW_ROWS
 
 
 def sized(
