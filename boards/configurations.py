@@ -12,6 +12,7 @@ __all__ = [
     "large_accelerator",
     "mixed_accelerator",
     "mobilenet_accelerator",
+    "pynq_accelerator",
     "quads_accelerator",
     "second_accelerator",
     "zc706_accelerator",
@@ -173,4 +174,29 @@ def quads_accelerator() -> Accelerator:
         weight_rows=1536,
         param_rows=2048,
         norm_rows=1024,
+    )
+
+
+def pynq_accelerator() -> Accelerator:
+    """640 Fixed-4 multipliers by four in a DSP48E1, 256 in LUTs, which take the image's 8 bits as well, and 128 Fixed-8 ones in LUTs,
+    for ResNet-18 with activations of at most 6 bits. A block of 32 outputs of its widest layers takes 576 of the weight rows."""
+    return Accelerator(
+        lanes=Lanes(fixed8=4, fixed8_luts=4, fixed4=28, fixed4_quads=20, fixed4_operand_bits=8),
+        columns=4,
+        depth=8,
+        drain=1,
+        vector=1,
+        scratchpad_regions=2,
+        scratchpad_rows=4096,
+        weight_rows=1024,
+        param_rows=512,
+        norm_rows=16,
+        operand_chunks=512,
+        row_scales=16,
+        index_rows=16,
+        table_pages=1,
+        instructions=1024,
+        bus_bytes=8,
+        burst_beats=64,
+        ports=2,
     )

@@ -116,8 +116,9 @@ COSTS = {
         word=(110, 110, 0),
         base=(12_500, 8_500, 16),
     ),
-    # Lanes in LUTs, drain and vector engine as on UltraScale+; lanes on multipliers from rows of 4 columns x depth 16: Fixed-8, whose
-    # DSP48E1s make a product each and are added in LUTs, 3,071 LUT, 1,720 FF, 128 DSP; Fixed-4 quads 816, 1,088, 32.
+    # Lanes on multipliers from rows of 4 columns x depth 16: Fixed-8, whose DSP48E1s make a product each and are added in LUTs,
+    # 3,071 LUT, 1,720 FF, 128 DSP; Fixed-4 quads 816, 1,088, 32. Fixed-8 in LUTs, multipliers of drain and vector engine, and the
+    # rest from a machine of 32 lanes x 4 columns x depth 8 on pynq-z1 (46,774, 47,130, 216). Others as on UltraScale+.
     "xc7": Costs(
         kinds={
             Scheme.FIXED8: KindCosts(product=(22.6, 9, 1), sum=(22.4, 73, 0), code=(8, 30, 0)),
@@ -126,17 +127,17 @@ COSTS = {
             Scheme.SP2_4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
         },
         others={
-            Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
+            Scheme.FIXED8: KindCosts(product=(45, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
             Scheme.FIXED4: KindCosts(product=(5.3, 0.7, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
         },
         dynamic=(4.2, 0, 0),
         choice=(9, 0, 0),
         operand_bit=(2, 0.9, 0),
-        output=(728, 570, 3),
+        output=(728, 570, 4),
         plain=(240, 180, 1),
-        element=(1010, 670, 4),
+        element=(1010, 670, 5),
         word=(110, 110, 0),
-        base=(12_500, 8_500, 16),
+        base=(13_900, 16_700, 20),
     ),
     "ecp5": Costs(
         kinds={

@@ -61,7 +61,7 @@ PYNQ_Z1 = Board(
     ),
     clock_mhz=100,
     default=Accelerator(
-        lanes=Lanes(fixed8=4, fixed4=12),
+        lanes=Lanes(fixed8=4, fixed4=12, fixed4_operand_bits=8),
         columns=4,
         depth=8,
         drain=2,

