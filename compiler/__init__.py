@@ -1,6 +1,6 @@
 """Compiler: an integer graph to a program for one accelerator."""
 
-from .build import Compiled, compile, compiled
+from .build import Compiled, Judge, compile, compiled
 from .ir import CompileError
 
-__all__ = ["CompileError", "Compiled", "compile", "compiled"]
+__all__ = ["CompileError", "Compiled", "Judge", "compile", "compiled"]

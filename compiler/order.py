@@ -13,21 +13,25 @@ _LIMITED = (Memory.SCRATCHPAD, Memory.ROW_SCALE)
 """Memories that hold what items write, and could overflow when more of it is alive at once."""
 
 
-def arrange(accelerator: Accelerator, items: list[Item], room: float) -> list[Item]:
+def arrange(accelerator: Accelerator, items: list[Item], room: float, patience: float = 1.0) -> list[Item]:
     """The same items in another order that computes the same.
 
     Whenever an engine is free, it takes of the items that can start the one with the longest way to the end of the
     frame; an item that reads the same weights as the engine's item before goes first, so that they are loaded once.
     Buffers that are alive at once take at most `room` (a part) of a memory; where nothing fits, the order is the given one.
+    The vector engine is taken to need `patience` times the cycles of the estimate.
     """
-    return _Order(accelerator, items, room).run()
+    return _Order(accelerator, items, room, patience).run()
 
 
 class _Order:
-    def __init__(self, accelerator: Accelerator, items: list[Item], room: float):
+    def __init__(self, accelerator: Accelerator, items: list[Item], room: float, patience: float):
         self.items = items
         self.engines = [estimate.engine(item) for item in items]
-        self.takes = [estimate.cycles(accelerator, item) for item in items]
+        self.takes = [
+            int(estimate.cycles(accelerator, item) * (patience if engine == Engine.VECTOR else 1))
+            for item, engine in zip(items, self.engines, strict=True)
+        ]
         self.before, self.after = dependencies(items)
         self.way = [0] * len(items)
         """Cycles from an item's start to the end of the frame."""

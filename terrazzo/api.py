@@ -29,7 +29,7 @@ from .boards.routing import require_clock, route
 from .boards.synthesis import FLOWS, Resources
 from .boards.synthesis import count as count_resources
 from .boards.synthesis import verilog as board_verilog
-from .compiler import compile, compiled, listing
+from .compiler import Judge, compile, compiled, listing
 from .examples.digits import models as digits_models
 from .hw import bundle, top
 from .quant import data, frontend, onnx_export, onnx_import, parallel, quantizer
@@ -55,6 +55,7 @@ __all__ = [
     "compiled",
     "export_onnx",
     "finetune",
+    "frame_cycles",
     "imported_graph",
     "labelled_images",
     "make_accelerator",
@@ -96,6 +97,12 @@ def make_accelerator(
     values = demo_accelerator().to_dict()
     lanes = {**values["lanes"], **requested.pop("lanes", {})}
     return Accelerator.from_dict({**values, **requested, "lanes": lanes})
+
+
+def frame_cycles(board: str | None = None) -> Judge:
+    """Predicts the cycles of a program's frame with the memory of a board: a judge for `compiled`."""
+    memory = MemoryModel() if board is None else board_named(board).interface.memory
+    return lambda program: cycle.predict(program, memory).cycles
 
 
 def parse_requests(requests: Iterable[str]) -> dict:

@@ -276,12 +276,16 @@ def compile(
     board: BoardName = None,
     accelerator: AcceleratorFile = None,
     listing: Annotated[Path | None, typer.Option(help="Also write the disassembly.")] = None,
+    thorough: Annotated[
+        bool, typer.Option(help="Predict more orders of the instructions, keep the fastest (up to minutes).")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compile an integer graph for an accelerator."""
     from . import api
 
-    built = api.compiled(api.Graph.load(graph), api.make_accelerator(board, accelerator))
+    judge = api.frame_cycles(board) if thorough else None
+    built = api.compiled(api.Graph.load(graph), api.make_accelerator(board, accelerator), judge=judge)
     program = built.program
     program.save(output)
     if listing is not None:

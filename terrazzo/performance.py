@@ -162,8 +162,9 @@ def program(row: str) -> tuple[Graph, Program]:
 
 
 def _compiled(row: str) -> tuple[Graph, Compiled]:
-    graph = ROWS[row].graph()
-    return graph, compiled(graph, ROWS[row].accelerator)
+    found, memory = ROWS[row], ROWS[row].board.interface.memory
+    graph = found.graph()
+    return graph, compiled(graph, found.accelerator, judge=lambda p: cycle.predict(p, memory).cycles)
 
 
 def measure(job: results_table.Job) -> dict:

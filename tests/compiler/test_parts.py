@@ -51,6 +51,23 @@ def transformer():
     return b.graph(b.linear(b.layernorm(x), 16))
 
 
+def test_a_judge_chooses_among_orders():
+    graph, memory, seen = transformer(), MemoryModel(latency=20), []
+    codes = random_codes(graph, 1)
+    expected = np.asarray(reference.run(graph, codes))
+
+    def judge(program):
+        outputs = functional.run(program, codes)
+        np.testing.assert_array_equal(outputs.reshape(expected.shape), expected)
+        seen.append(cycle.predict(program, memory).cycles)
+        return seen[-1]
+
+    alone = cycle.predict(compiler.compile(graph, DEMO), memory).cycles
+    chosen = cycle.predict(compiler.compile(graph, DEMO, judge=judge), memory).cycles
+    assert seen[0] == alone and len(set(seen)) > 5
+    assert chosen == min(seen) < alone
+
+
 def test_parts_hide_layers_behind_each_other(monkeypatch):
     """LayerNorm and softmax of one part run while the matrix engine works on another."""
     fast = cycle.predict(assert_exact(transformer(), DEMO), MemoryModel(latency=20)).cycles

@@ -97,6 +97,8 @@ def test_quantize_compile_and_simulate(terrazzo, files, tmp_path):
     assert status == 0, err
     assert json.loads(out)["macs"] == 16 * 8 * 9 + 128 * 3
     assert "MATRIX" in (tmp_path / "l").read_text()
+    status, _, err = terrazzo("compile", graph, *machine, "-o", tmp_path / "other.program", "--thorough")
+    assert status == 0, err
     found = {}
     for level in ("reference", "functional", "cycle"):
         status, out, err = terrazzo(
