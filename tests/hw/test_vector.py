@@ -114,7 +114,7 @@ def test_compact_thresholds(lo, kept):
         (VectorOp.SOFTMAX, 5 * 16 * 2, 44, {"bias": 0}),
         (VectorOp.SOFTMAX, 5 * 16 * 4, 44, {"bias": 1}),
         (VectorOp.MULTIPLY, 5 * 16 * 2, 20, {}),
-        (VectorOp.COMPACT, 5 * (2 + 1), 24, {}),
+        (VectorOp.COMPACT, 5 * (2 + 1), 25, {}),
         (VectorOp.GATHER, 10 * 16, 24, {"src_wide": 1}),
         (VectorOp.GATHER, 10 * 8, 24, {"src_wide": 0}),
     ],
