@@ -63,7 +63,7 @@ def table(rows: dict[str, dict]) -> str:
     ]
     lines = [
         [
-            ROWS[name].model,
+            f"`{name}`",
             f"{row['cycles']:,}",
             f"{row['cycle_model_cycles']:,}",
             f"{row['frames_per_second']:.1f}",
