@@ -22,6 +22,8 @@ NORM_BYTES = 8
 """One LayerNorm record: g s16, b s48 (little endian)."""
 TABLE_ROW_BYTES = 8
 TABLE_PAGE_ENTRIES = 1024
+_OPTIONAL = ("operand_slots",)
+"""Parameters that may be 0: the machine is without that part (`arch.options`)."""
 
 
 class AcceleratorError(UserError):
@@ -131,6 +133,9 @@ class Accelerator:
     """Chunks of channels that depthwise windows read at once; a power of two, at most 2 * fixed8 / depth: with as many as
     fixed8 / depth every lane multiplies a channel's pixel, with more two pixels under different taps. 1: there are no
     such windows."""
+    operand_slots: int = 3
+    """Count registers that an instruction may add to its fields (docs/machine.md, "Operand slots"): 3, or 0 where there are
+    no count registers. The compiler needs none."""
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -140,8 +145,8 @@ class Accelerator:
     def _problems(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                yield f"{field.name} must be positive, not {value}"
+            if isinstance(value, int) and value < (field.name not in _OPTIONAL):
+                yield f"{field.name} must be {'0 or more' if field.name in _OPTIONAL else 'positive'}, not {value}"
                 return
         powers = "depth drain vector scratchpad_regions scratchpad_rows operand_chunks bus_bytes burst_beats"
         for name in [*powers.split(), "private"]:
@@ -195,6 +200,8 @@ class Accelerator:
             yield f"bus_bytes must be 4..128, not {self.bus_bytes}"
         if self.burst_beats > 256 or self.burst_beats * self.bus_bytes > 4096:
             yield f"burst_beats must be at most {min(256, 4096 // self.bus_bytes)}, not {self.burst_beats}"
+        if self.operand_slots not in (0, 3):
+            yield f"operand_slots must be 0 or 3, not {self.operand_slots}"
         if self.ports not in (1, 2, 4):
             yield f"ports must be 1, 2 or 4, not {self.ports}"
         if self.index_rows % 4:

@@ -109,6 +109,7 @@ def deit_accelerator() -> Accelerator:
         weight_rows=1024,
         instructions=2560,
         ports=4,
+        operand_slots=0,
     )
 
 
@@ -199,4 +200,5 @@ def pynq_accelerator() -> Accelerator:
         bus_bytes=8,
         burst_beats=64,
         ports=2,
+        operand_slots=0,
     )

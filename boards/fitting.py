@@ -15,7 +15,7 @@ from ..arch.accelerator import (
     Accelerator,
 )
 from ..arch.schemes import Scheme, storage_bits
-from ..hw.decode import STORED_BITS
+from ..hw.decode import stored_bits
 from ..hw.lines import BUFFER_LINES
 from .board import Board, Resources
 
@@ -91,6 +91,8 @@ class Costs:
     word: Cost
     """Of one byte of a scratchpad row: fetch, alignment, multiplexers, write masks. Each private chunk is counted as much
     again, though it has neither address generators nor write masks; no synthesis has measured it."""
+    slots: Cost
+    """Of all operand slots and count registers."""
     base: Cost
     """Control, queues, load, store, address generators."""
 
@@ -114,7 +116,8 @@ COSTS = {
         plain=(240, 180, 1),
         element=(1010, 670, 4),
         word=(110, 110, 0),
-        base=(12_500, 8_500, 16),
+        slots=(3_400, 1_600, 0),
+        base=(9_100, 6_900, 16),
     ),
     # Lanes on multipliers from rows of 4 columns x depth 16: Fixed-8, whose DSP48E1s make a product each and are added in LUTs,
     # 3,071 LUT, 1,720 FF, 128 DSP; Fixed-4 quads 816, 1,088, 32. Fixed-8 in LUTs, multipliers of drain and vector engine, and the
@@ -137,7 +140,8 @@ COSTS = {
         plain=(240, 180, 1),
         element=(1010, 670, 5),
         word=(110, 110, 0),
-        base=(13_900, 16_700, 20),
+        slots=(3_400, 1_600, 0),
+        base=(10_500, 15_100, 20),
     ),
     "ecp5": Costs(
         kinds={
@@ -157,7 +161,8 @@ COSTS = {
         plain=(400, 200, 2),
         element=(1240, 820, 5),
         word=(190, 170, 0),
-        base=(18_200, 10_600, 22),
+        slots=(4_500, 1_600, 0),
+        base=(13_700, 9_000, 22),
     ),
 }
 """By flow."""
@@ -181,7 +186,7 @@ def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
     yield 1, a.norm_rows, NORM_BYTES * 8 * a.vector
     yield 1, a.row_scales, 22 * a.columns
     yield 3, a.index_rows // 4, 64  # a copy per reader
-    yield 1, a.instructions, STORED_BITS
+    yield 1, a.instructions, stored_bits(a)
     yield a.ports, BUFFER_LINES, a.bus_bytes * 8 + 1
     yield 1, 1024, 36  # reciprocal square roots
     table_words = a.table_pages * TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
@@ -217,6 +222,7 @@ def _logic(a: Accelerator, board: Board) -> tuple[float, float, float]:
         ((a.plain_steps - 1) * a.drain * a.columns, costs.plain),
         (a.vector_lanes, costs.element),
         (a.scratchpad_row_bytes * a.private, costs.word),
+        (a.operand_slots != 0, costs.slots),
         (1, costs.base),
     ]
     lut, ff, dsp = (sum(count * cost[i] for count, cost in terms) for i in range(3))

@@ -45,10 +45,15 @@ def shapes(
 
     What multipliers there are beyond `dsp` is in LUTs: Fixed-8 lanes that need them, and Fixed-4 lanes that could share
     them where operands are narrow. They have as many ports as fill no line beyond a row of the scratchpad, and for
-    depthwise layers as many private chunks as lanes take and the drain keeps up with.
+    depthwise layers as many private chunks as lanes take and the drain keeps up with. They have no operand slots, which
+    the compiler never uses.
     """
     widths = {name: (fixed[name],) if name in fixed else values for name, values in WIDTHS.items()}
-    base = board.default.to_dict() | {"instructions": INSTRUCTIONS, "scratchpad_regions": REGIONS}
+    base = board.default.to_dict() | {
+        "instructions": INSTRUCTIONS,
+        "scratchpad_regions": REGIONS,
+        "operand_slots": 0,
+    }
     for chosen in itertools.product(*widths.values()):
         values = base | dict(zip(widths, chosen, strict=True))
         columns, depth, drain = (values[name] for name in ("columns", "depth", "drain"))

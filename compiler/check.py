@@ -22,6 +22,7 @@ from ..arch.isa import (
     VectorOp,
 )
 from ..arch.layout import token_slots
+from ..arch.options import refusal
 from .ir import INDEX_ROW_ENTRIES, Item, Memory, capacity
 
 __all__ = ["PENDING_MAX", "accesses", "section"]
@@ -48,6 +49,9 @@ def section(
     instructions = [isa.decode(word) for word in words]
     assert instructions[-1].opcode == Opcode.END, "a section must end with END"
     del instructions[-1]
+    for number, instruction in enumerate(instructions):
+        reason = refusal(accelerator, instruction)
+        assert reason is None, f"instruction {number}: {reason}"
     known = _known(instructions)
     size = {memory: capacity(accelerator, memory) for memory in Memory}
     outside = (

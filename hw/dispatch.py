@@ -8,7 +8,8 @@ from amaranth.lib.wiring import In, Out
 
 from ..arch import isa
 from ..arch.accelerator import Accelerator
-from .decode import STORED_BITS, instruction_layout
+from ..arch.options import needs
+from .decode import stored_bits, stored_layout
 from .delay import delayed
 from .operands import REGISTER_VALUES, Operands
 from .ports import EngineSignature
@@ -29,8 +30,8 @@ class Dispatch(wiring.Component):
     The instruction at `read_index` must be on `instruction` in the next cycle; one is dispatched per cycle, the first one
     FIRST cycles after `start`: two registers lie before it, and what it is, is known in the second. An illegal
     instruction (`illegal` while it stays) is not dispatched: an unknown opcode or enumeration value, a semaphore of
-    another consumer, a transfer of no rows, or none at all (beyond `count`); or it does not start, because of what its
-    operand slots make of it. `illegal_index` is its number; `dispatched` counts instructions of this run. With `halt` nothing starts. Each engine's instructions that have not ended are in flight.
+    another consumer, a transfer of no rows, one that needs what the machine does without (`arch.options`), or none at all
+    (beyond `count`); or it does not start, because of what its operand slots make of it. `illegal_index` is its number; `dispatched` counts instructions of this run. With `halt` nothing starts. Each engine's instructions that have not ended are in flight.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -48,7 +49,7 @@ class Dispatch(wiring.Component):
                 "registers": In(REGISTER_VALUES),
                 "dispatched": Out(32),
                 "read_index": Out(17),
-                "instruction": In(STORED_BITS),
+                "instruction": In(stored_bits(accelerator)),
                 **{e.name.lower(): In(EngineSignature(isa.Opcode[e.name])) for e in isa.Engine},
             }
         )
@@ -58,8 +59,8 @@ class Dispatch(wiring.Component):
         m.submodules.semaphores = semaphores = Semaphores(self._accelerator)
         running, advance, moves = Signal(), Signal(), Signal()
         number = Signal(17)  # of what the instruction memory shows
-        raw, raw_index, raw_valid = Signal(STORED_BITS, reset_less=True), Signal(17), Signal()
-        self.word, valid = Signal(STORED_BITS, reset_less=True), Signal()
+        raw, raw_index, raw_valid = Signal.like(self.instruction, reset_less=True), Signal(17), Signal()
+        self.word, valid = Signal.like(self.instruction, reset_less=True), Signal()
         legal, ends, slots = (Signal(name=name) for name in ("legal", "ends", "slots"))
         chosen = Signal(len(isa.Engine))
         m.d.comb += [
@@ -99,11 +100,7 @@ class Dispatch(wiring.Component):
         m.d.sync += [
             legal.eq(is_end | Cat(engines[e] & self._legal(views[e], e) for e in isa.Engine).any()),
             ends.eq(is_end),
-            slots.eq(
-                Cat(
-                    engines[e] & (views[e][f"{slot}_field"] != 0) for e in isa.Engine for slot in isa.SLOTS
-                ).any()
-            ),
+            slots.eq(Cat(engines[e] & self._slots(views[e]) for e in isa.Engine).any()),
             *(chosen[e].eq(engines[e]) for e in isa.Engine),
         ]
 
@@ -111,26 +108,16 @@ class Dispatch(wiring.Component):
         """An engine's queue, which takes the instruction with `put`, and its way into the engine; returns whether the
         queue has room and whether nothing is in flight."""
         name, opcode = engine.name.lower(), isa.Opcode[engine.name]
-        port, layout = getattr(self, name), instruction_layout(opcode)
-        entry = data.StructLayout({"instruction": layout, "slots": 1, "index": len(self.index)})
+        port, layout = getattr(self, name), stored_layout(opcode, self._accelerator)
+        late = {"slots": 1, "index": len(self.index)} if self._accelerator.operand_slots else {}
+        entry = data.StructLayout({"instruction": layout, **late})
         m.submodules[f"{name}_queue"] = queue = Queue(entry, QUEUE)
-        m.submodules[f"{name}_operands"] = operands = Operands(opcode)
         head, waiting = Signal(entry, name=f"{name}_head", reset_less=True), Signal(name=f"{name}_waiting")
         start, in_flight = Signal(name=f"{name}_start"), Signal(6, name=f"{name}_in_flight")
         m.d.comb += [
             queue.i.payload.instruction.eq(self.word),
-            queue.i.payload.slots.eq(slots),
-            queue.i.payload.index.eq(self.index),
             queue.i.valid.eq(put),
             queue.o.ready.eq(~waiting | start),
-            operands.i.payload.eq(head.instruction),
-            operands.i.valid.eq(waiting),
-            operands.slots.eq(head.slots),
-            operands.enable.eq(semaphores.ok[engine] & ~self.halt),
-            operands.values.eq(self.registers),
-            port.i.payload.eq(operands.o.payload),
-            port.i.valid.eq(operands.o.valid),
-            operands.o.ready.eq(port.i.ready),
             start.eq(port.i.valid & port.i.ready),
             semaphores.start[engine].eq(start),
             semaphores.done[engine].eq(port.done),
@@ -140,18 +127,49 @@ class Dispatch(wiring.Component):
         m.d.sync += [in_flight.eq(in_flight + put - port.done), port.halt.eq(self.halt)]
         with m.If(queue.o.ready):
             m.d.sync += [waiting.eq(queue.o.valid), head.eq(queue.o.payload)]
+        enable = semaphores.ok[engine] & ~self.halt
+        if late:
+            m.d.comb += [queue.i.payload.slots.eq(slots), queue.i.payload.index.eq(self.index)]
+            self._operands(m, opcode, port, head, waiting, enable)
+        else:
+            m.d.comb += port.i.valid.eq(waiting & enable)
+            m.d.comb += [
+                port.i.payload[field].eq(head.instruction[field]) for field, _ in layout if field != "slots"
+            ]
+        return queue.i.ready, in_flight == 0
+
+    def _operands(self, m: Module, opcode: isa.Opcode, port, head, waiting, enable) -> None:
+        """From an engine's `head` into the engine with operand slots added."""
+        m.submodules[f"{opcode.name.lower()}_operands"] = operands = Operands(opcode)
+        m.d.comb += [
+            operands.i.payload.eq(head.instruction),
+            operands.i.valid.eq(waiting),
+            operands.slots.eq(head.slots),
+            operands.enable.eq(enable),
+            operands.values.eq(self.registers),
+            port.i.payload.eq(operands.o.payload),
+            port.i.valid.eq(operands.o.valid),
+            operands.o.ready.eq(port.i.ready),
+        ]
         illegal = delayed(m, operands.illegal, 1, reset_less=False)
         with m.If(illegal):
             m.d.comb += [self.illegal.eq(1), self.illegal_index.eq(head.index)]
-        return queue.i.ready, in_flight == 0
+
+    def _slots(self, fields):
+        """Whether an operand slot names a field."""
+        if not self._accelerator.operand_slots:
+            return fields.slots
+        return Cat(fields[f"{slot}_field"] for slot in isa.SLOTS).any()
 
     def _named(self, opcode: isa.Opcode, fields, name: str):
         """Whether an operand slot adds to the field `name`."""
+        if not self._accelerator.operand_slots:
+            return 0
         return Cat(fields[f"{slot}_field"] == isa.slot(opcode, name) for slot in isa.SLOTS).any()
 
     def _view(self, opcode: isa.Opcode, word):
         """`word` as an instruction of `opcode`."""
-        layout = instruction_layout(opcode)
+        layout = stored_layout(opcode, self._accelerator)
         return data.View(layout, word[: layout.size])
 
     def _legal(self, fields, engine: isa.Engine):
@@ -159,11 +177,15 @@ class Dispatch(wiring.Component):
         opcode = isa.Opcode[engine.name]
         legal = (fields.wait & foreign_waits(engine)) == 0
         for field in isa.fields(opcode):
-            value = getattr(fields, field.name)
             if field.kind is not None and len(field.kind) < 1 << field.bits:
-                legal &= Cat(value == int(member) for member in field.kind).any()
+                legal &= Cat(fields[field.name] == int(member) for member in field.kind).any()
             if field.name == "rows":
-                legal &= (value != 0) | self._named(opcode, fields, "rows")
+                legal &= (fields.rows != 0) | self._named(opcode, fields, "rows")
             if field.name == "item_rows":
-                legal &= (value != 0) | ~fields.gather | self._named(opcode, fields, "item_rows")
+                legal &= (fields.item_rows != 0) | ~fields.gather | self._named(opcode, fields, "item_rows")
+        if not self._accelerator.operand_slots:
+            legal &= ~fields.slots
+        for _, of, name, value in needs(self._accelerator):
+            if of == opcode and value is not None:
+                legal &= fields[name] != int(value)
         return legal

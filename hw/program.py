@@ -15,7 +15,7 @@ from ..arch.program import MAGIC
 from ..arch.registers import Cause
 from .axi import ADDRESS_BITS, ReadChannel
 from .bursts import FAULT
-from .decode import STORED_BITS
+from .decode import USED_BITS, stored, stored_bits
 
 __all__ = ["Memory"]
 
@@ -27,7 +27,7 @@ class Words(wiring.Component):
     """Reads words of an instruction's length from DRAM.
 
     `start` sets the address; `more` requests the next `words` words, all bursts at once, so that a beat is taken in every
-    cycle; `stop` requests nothing further. `valid` is high for one cycle with each `word` (its stored bits); `checksum` is
+    cycle; `stop` requests nothing further. `valid` is high for one cycle with each `word` (its used bits); `checksum` is
     the XOR of all 32-bit words since `more`. With `error`, the burst at `response` failed. `drained`: nothing is
     outstanding.
     """
@@ -42,7 +42,7 @@ class Words(wiring.Component):
                 "more": In(1),
                 "words": In(17),
                 "stop": In(1),
-                "word": Out(STORED_BITS),
+                "word": Out(USED_BITS),
                 "valid": Out(1),
                 "checksum": Out(_WORD),
                 "error": Out(1),
@@ -74,9 +74,9 @@ class Words(wiring.Component):
         with m.If(issue):
             m.d.sync += [request.eq(request + burst_bytes), bursts_left.eq(bursts_left - 1)]
 
-        # Bits that are not stored only enter the checksum.
+        # Bits that are not used only enter the checksum.
         segments = [
-            Signal(bus_bytes * 8, name=f"segment_{i}") for i in range(-(-STORED_BITS // (bus_bytes * 8)))
+            Signal(bus_bytes * 8, name=f"segment_{i}") for i in range(-(-USED_BITS // (bus_bytes * 8)))
         ]
         position = Signal(range(beats))
         m.d.comb += self.word.eq(Cat(segments))
@@ -122,7 +122,7 @@ class Memory(wiring.Component):
                 "count": Out(17),
                 "axi": Out(ReadChannel(accelerator)),
                 "read_index": In(17),
-                "instruction": Out(STORED_BITS),
+                "instruction": Out(stored_bits(accelerator)),
             }
         )
 
@@ -131,7 +131,7 @@ class Memory(wiring.Component):
         accelerator = self._accelerator
         m.submodules.words = words = Words(accelerator)
         m.submodules.memory = storage = memory.Memory(
-            shape=STORED_BITS, depth=accelerator.instructions, init=[]
+            shape=stored_bits(accelerator), depth=accelerator.instructions, init=[]
         )
         write, read = storage.write_port(), storage.read_port()
         index, size, expected = Signal(17), Signal(17), Signal(_WORD)
@@ -140,7 +140,7 @@ class Memory(wiring.Component):
             read.addr.eq(self.read_index),
             self.instruction.eq(read.data),
             write.addr.eq(index),
-            write.data.eq(words.word),
+            write.data.eq(stored(accelerator, words.word)),
             words.address.eq(self.address & ~(_BYTES - 1)),
             self.busy.eq(1),
         ]

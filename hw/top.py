@@ -70,7 +70,7 @@ class Top(wiring.Component):
         accelerator = self._accelerator
         control, program = Control(accelerator), Memory(accelerator)
         dispatch, scratchpad = Dispatch(accelerator), Scratchpad(accelerator)
-        registers, index = Registers(accelerator), IndexMemory(accelerator)
+        index = IndexMemory(accelerator)
         engines = {
             "load": load.Engine(accelerator),
             "matrix": matrix.Engine(accelerator),
@@ -78,7 +78,7 @@ class Top(wiring.Component):
             "store": store.Engine(accelerator),
         }
         m.submodules.control, m.submodules.program, m.submodules.scratchpad = control, program, scratchpad
-        m.submodules.registers, m.submodules.index = registers, index
+        m.submodules.index = index
         for name, block in {"dispatch": dispatch, **engines}.items():
             m.submodules[name] = ResetInserter(control.clear)(block)
 
@@ -112,7 +112,6 @@ class Top(wiring.Component):
             dispatch.start.eq(control.run_start),
             dispatch.entry.eq(control.entry),
             dispatch.count.eq(program.count),
-            dispatch.registers.eq(registers.values),
             dispatch.halt.eq(control.halt),
             dispatch.instruction.eq(program.instruction),
             program.read_index.eq(dispatch.read_index),
@@ -128,7 +127,6 @@ class Top(wiring.Component):
         for name, port in zip(WRITERS, (matrix_engine.write, vector_engine.write), strict=False):
             wiring.connect(m, getattr(scratchpad, name), port)
         wiring.connect(m, vector_engine.row_scales, matrix_engine.row_scales)
-        wiring.connect(m, vector_engine.register_write, registers.write)
         wiring.connect(m, vector_engine.index_write, index.write)
         m.d.comb += index.claimed.eq(vector_engine.compacting)
         for name, engine in zip(INDEX_READERS, (load_engine, matrix_engine, vector_engine), strict=True):
@@ -136,9 +134,13 @@ class Top(wiring.Component):
         destinations = (
             (matrix_engine.load, _MATRIX_TARGETS),
             (vector_engine.load, _VECTOR_TARGETS),
-            (registers.load, (isa.LoadTarget.REGISTER,)),
             (index.load, (isa.LoadTarget.INDEX,)),
         )
+        if accelerator.operand_slots:
+            m.submodules.registers = registers = Registers(accelerator)
+            m.d.comb += dispatch.registers.eq(registers.values)
+            wiring.connect(m, vector_engine.register_write, registers.write)
+            destinations += ((registers.load, (isa.LoadTarget.REGISTER,)),)
         self._connect_load(m, load_engine.bus, scratchpad.load, destinations)
 
         self._connect_dram(m, program, load_engine, engines["store"])

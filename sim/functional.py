@@ -14,6 +14,7 @@ import numpy as np
 from ..arch import isa, numerics
 from ..arch.accelerator import TABLE_PAGE_ENTRIES, Accelerator
 from ..arch.isa import Destination, FetchMode, Instruction, LoadTarget, Opcode, ParamMode, Region, VectorOp
+from ..arch.options import refusal
 from ..arch.program import Program
 from .kernels.products import product
 from .memories import MachineError, Memories, Write
@@ -60,6 +61,9 @@ class Machine(Memories):
     def execute(self, instruction: Instruction, index: int = 0) -> None:
         """Execute one instruction, which errors and the log call `index`. Raises MachineError."""
         self._index = index
+        reason = refusal(self.accelerator, instruction)
+        if reason:
+            self._fail(reason)
         self._wait(instruction)
         instruction = self._resolved(instruction)
         getattr(self, f"_{instruction.opcode.name.lower()}")(instruction)

@@ -367,6 +367,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         _INDIRECT,
     ),
     Mutation(
+        "dispatch: a machine without operand slots ignores them",
+        "hw/dispatch.py",
+        "legal &= ~fields.slots",
+        "legal &= 1",
+        _INDIRECT,
+    ),
+    Mutation(
         "items: the last item is as long as the others",
         "hw/items.py",
         "Mux(last, ins.rows, ins.item_rows)",

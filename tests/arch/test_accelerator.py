@@ -40,7 +40,9 @@ def test_hash_names_every_parameter():
     assert Accelerator.from_dict(SMALL.to_dict()).hash == SMALL.hash
     for field in dataclasses.fields(Accelerator):
         value = getattr(SMALL, field.name)
-        if isinstance(value, int) and field.name not in ("depth", "columns", "drain", "vector", "private"):
+        if field.name == "operand_slots":
+            assert dataclasses.replace(SMALL, operand_slots=0).hash != SMALL.hash
+        elif isinstance(value, int) and field.name not in ("depth", "columns", "drain", "vector", "private"):
             assert dataclasses.replace(SMALL, **{field.name: value * 2}).hash != SMALL.hash
     wide = dataclasses.replace(SMALL, lanes=Lanes(fixed8=16))
     assert dataclasses.replace(wide, private=2).hash != wide.hash
@@ -64,6 +66,9 @@ def test_hash_names_every_parameter():
             {"lanes": Lanes(fixed8=2)},
             r"lanes\.fixed8 must be a power of two and at least columns \(4\), not 2",
         ),
+        ({"operand_slots": 1}, r"operand_slots must be 0 or 3, not 1"),
+        ({"instructions": 0}, r"instructions must be positive, not 0"),
+        ({"operand_slots": -1}, r"operand_slots must be 0 or more, not -1"),
         ({"burst_beats": 512}, r"burst_beats must be at most 256, not 512"),
         ({"private": 4}, r"private must be at most 2 \* fixed8 / depth \(2\) and 16, not 4"),
         (

@@ -69,11 +69,11 @@ def weights(machine, entries) -> np.ndarray:
 
 
 def preamble(machine, entries) -> list[Instruction]:
-    """Fills all registers and the index memory."""
+    """Fills all registers, where there are any, and the index memory."""
     pitch = machine.pitch(8)
     kind = dict(region=Region.WEIGHTS)
     return [
-        load(0, 0, 16, target=LoadTarget.REGISTER, **kind),
+        *[load(0, 0, 16, target=LoadTarget.REGISTER, **kind)] * bool(machine.operand_slots),
         load(16 * pitch, 0, len(entries) // 4, target=LoadTarget.INDEX, signal=ORDER, **kind),
         load(0, 0, 1, wait=ORDER),
     ]
@@ -96,23 +96,25 @@ def transfers(seed: int, machine) -> tuple[list[Instruction], list[int]]:
         if gather:
             slots.append(rng.choice((("index", 9, rng.randrange(2, 6)), ("item_rows", 2, 1), ("rows", 1, 0))))
         rng.shuffle(slots)
-        some = slots[: rng.randrange(len(slots) + 1)]
+        some = slots[: rng.randrange(len(slots) + 1)] * bool(machine.operand_slots)
         values |= dict(wait=FREE if tag else 0, signal=READY)
         instructions.append(load(**values | add(Opcode.LOAD, *some)))
         some = [("offset", 8, 0)] * (machine.line_bytes <= 64) + [("rows", 5, rng.randrange(2))]
+        some *= bool(machine.operand_slots)
         place = dict(wait=READY, signal=FREE, tag=tag, **add(Opcode.STORE, *some[: rng.randrange(3)]))
         instructions.append(store(tag * 9 * pitch, rng.randrange(8), rng.randrange(1, 4), **place))
     return [*instructions, load(0, 0, 1, wait=FREE), END], entries
 
 
-@pytest.mark.parametrize("seed", range(7))
+@pytest.mark.parametrize("seed", range(8))
 def test_registers_and_gather(bench, seed):
-    """Memory and every start and completion of random programs; with random stalls memory alone."""
+    """Memory and every start and completion of random programs; with random stalls memory alone. The last machine has no
+    operand slots."""
     rng = random.Random(1000 + seed)
     stall = 0.3 if seed == 6 else 0.0
     model = MemoryModel(latency=rng.choice((1, 7, 30)), interval=rng.choice((1, 1, 3)), stall=stall)
-    widths = dict(bus_bytes=(4, 8, 16, 32, 64, 8, 4)[seed], ports=(4, 2, 4, 1, 1, 1, 2)[seed])
-    b = bench(model, burst_beats=rng.choice((1, 2, 8, 32)), **widths)
+    widths = dict(bus_bytes=(4, 8, 16, 32, 64, 8, 4, 8)[seed], ports=(4, 2, 4, 1, 1, 1, 2, 2)[seed])
+    b = bench(model, burst_beats=rng.choice((1, 2, 8, 32)), operand_slots=3 * (seed < 7), **widths)
     instructions, entries = transfers(seed, b.accelerator)
     program = as_program(b.accelerator, instructions, weights(b.accelerator, entries))
     b.memory[: len(b.memory) // 2] = np.random.default_rng(seed).integers(0, 256, len(b.memory) // 2)
@@ -188,6 +190,38 @@ def test_illegal_operands(bench, name):
     machine.load(program)
     with pytest.raises(MachineError, match=rf"^instruction 4: .*{reason}"):
         machine.run(0, bytes(LIMIT))
+
+
+WITH_SLOTS = (
+    (load(0, 0, 1, a_field=2), "LOAD.a_field must not be 2"),
+    (Instruction(Opcode.MATRIX, dict(b_field=63, b_register=3)), "MATRIX.b_field must not be 63"),
+    (Instruction(Opcode.VECTOR, dict(c_field=1)), "VECTOR.c_field must not be 1"),
+    (store(0, 0, 1, c_field=32), "STORE.c_field must not be 32"),
+    (load(0, 0, 1, target=LoadTarget.REGISTER), "LOAD.target must not be 8"),
+)
+
+
+def test_machine_without_operand_slots(bench):
+    """Slots that name a field, and count registers, are refused by hardware and functional simulator; a slot that names
+    none, whatever else it says, is not."""
+    b = bench(operand_slots=0)
+    allowed = load(0, 0, 1, b_register=15, c_shift=15, signal=ORDER)
+
+    async def host(ctx):
+        for instruction, _ in WITH_SLOTS:
+            await b.setup(ctx, [allowed, instruction, END])
+            await b.command(ctx, Control.START)
+            assert await b.error(ctx) == (Cause.ILLEGAL_INSTRUCTION, 1)
+            await b.command(ctx, Control.CLEAR)
+
+    b.simulate(host, deadline=20000)
+    machine = Machine(b.accelerator)
+    for instruction, reason in WITH_SLOTS:
+        machine.load(as_program(b.accelerator, [allowed, instruction, END], np.zeros(LIMIT, np.uint8)))
+        with pytest.raises(
+            MachineError, match=rf"^instruction 1: {reason} on a machine with operand_slots=0"
+        ):
+            machine.run(0, bytes(LIMIT))
 
 
 @pytest.mark.parametrize(

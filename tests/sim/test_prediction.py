@@ -40,6 +40,7 @@ def machine(seed: int) -> Accelerator:
             vector=4,
             lanes=Lanes(fixed8=16, fixed4=4),
             plain_steps=PLAIN[seed],
+            operand_slots=3 if columns == 3 else 0,
         )
     random = np.random.default_rng(1000 + seed)
     private = PRIVATE[seed]

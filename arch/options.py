@@ -1,0 +1,37 @@
+"""Optional parts of a machine, and the instructions that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import isa
+from .accelerator import Accelerator
+from .isa import Instruction, LoadTarget, Opcode
+
+__all__ = ["Need", "needs", "refusal"]
+
+Need = tuple[str, Opcode, str, int | None]
+"""A parameter, and the field value that needs the part it stands for: opcode, field, value (None: any but 0)."""
+
+_NEEDS: dict[str, tuple[tuple[Opcode, str, int | None], ...]] = {
+    "operand_slots": (
+        (Opcode.LOAD, "target", LoadTarget.REGISTER),
+        *((Opcode[e.name], f"{slot}_field", None) for e in isa.Engine for slot in isa.SLOTS),
+    ),
+}
+
+
+def needs(accelerator: Accelerator) -> Iterator[Need]:
+    """What `accelerator` cannot execute, because it is without the part: such an instruction is illegal."""
+    for name, values in _NEEDS.items():
+        if not getattr(accelerator, name):
+            yield from ((name, *value) for value in values)
+
+
+def refusal(accelerator: Accelerator, instruction: Instruction) -> str | None:
+    """Why `accelerator` cannot execute an instruction, for lack of an optional part; None where it can."""
+    for name, opcode, field, value in needs(accelerator):
+        given = getattr(instruction, field)
+        if opcode == instruction.opcode and (given == value or (value is None and given)):
+            return f"{opcode.name}.{field} must not be {given} on a machine with {name}={getattr(accelerator, name)}"
+    return None
