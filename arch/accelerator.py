@@ -51,6 +51,8 @@ class Lanes:
 
     fixed4_operand_bits: int = 9
     """Signed bits of the operands that the Fixed-4 lanes without multipliers take, 4..9: 9 hold s8 and u8 codes."""
+    fixed4_digits: bool = False
+    """Whether Fixed-4 lanes take operands of 8 bits as two digits of base 16 too, in twice the time; a digit has 5 bits."""
 
     @property
     def by_scheme(self) -> dict[Scheme, int]:
@@ -182,6 +184,8 @@ class Accelerator:
                 yield f"lanes.{name} must be even and at most lanes.{name[:6]} ({whole}), not {part}"
         if not 4 <= self.lanes.fixed4_operand_bits <= 9:
             yield f"lanes.fixed4_operand_bits must be 4..9, not {self.lanes.fixed4_operand_bits}"
+        if self.lanes.fixed4_digits and self.lanes.fixed4_operand_bits < 5:
+            yield f"lanes.fixed4_operand_bits must be at least 5 with lanes.fixed4_digits, not {self.lanes.fixed4_operand_bits}"
         dynamic = self.lanes.fixed4_dynamic
         if not 0 <= dynamic <= self.lanes.fixed4 or dynamic % self.drain:
             yield (

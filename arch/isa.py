@@ -288,6 +288,7 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
             "steps of 2 * drain channels without table, residual, second, permute; TENSOR or TOKEN, SCRATCHPAD",
         ),
         Field("skip", 8, "drain steps that the last block of a tile does without; below steps"),
+        Field("digits", 1, "Fixed-4 lanes take operands as digits of base 16: each block's chunks twice"),
     ),
     Opcode.VECTOR: (
         Field("op", 3, "what to compute", kind=VectorOp),

@@ -96,10 +96,13 @@ class Work:
             tiles, chunks = -(-positions // a.columns), -(-depth // a.depth)
             return tiles * max(-(-outputs // lanes) * chunks, -(-outputs // drain))
 
-        matrix = sum(
-            products(*layer, a.lanes.total - len(refusing(a.lanes, operand)), a.drain) * count
-            for (*layer, operand), count in self.layers.items()
-        )
+        matrix = 0
+        for (positions, outputs, depth, operand), count in self.layers.items():
+            refused = len(refusing(a.lanes, operand))
+            least = products(positions, outputs, depth, a.lanes.total - refused, a.drain)
+            if refused and a.lanes.fixed4_digits:
+                least = min(least, products(positions, outputs, 2 * depth, a.lanes.total, a.drain))
+            matrix += least * count
         matrix += self.grouped // a.multipliers + self.depthwise // (a.private * a.depth * a.columns)
         vector = 0
         for (positions, keys, width, codes, queries, values, largest), heads in self.attention.items():

@@ -41,7 +41,9 @@ def cycles(accelerator: Accelerator, item: Item) -> int:
         return latency + tiles * steps * _PASSES[VectorOp(get("op"))]
     chunks, drain = get("chunks"), get("steps") * (2 if get("second") else 1)
     fetch = chunks if get("mode") == FetchMode.LINEAR else chunks * a.columns
-    return _MATRIX_LATENCY + tiles * get("groups") * max(get("blocks") * max(chunks, drain), fetch)
+    return _MATRIX_LATENCY + tiles * get("groups") * max(
+        get("blocks") * max(chunks << bool(get("digits")), drain), fetch
+    )
 
 
 def occupied(item: Item, cycles: int) -> int:

@@ -15,7 +15,7 @@ from . import attention, bands, moves, vector, windows
 from .cuts import Schedule
 from .ir import At, Content, Item, Memory, Page, Place, Span, capacity
 from .matrix import Operand, Output, Params, emit
-from .rows import pack_norms, segments
+from .rows import fastest, pack_norms
 from .tensors import Tensors
 from .widths import code_limits, refusing
 
@@ -185,10 +185,10 @@ class _Lowering:
             order[np.array(slots)] = np.arange(len(weights))
         order = output.padded(self.accelerator, order)
         schemes = self.graph.constant(operator, "scheme")
-        unit = output.unit(self.accelerator)
-        refused = refusing(self.accelerator.lanes, self.limits[operator.input])
-        key = "segments", order.tobytes(), schemes.tobytes(), unit, refused
-        parts = self.tensors.once(key, lambda: segments(order, schemes, self.accelerator, unit, refused))
+        a, unit = self.accelerator, output.unit(self.accelerator)
+        refused = refusing(a.lanes, self.limits[operator.input])
+        key = "segments", order.tobytes(), schemes.tobytes(), unit, refused, operand.chunks
+        parts = self.tensors.once(key, lambda: fastest(order, schemes, a, unit, refused, operand.chunks))
         kinds = np.array(self.accelerator.lanes.kinds)
         used = np.concatenate([kinds[part.lanes].ravel()[: len(order) - part.base] for part in parts])
         found, counts = np.unique(used[order >= 0], return_counts=True)

@@ -194,6 +194,7 @@ def _piece(
             "param_mode": ParamMode.TENSOR if params.tensor else ParamMode.CHANNEL,
             "param": At(param),
             "permute": part.permute,
+            "digits": part.digits,
         },
     )
     _finish(tensors, item, name, reads, params, output, base, channels)

@@ -10,7 +10,7 @@ import numpy as np
 from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, Accelerator
 from ..arch.schemes import Scheme, encode, storage_bits
 
-__all__ = ["Segment", "pack_norms", "pack_params", "pack_weights", "plain", "segments"]
+__all__ = ["Segment", "fastest", "pack_norms", "pack_params", "pack_weights", "plain", "segments"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,12 @@ class Segment:
     """(blocks, steps * drain) lane of each channel."""
     permute: bool
     """The lane group comes from the parameter record."""
+    digits: bool = False
+    """Operands are taken as digits of base 16, a block's chunks twice."""
+
+    def cycles(self, chunks: int) -> int:
+        """Of the matrix engine for a tile, where all blocks have `chunks` chunks and outputs take a cycle per step."""
+        return self.blocks * max(chunks << self.digits, self.steps)
 
 
 def segments(
@@ -47,6 +53,26 @@ def segments(
     sizes = [*range(most, a.lanes.fixed8, -a.drain), a.lanes.fixed8] if refused else [most]
     found = [_segments(kinds, a, unit, groups, size) for size in sizes]
     return min(found, key=lambda parts: (sum(part.blocks for part in parts), len(parts)))
+
+
+def fastest(
+    order: np.ndarray,
+    schemes: np.ndarray,
+    accelerator: Accelerator,
+    unit: int,
+    refused: Collection[int],
+    chunks: int,
+) -> list[Segment]:
+    """`segments` of a layer of `chunks` chunks: without the lanes that are `refused`, or with digits on all where that takes
+    fewer cycles."""
+    a, parts = accelerator, segments(order, schemes, accelerator, unit, refused)
+    if not refused or not a.lanes.fixed4_digits or chunks > a.operand_chunks:
+        return parts
+    every = [
+        dataclasses.replace(part, digits=not set(refused).isdisjoint(part.lanes.flat))
+        for part in segments(order, schemes, a, unit)
+    ]
+    return min(parts, every, key=lambda parts: sum(part.cycles(chunks) for part in parts))
 
 
 def _segments(kinds: np.ndarray, a: Accelerator, unit: int, groups: list[int], total: int) -> list[Segment]:

@@ -28,6 +28,8 @@ class Array(wiring.Component):
     All lanes take chunk number `chunk.bank` of `operand` (`columns` words each). With `chunk.private` lane l takes
     number l // depth, and multiplies byte l % depth by its weight number `chunk.tap`; and with two taps the same byte of
     the chunk half of them away, by its next weight. `chunk.high`: the first tap has the upper half.
+    With `chunk.digits` Fixed-4 lanes multiply one digit of each byte, and shift their sums before the first low one; other lanes
+    multiply the bytes twice, and keep the second sum.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -54,6 +56,7 @@ class Array(wiring.Component):
         m = Module()
         share = self.accelerator.depth // self.accelerator.private_taps
         operands, prepared = self.operands(m), {}
+        digits = self.digits(m, operands[0]) if self.accelerator.lanes.fixed4_digits else None
         chunk = delayed(m, self.chunk, 1)
         valid = delayed(m, self.chunk.valid, 1, reset_less=False)
         move = delayed(m, valid & chunk.last, lanes.LATENCY, reset_less=False)
@@ -61,15 +64,18 @@ class Array(wiring.Component):
         for lane, row in self.rows().items():
             place = lane // share if lane // share < len(operands) else 0
             if (place, row.arithmetic) not in prepared:
-                prepared[place, row.arithmetic] = row.arithmetic.operands.prepared(m, operands[place])
+                taken = digits if row.digits else operands[place]
+                prepared[place, row.arithmetic] = row.arithmetic.operands.prepared(m, taken)
             m.submodules[f"row_{lane}"] = row
             weights = Cat(delayed(m, self.weight(lane + i), 1) for i in range(row.lanes))
             m.d.comb += [
                 row.operand.eq(prepared[place, row.arithmetic]),
                 row.weights.eq(weights),
                 row.valid.eq(valid),
-                row.first.eq(chunk.first),
+                row.first.eq(chunk.first if row.digits or digits is None else chunk.first | chunk.shift),
             ]
+            if row.digits:
+                m.d.comb += row.shift.eq(chunk.shift)
             if row.arithmetic.maximum:
                 m.d.comb += row.maximum.eq(chunk.maximum)
             for i in range(row.lanes):
@@ -92,6 +98,20 @@ class Array(wiring.Component):
                 codes = [chosen[i * 8 : i * 8 + 8] for i in range(depth)]
                 operand.append([Cat(code, code[7] & ~self.chunk.unsigned).as_signed() for code in codes])
         return operands
+
+    def digits(self, m: Module, operand: list[list[Value]]) -> list[list[Value]]:
+        """What Fixed-4 lanes multiply, [column][i]: with `chunk.digits` the high digit of a byte, with its sign, or the low one."""
+        high = self.chunk.digits & ~self.chunk.low
+        chosen = []
+        for c, column in enumerate(operand):
+            digits = []
+            for i, code in enumerate(column):
+                digit = Signal(signed(9), name=f"digit_{c}_{i}")
+                above = Mux(self.chunk.digits, (high & code[8]).replicate(5), code[4:])
+                m.d.comb += digit.eq(Cat(Mux(high, code[4:8], code[:4]), above))
+                digits.append(digit)
+            chosen.append(digits)
+        return chosen
 
     def weight(self, lane: int):
         """What the lane multiplies its operand by."""
@@ -128,7 +148,10 @@ class Array(wiring.Component):
             lane = start
             while lane < start + count:
                 other = lane >= start + count - a.lanes.others.get(scheme, 0)
-                narrow = () if other or scheme != Scheme.FIXED4 else (a.lanes.fixed4_operand_bits,)
+                narrow = ()
+                if scheme == Scheme.FIXED4:
+                    bits = lanes.OPERAND_BITS if other else a.lanes.fixed4_operand_bits
+                    narrow = bits, a.lanes.fixed4_digits
                 rows[lane] = Shared(lanes.Row, scheme, a.columns, a.depth, other, *narrow)
                 lane += rows[lane].lanes
             start += count

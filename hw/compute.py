@@ -25,13 +25,17 @@ ChunkLayout = data.StructLayout(
         "private": 1,
         "high": 1,
         "single": 1,
+        "digits": 1,
+        "low": 1,
+        "shift": 1,
         "tap": 6,
         "bank": 4,
     }
 )
 """What accompanies an operand chunk: position within its block, how to accumulate it, and which chunk of those that the
 buffer shows it is. `private`: it is all of them, and of every lane's weights number `tap` counts; of two taps (then the next
-weight too, unless `single`) the first has the lower half of the chunks, or with `high` the other half."""
+weight too, unless `single`) the first has the lower half of the chunks, or with `high` the other half. `digits`: of every
+operand one digit counts, the high one or the `low` one; before the first of these, `shift`, what Fixed-4 lanes have is multiplied by 16."""
 
 BlockLayout = data.StructLayout({"valid": 1, "tile_end": 1, "end": 1, "step_top": 8})
 """A block's last chunk: whether it is the last block of its tile of positions and of its instruction, and its last drain step."""
@@ -42,7 +46,8 @@ class Compute(wiring.Component):
 
     `i` holds the next instruction while one runs; it moves to `o` (the drain) in the cycle before its first
     possible issue. A chunk is issued once written (`counts`: `written` has one more in the next cycle); a block's last chunk no sooner than as many cycles after the
-    previous block's as that block's drain takes. Without such waits there is an issue in every cycle.
+    previous block's as that block's drain takes. Without such waits there is an issue in every cycle. With `digits` each block's
+    chunks are issued twice.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -92,6 +97,7 @@ class Compute(wiring.Component):
         _, tile_last = _loop(m, step_tile, take, ins.positions, pending.positions, columns, columns)
         tile_end, end, again = Signal(), Signal(), Signal()
 
+        low, shift, pass_last = Signal(), Signal(), Signal()
         step, row_end, high, single = 1, tap.all(), 0, 0
         if private > 1:
             step = Mux(ins.private, private, 1)
@@ -111,9 +117,9 @@ class Compute(wiring.Component):
             following.eq(index + step),
             tile_end.eq(block_last & group_last),
             end.eq(tile_end & tile_last),
-            again.eq(chunk_last & ~block_last),
-            self.issue.eq(valid & ~self.halt & present & ~(chunk_last & waits)),
-            step_block.eq(self.issue & chunk_last),
+            again.eq(chunk_last & ~(block_last & pass_last)),
+            self.issue.eq(valid & ~self.halt & present & ~(chunk_last & pass_last & waits)),
+            step_block.eq(self.issue & chunk_last & pass_last),
             step_tile.eq(step_block & tile_end),
             finish.eq(step_block & end),
             self.o.valid.eq(pending_valid & (~valid | finish) & ~self.halt),
@@ -128,12 +134,16 @@ class Compute(wiring.Component):
         ]
         with m.If(self.issue):
             m.d.sync += [
-                first.eq(chunk_last),
+                first.eq(chunk_last & pass_last),
+                shift.eq(0),
+                low.eq(low & ~chunk_last),
                 tap.eq(Mux(chunk_last, 0, tap + ahead)),
                 row.eq(row + (~ins.private | row_end)),
                 index.eq(Mux(again, base, following)),
             ]
-            with m.If(block_last):
+            with m.If(chunk_last & ~pass_last):
+                m.d.sync += [shift.eq(1), low.eq(1), row.eq(block_row)]
+            with m.If(block_last & pass_last):
                 m.d.sync += self.freed.eq(following)
         with m.If(step_block):
             next_row = Mux(tile_end, ins.weight, (block_row + ins.weight_stride)[:ROW_BITS])
@@ -176,15 +186,17 @@ class Compute(wiring.Component):
         m.d.sync += [
             self.chunk.valid.eq(self.issue),
             self.chunk.first.eq(first),
-            self.chunk.last.eq(chunk_last),
+            self.chunk.last.eq(chunk_last & pass_last),
             self.chunk.maximum.eq(ins.maximum),
             self.chunk.unsigned.eq(ins.unsigned),
             self.chunk.private.eq(ins.private),
             self.chunk.high.eq(high),
             self.chunk.single.eq(single),
+            self.chunk.low.eq(low),
+            self.chunk.shift.eq(shift),
             self.chunk.tap.eq(tap),
             self.chunk.bank.eq(index & (private - 1)),
-            self.block.valid.eq(self.issue & chunk_last),
+            self.block.valid.eq(step_block),
             self.block.tile_end.eq(tile_end),
             self.block.end.eq(end),
             self.block.step_top.eq(Mux(tile_end, step_top_end, step_top)),
@@ -192,6 +204,11 @@ class Compute(wiring.Component):
             self.address_high.eq(Mux(ins.private & ~high, index + private, index) if taps > 1 else index),
             self.row.eq(Mux(ins.gather, ins.weight + self.index.value, row)),
         ]
+        if self.accelerator.lanes.fixed4_digits:
+            m.d.comb += pass_last.eq(~ins.digits | low)
+            m.d.sync += self.chunk.digits.eq(ins.digits)
+        else:
+            m.d.comb += pass_last.eq(1)
         return m
 
 

@@ -146,6 +146,8 @@ class Machine(Memories):
             self._check_plain(i)
         if i.private:
             self._check_private(i)
+        if i.digits:
+            self._check_digits(i)
         operand = self._operand(
             i, tiles
         )  # tiles * columns, groups, chunks, depth; with private all of a tap's
@@ -235,6 +237,14 @@ class Machine(Memories):
             self._fail("maximum is impossible with private where lanes multiply two taps at once")
         if blocks > 1 and (i.chunks + 1) * a.private > a.operand_chunks:
             self._fail(f"chunks must be below {a.operand_chunks // a.private} with {width} private chunks")
+
+    def _check_digits(self, i: Instruction) -> None:
+        if not self.accelerator.lanes.fixed4_digits:
+            self._fail("digits needs a machine with lanes.fixed4_digits")
+        if i.gather or i.maximum or i.private:
+            self._fail("digits excludes gather, maximum and private")
+        if i.chunks > self.accelerator.operand_chunks:
+            self._fail(f"chunks must be at most operand_chunks with digits, not {i.chunks}")
 
     def _private(self, i: Instruction, operand: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Accumulators (positions, groups * blocks, lanes) of lanes with channels of their own."""

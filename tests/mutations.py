@@ -80,6 +80,41 @@ MUTATIONS: tuple[Mutation, ...] = (
         _MATRIX,
     ),
     Mutation(
+        "array: low digits of operands are signed",
+        "hw/array.py",
+        "(high & code[8]).replicate(5)",
+        "Mux(high, code[8], code[3]).replicate(5)",
+        _MATRIX,
+    ),
+    Mutation(
+        "compute: operands are freed when their high digits are taken",
+        "hw/compute.py",
+        "with m.If(block_last & pass_last):",
+        "with m.If(block_last):",
+        ("tests/sim/test_timing_matrix.py",),
+    ),
+    Mutation(
+        "compute: low digits meet the weights of the next block",
+        "hw/compute.py",
+        "[shift.eq(1), low.eq(1), row.eq(block_row)]",
+        "[shift.eq(1), low.eq(1)]",
+        _MATRIX,
+    ),
+    Mutation(
+        "array: lanes that need no digits add operands twice",
+        "hw/array.py",
+        "chunk.first if row.digits or digits is None else chunk.first | chunk.shift",
+        "chunk.first",
+        _MATRIX,
+    ),
+    Mutation(
+        "widths: blocks of digits are taken to need no more time",
+        "compiler/rows.py",
+        "max(chunks << self.digits, self.steps)",
+        "max(chunks, self.steps)",
+        ("tests/compiler/test_widths.py",),
+    ),
+    Mutation(
         "drain: rounds toward 0",
         "hw/drain.py",
         "p7 = delayed(m, shifted(p5_total, self.p5_n, 16), 2)",
@@ -159,8 +194,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "compute: no distance between blocks",
         "hw/compute.py",
-        "~(chunk_last & waits)",
-        "~(chunk_last & waits & (countdown > 1))",
+        "~(chunk_last & pass_last & waits)",
+        "~(chunk_last & pass_last & waits & (countdown > 1))",
         _MATRIX,
     ),
     Mutation(

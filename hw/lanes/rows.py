@@ -75,7 +75,8 @@ class Row(wiring.Component):
     without a valid chunk. One chunk per cycle; no back-pressure. Operands are -128..255 unless the kind, or `operand_bits` of Fixed-4, allow less;
     sums must fit 27 bits (proved per row by the quantizer).
     A reset leaves chunks that are under way; they are in the accumulators LATENCY cycles later.
-    With `maximum` (kinds that have it) the accumulators take the largest chunk sum instead of adding.
+    With `maximum` (kinds that have it) the accumulators take the largest chunk sum instead of adding. With `shift` (rows for
+    `digits`) they are multiplied by 16 before the chunk is added.
     """
 
     def __init__(
@@ -85,12 +86,14 @@ class Row(wiring.Component):
         depth: int,
         other: bool = False,
         operand_bits: int = OPERAND_BITS,
+        digits: bool = False,
     ):
         self.kind = kind
         self.columns = columns
         self.depth = depth
         self.arithmetic = arithmetic(kind, other, operand_bits)
         self.lanes = self.arithmetic.lanes
+        self.digits = digits
         ports = {
             "operand": In(self.arithmetic.operands.layout(columns, depth)),
             "weights": In(self.lanes * depth * storage_bits(kind)),
@@ -100,6 +103,8 @@ class Row(wiring.Component):
         }
         if self.arithmetic.maximum:
             ports["maximum"] = In(1)
+        if digits:
+            ports["shift"] = In(1)
         super().__init__(ports)
 
     def elaborate(self, platform):
@@ -120,6 +125,8 @@ class Row(wiring.Component):
             clear = first | maximum
         else:
             clear = first
+        if self.digits:
+            shift = self.delayed(m, self.shift, "shift")
         for lane in range(self.lanes):
             for column in range(self.columns):
                 chunk = chunks[lane][column]
@@ -131,7 +138,10 @@ class Row(wiring.Component):
                     # While accumulating by maximum it holds a chunk sum.
                     larger = chunk > accumulator[: len(chunk)].as_signed()
                     enable = valid & (~maximum | first | larger)
-                step = chunk + Mux(clear, 0, accumulator)
+                held = accumulator
+                if self.digits:
+                    held = Mux(shift, (accumulator << 4)[:ACCUMULATOR_BITS].as_signed(), accumulator)
+                step = chunk + Mux(clear, 0, held)
                 m.d.sync += accumulator.eq(Mux(enable, step, accumulator))
                 m.d.comb += self.sums[lane][column].eq(accumulator)
         return m

@@ -33,7 +33,7 @@ _DESTINATION, _WIDE, _DST, _DST_STRIDE = (
     COLUMN["dst_stride"],
 )
 _DST_CHANNEL = COLUMN["dst_channel"]
-_PLAIN = COLUMN["plain"]
+_PLAIN, _DIGITS = COLUMN["plain"], COLUMN["digits"]
 _SECOND, _SECOND_DST, _SECOND_STRIDE = COLUMN["second"], COLUMN["second_dst"], COLUMN["second_stride"]
 _LINEAR, _CONV, _JOIN = map(int, (FetchMode.LINEAR, FetchMode.CONV, FetchMode.JOIN))
 _SCRATCHPAD = int(Destination.SCRATCHPAD)
@@ -50,7 +50,7 @@ _RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 2, 14, 15, 16
 _WHEEL = 32
 _COLUMNS = 64
 """At most."""
-_SCALARS = 64
+_SCALARS = 65
 _ALIGN = 5
 """From a grant to the count of its chunk."""
 _TAPS_LENGTH = 3
@@ -109,6 +109,7 @@ _TAPS_LENGTH = 3
     _C_GROUP,
     _C_BLOCK,
     _C_CHUNK,
+    _C_LOW,
     _C_BASE,
     _C_INDEX,
     _FREED,
@@ -186,7 +187,9 @@ def _issues(s, T):
     taps = _taps(s, T)
     if _aligned(s[_WRITTEN], s[_C_STEP]) - s[_C_INDEX] < taps * s[_C_STEP]:
         return False
-    return s[_COUNTDOWN] == 0 or s[_C_CHUNK] + taps != T[s[_C_INS], _CHUNKS]
+    if s[_COUNTDOWN] == 0 or s[_C_CHUNK] + taps != T[s[_C_INS], _CHUNKS]:
+        return True
+    return s[_C_LOW] != T[s[_C_INS], _DIGITS]
 
 
 @numba.njit
@@ -454,10 +457,13 @@ def _compute(s, T, cfg, slot_free):
         taps = _taps(s, T)
         s[_C_INDEX] += taps * s[_C_STEP]
         s[_C_CHUNK] += taps
-        if block_last:
+        last = s[_C_LOW] == T[ins, _DIGITS]
+        if block_last and last:
             s[_FREED] = s[_C_INDEX]
-        if s[_C_CHUNK] == T[ins, _CHUNKS]:
-            s[_C_CHUNK] = 0
+        if s[_C_CHUNK] == T[ins, _CHUNKS] and not last:
+            s[_C_CHUNK], s[_C_LOW], s[_C_INDEX] = 0, 1, s[_C_BASE]
+        elif s[_C_CHUNK] == T[ins, _CHUNKS]:
+            s[_C_CHUNK] = s[_C_LOW] = 0
             tile_end = block_last and s[_C_GROUP] + 1 == T[ins, _GROUPS]
             countdown = (T[ins, _STEPS] - tile_end * T[ins, _SKIP] << T[ins, _SECOND]) - 1
             finish = tile_end and s[_C_LEFT] <= cfg[_COLUMN_COUNT]

@@ -5,13 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from terrazzo.arch.accelerator import Lanes
+from terrazzo.arch import isa
+from terrazzo.arch.accelerator import Accelerator, Lanes
 from terrazzo.arch.graph import Graph
 from terrazzo.compiler import compile, lower
 from terrazzo.compiler.widths import NARROW, code_limits, refusing, within
 from terrazzo.sim import functional, reference
 
 from .. import tiny
+from ..graphs import Builder, random_codes
 
 QUADS = dataclasses.replace(
     tiny.MACHINE, lanes=Lanes(fixed8=4, fixed4=4, fixed4_quads=2, fixed4_dynamic=2), drain=2
@@ -74,4 +76,54 @@ def test_lanes_in_luts_may_take_fewer_bits():
     )
     graph, codes = tiny.graph(), tiny.codes(2)
     outputs = functional.run(compile(graph, a), codes)
+    np.testing.assert_array_equal(outputs, np.asarray(reference.run(graph, codes)).reshape(outputs.shape))
+
+
+DIGITS = dataclasses.replace(
+    tiny.MACHINE,
+    lanes=Lanes(fixed8=4, fixed4=12, fixed4_quads=6, fixed4_operand_bits=5, fixed4_digits=True),
+)
+
+
+def wide_layer(a: Accelerator) -> Graph:
+    """64 outputs of tokens of 8 bits, in blocks of as many rows of each scheme as there are lanes."""
+    b = Builder(3, (12, 40), a.lanes, a.drain, mixed=1)
+    return b.graph(b.linear(b.input, 64), "wide")
+
+
+def layer_work(program) -> tuple[set[int], int]:
+    """What its MATRIX instructions say of digits, and the pairs of weights and operands for a tile."""
+    found = [isa.decode(words) for words in program.instructions]
+    found = [i for i in found if i.opcode == isa.Opcode.MATRIX]
+    return {i.digits for i in found}, sum(i.blocks * i.chunks << i.digits for i in found)
+
+
+def test_digits_take_wide_operands_to_narrow_lanes():
+    """All lanes in twice the time instead of a quarter of them: the reference's outputs."""
+    graph = wide_layer(DIGITS)
+    program = compile(graph, DIGITS)
+    assert layer_work(program) == ({1}, 4 * 2 * 5)
+    codes = random_codes(graph, 2, 0)
+    outputs = functional.run(program, codes)
+    np.testing.assert_array_equal(outputs, np.asarray(reference.run(graph, codes)).reshape(outputs.shape))
+    none = dataclasses.replace(DIGITS, lanes=dataclasses.replace(DIGITS.lanes, fixed4_digits=False))
+    assert layer_work(compile(graph, none)) == ({0}, 16 * 5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"operand_chunks": 4, "lanes": {"fixed8": 8, "fixed4": 24}},
+        {"lanes": {"fixed4": 2, "fixed4_quads": 0}},
+    ],
+)
+def test_digits_are_for_layers_that_gain_by_them(change):
+    """Not where half as many blocks would take as long, or where the chunks of a block do not stay in the buffer."""
+    lanes = dataclasses.replace(DIGITS.lanes, **change.get("lanes", {}))
+    a = dataclasses.replace(DIGITS, **{**change, "lanes": lanes})
+    graph = wide_layer(a)
+    program = compile(graph, a)
+    assert layer_work(program)[0] == {0}
+    codes = random_codes(graph, 1, 0)
+    outputs = functional.run(program, codes)
     np.testing.assert_array_equal(outputs, np.asarray(reference.run(graph, codes)).reshape(outputs.shape))

@@ -63,6 +63,19 @@ CONFIGURATIONS = {
         SMALL, columns=4, lanes=Lanes(fixed8=8, pot4=2), operand_chunks=32, private=4
     ),
     "drain_1": dataclasses.replace(SMALL, drain=1, lanes=Lanes(fixed8=2, sp2_4=1)),
+    "digits": dataclasses.replace(
+        SMALL,
+        depth=8,
+        lanes=Lanes(
+            fixed8=4,
+            fixed4=6,
+            pot4=2,
+            fixed4_quads=2,
+            fixed4_dynamic=2,
+            fixed4_operand_bits=5,
+            fixed4_digits=True,
+        ),
+    ),
 }
 
 
@@ -241,7 +254,8 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
 
     half = a.scratchpad_regions * a.scratchpad_rows // 2
     v = {"tag": tag, "signal": pick(0, 65535), "mode": pick(0, 2), "unsigned": pick(0, 1), **forced}
-    v["unsigned"] &= not a.lanes.fixed4_quads  # their operands are -largest(a)..largest(a)
+    narrow = a.lanes.fixed4_quads and not a.lanes.fixed4_digits  # operands are -largest(a)..largest(a)
+    v["unsigned"] &= not narrow
     if a.private > 1 and v["mode"] == isa.FetchMode.CONV:
         v.setdefault("private", int(random.random() < 0.7))
     private, unit = v.get("private", 0), 1
@@ -258,14 +272,19 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
     v.setdefault("blocks", pick(1, 3))
     v["param_mode"] = forced.get("param_mode", pick(0, 2))
     maximum = v.setdefault("maximum", int(random.random() < 0.2))
+    fixed8 = maximum
+    if a.lanes.fixed4_digits:  # operands have 8 bits
+        v.setdefault("gather", int(random.random() < 0.2))
+        v.setdefault("digits", int(not maximum and not v["gather"] and random.random() < 0.8))
+        fixed8 = not v["digits"]
     token = v["param_mode"] == isa.ParamMode.TOKEN
     channels = v["param_mode"] == isa.ParamMode.CHANNEL
     plain = v["plain"] = int(a.plain_steps == 2 and not private and not channels and pick(0, 3) > 0)
     if plain:
         v |= {"destination": 0, "second": 0, "dst_channel": 0}
-    most = (a.lanes.fixed8 if maximum else a.lanes.total) // (a.drain << plain)
+    most = (a.lanes.fixed8 if fixed8 else a.lanes.total) // (a.drain << plain)
     v.setdefault("steps", pick(1, most))
-    v["permute"] = 0 if maximum or token or private or plain else forced.get("permute", pick(0, 1))
+    v["permute"] = 0 if fixed8 or token or private or plain else forced.get("permute", pick(0, 1))
     if linear:
         v.setdefault("chunks", pick(1, 6))
         v["src_stride"] = v["groups"] * v["chunks"] + pick(0, 2)
@@ -283,7 +302,7 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
         )
         v["advance_y"], v["advance_x"] = divmod(a.columns, v["out_width"])
         v["pad_value"] = pick(0, 127) if v["unsigned"] else pick(-128, 127)
-        if a.lanes.fixed4_quads:
+        if narrow:
             v["pad_value"] = max(-largest(a), min(v["pad_value"], largest(a)))
         if conv:
             rows = -(-v["height"] * v["width"] // a.columns)

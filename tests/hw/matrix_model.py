@@ -21,7 +21,7 @@ class Memories:
         self.scratchpad = random.integers(
             0, 256, (a.scratchpad_regions * a.scratchpad_rows, a.columns, a.depth), dtype=np.uint8
         )
-        if a.lanes.fixed4_quads:
+        if a.lanes.fixed4_quads and not a.lanes.fixed4_digits:
             most = largest(a)
             self.scratchpad = random.integers(-most, most + 1, self.scratchpad.shape).astype(np.uint8)
         self.patterns = np.zeros((a.weight_rows, a.lanes.total, a.depth), dtype=np.int64)

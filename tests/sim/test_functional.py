@@ -277,6 +277,10 @@ MATRIX = {"positions": 1, "groups": 1, "blocks": 1, "chunks": 1, "steps": 1, "we
         (Instruction(Opcode.MATRIX, {**MATRIX, "param_mode": 2, "param": 64}), "ROW_SCALE rows must be in"),
         (Instruction(Opcode.MATRIX, {**MATRIX, "steps": 9}), "must not exceed the lanes"),
         (Instruction(Opcode.MATRIX, {**MATRIX, "steps": 5, "maximum": 1}), "must not exceed the lanes"),
+        (
+            Instruction(Opcode.MATRIX, {**MATRIX, "digits": 1}),
+            r"digits needs a machine with lanes\.fixed4_digits",
+        ),
         (Instruction(Opcode.MATRIX, {**MATRIX, "steps": 2, "skip": 2}), r"skip must be below steps \(2\)"),
         (Instruction(Opcode.MATRIX, {**MATRIX, "plain": 1}), "plain needs a machine with plain_steps 2"),
         (

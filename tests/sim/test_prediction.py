@@ -22,6 +22,8 @@ PRIVATE = (1, 2, 1, 4, 1, 1)
 """Of the machines; the lanes of the fourth multiply two taps at once."""
 PLAIN = (1, 1, 1, 2, 2, 2)
 """`plain_steps` of the machines."""
+DIGITS = Lanes(fixed8=8, fixed4=16, fixed4_quads=4, fixed4_operand_bits=5, fixed4_digits=True)
+"""Of the last machine."""
 ALWAYS = (1, 3, 5)
 OTHERS = [pytest.param(seed, marks=pytest.mark.full) for seed in range(MACHINES) if seed not in ALWAYS]
 
@@ -38,7 +40,7 @@ def machine(seed: int) -> Accelerator:
             depth=depth,
             drain=drain,
             vector=4,
-            lanes=Lanes(fixed8=16, fixed4=4),
+            lanes=Lanes(fixed8=16, fixed4=4) if columns == 3 else DIGITS,
             plain_steps=PLAIN[seed],
             operand_slots=3 if columns == 3 else 0,
         )
@@ -105,6 +107,17 @@ def check(graph, machine_seed, seed, memory):
     assert result.predicted_cycles == result.rtl_cycles == result.frame_cycles[1]
     assert result.predicted_layers == result.rtl_layers
     return program
+
+
+def test_the_last_machine_takes_digits():
+    programs = [
+        compiler.compile(
+            random_graph(100 * (MACHINES - 1) + seed, machine(MACHINES - 1)), machine(MACHINES - 1)
+        )
+        for seed in range(GRAPHS)
+    ]
+    found = [isa.decode(words) for program in programs for words in program.instructions]
+    assert {i.digits for i in found if i.opcode == isa.Opcode.MATRIX} == {0, 1}
 
 
 @pytest.mark.parametrize("machine_seed", [seed for seed in range(MACHINES) if PRIVATE[seed] > 1])
