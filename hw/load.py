@@ -49,12 +49,14 @@ class Engine(wiring.Component):
         m = Module()
         m.submodules.bursts = bursts = Bursts(self._accelerator)
         m.submodules.items = items = Items(self._accelerator)
-        kept = ("target", "row", "rows", "signal", "tag", "last")
-        layout = data.StructLayout({**{name: TRANSFER[name].shape for name in kept}, "address": ADDRESS_BITS})
-        m.submodules.transfers = transfers = Queue(layout, TRANSFERS)
+        kept = {name: TRANSFER[name].shape for name in ("target", "row", "signal", "tag", "last")}
+        last = {"last_row": 16, "last_line": range(row_beats_limit(self._accelerator))}
+        m.submodules.transfers = transfers = Queue(
+            data.StructLayout({**kept, **last, "address": ADDRESS_BITS}), TRANSFERS
+        )
 
         # Transfers to bursts; the checked one is described once more for the side of the rows.
-        item, described = items.o.payload, Signal(layout)
+        item, described = items.o.payload, Signal(data.StructLayout({**kept, "rows": 16}))
         wiring.connect(m, wiring.flipped(self.control.i), items.i)
         wiring.connect(m, items.index, wiring.flipped(self.index_read))
         m.d.comb += [
@@ -67,11 +69,13 @@ class Engine(wiring.Component):
             bursts.row_beats.eq(self._beats(item.target)),
             bursts.enable.eq(transfers.i.ready & ~self.control.halt),
             transfers.i.valid.eq(bursts.begin),
-            transfers.i.payload.eq(described),
+            *(transfers.i.payload[name].eq(described[name]) for name in kept),
+            transfers.i.payload.last_row.eq(described.rows - 1),
+            transfers.i.payload.last_line.eq(self._beats(described.target) - 1),
             transfers.i.payload.address.eq(bursts.o.payload.address),
         ]
         with m.If(bursts.start):
-            m.d.sync += [getattr(described, name).eq(getattr(item, name)) for name in kept]
+            m.d.sync += [described[name].eq(item[name]) for name in (*kept, "rows")]
 
         m.submodules.lines = lines = Lines(self._accelerator)
         wiring.connect(m, bursts.o, lines.i)
@@ -116,8 +120,8 @@ class Engine(wiring.Component):
         row_valid, row_last, row_signal, row_tag = Signal(), Signal(), Signal(16), Signal(10)
         last_line, last_row = Signal(), Signal()
         m.d.comb += [
-            last_line.eq(position == self._beats(transfer.target) - 1),
-            last_row.eq(rows_done == transfer.rows - 1),
+            last_line.eq(position == transfer.last_line),
+            last_row.eq(rows_done == transfer.last_row),
             transfers.ready.eq(advance & last_line & last_row),
             bus.valid.eq(row_valid & ~control.halt & ~self.failed.any()),
             bus.data.eq(Cat(segments)),

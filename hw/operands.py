@@ -14,7 +14,7 @@ from .ports import LoadPort, RegisterWrite
 __all__ = ["OPERAND_CYCLES", "REGISTER_VALUES", "Operands", "Registers"]
 
 REGISTER_VALUES = data.ArrayLayout(isa.REGISTER_BITS, isa.REGISTERS)
-OPERAND_CYCLES = 7
+OPERAND_CYCLES = 8
 """By which an instruction with operand slots starts later than one without."""
 
 
@@ -91,18 +91,23 @@ class Operands(wiring.Component):
         s3_amount = delayed(m, ((s2_value >> s2_shift) + (rest != 0))[: isa.REGISTER_BITS + 1], 1)
         s3_field = delayed(m, field, 3)
 
+        # A sum is of the slot before if that has the same field, and so is too young to be found among the sums.
         sums = {f.name: Signal(f.bits, name=f.name, reset_less=True) for f in fields}
-        s3_sum = Array([Const(0, 1), *sums.values()])[s3_field] + s3_amount
-        s4_sum = delayed(m, s3_sum[: max(isa.REGISTER_BITS + 1, *(f.bits for f in fields)) + 1], 1)
+        bits = max(isa.REGISTER_BITS + 1, *(f.bits for f in fields)) + 1
+        s4_amount = delayed(m, s3_amount, 1)
+        s4_found = delayed(m, Array([Const(0, 1), *sums.values()])[s3_field], 1)
         s4_field = delayed(m, Mux(step >= 3, s3_field, 0), 1)
-        exceeds = Cat(s4_sum > f.hi for f in fields)
+        s5_sum, s5_field = Signal(bits, reset_less=True), delayed(m, s4_field, 1)
+        s4_sum = Mux(s4_field == s5_field, s5_sum, s4_found) + s4_amount
+        m.d.sync += s5_sum.eq(s4_sum)
+        exceeds = Cat(s5_sum > f.hi for f in fields)
         with m.If(step == 0):
             m.d.sync += [*(register.eq(head[name]) for name, register in sums.items()), bad.eq(0)]
         with m.Else():
             for number, f in enumerate(fields, 1):
-                with m.If((s3_field == number) & (step >= 3)):
-                    m.d.sync += sums[f.name].eq(s3_sum)
-            with m.If(Array([Const(0, 1), *exceeds, Const(1, 1)])[s4_field]):
+                with m.If(s4_field == number):
+                    m.d.sync += sums[f.name].eq(s4_sum)
+            with m.If(Array([Const(0, 1), *exceeds, Const(1, 1)])[s5_field]):
                 m.d.sync += bad.eq(1)
 
         m.d.comb += self.o.payload.eq(head)

@@ -32,7 +32,7 @@ _ENGINES = len(Engine)
 _QUEUE = 4
 _FIRST_CYCLE = 3
 """Of a run in which an instruction is dispatched."""
-_OPERAND_CYCLES = 7
+_OPERAND_CYCLES = 8
 """By which operand slots delay a start."""
 _A_FIELD, _B_FIELD, _C_FIELD = (COLUMN[f"{slot}_field"] for slot in isa.SLOTS)
 _SCRATCHPAD, _WEIGHT, _INDEX = map(int, (LoadTarget.SCRATCHPAD, LoadTarget.WEIGHT, LoadTarget.INDEX))

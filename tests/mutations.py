@@ -222,8 +222,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "load: the last line of a row is a line early",
         "hw/load.py",
-        "last_line.eq(position == self._beats(transfer.target) - 1)",
-        "last_line.eq((position == self._beats(transfer.target) - 2) | (self._beats(transfer.target) == 1))",
+        "last_line.eq(position == transfer.last_line)",
+        "last_line.eq((position + 1 == transfer.last_line) | (transfer.last_line == 0))",
         _LOAD,
     ),
     Mutation(
@@ -390,8 +390,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "operands: a sum may exceed its field",
         "hw/operands.py",
-        "s4_sum > f.hi for f",
-        "s4_sum > 2 * f.hi for f",
+        "s5_sum > f.hi for f",
+        "s5_sum > 2 * f.hi for f",
         _INDIRECT,
     ),
     Mutation(

@@ -33,7 +33,9 @@ class Sequencer(wiring.Component):
     is written. The others only have the second; a step with a second operand takes two reads. GATHER's passes are
     over one position each; COMPACT has one step for each tile and writes nothing to the scratchpad.
 
-    `instruction` is changed by `prepared`, and stable from the cycle of `setup` on. `step` and `ticket` belong to the read that is granted in this cycle. Steps are held back while QUEUE_STEPS of
+    `instruction` is changed by `prepared`, and stable from the cycle of `setup` on. A read is in a register from the cycle
+    after its step was issued until it is granted; `step` and `ticket` belong to the read that is granted in this cycle.
+    Steps are not issued while QUEUE_STEPS of
     them wait to be written (`written`); the last of a pass until the unit that treats columns one by one (moments,
     row scales, COMPACT) can take another tile; LAYERNORM's last tile until its moments are complete, and a position
     of GATHER until its row is known.
@@ -70,20 +72,26 @@ class Sequencer(wiring.Component):
         self.counting = Signal(range(self.accelerator.columns + SOFTMAX_LATENCY + 1))
         names = ("layernorm", "softmax", "compact", "gather")
         self.layernorm, self.softmax, self.compact, self.gather = (Signal(name=name) for name in names)
-        self.granted, self.end_of_pass = Signal(), Signal()
-        granted_step = self.granted & ~self.at_residual
+        self.issued, self.end_of_pass = Signal(), Signal()
+        issued_step = self.issued & ~self.at_residual
         self.last_tile = Signal()
         """Of what is written; GATHER: the last position."""
         unit = Mux(self.gather, 1, self.accelerator.columns)
-        m.d.comb += [
-            self.granted.eq(self.read_valid & self.read_ready),
-            self.last_tile.eq(self.to_write <= unit),
-        ]
+        m.d.comb += self.last_tile.eq(self.to_write <= unit)
 
-        self.addresses(m, granted_step)
-        waiting = self.requests(m)
-        self.loops(m, granted_step)
-        self.completion(m, granted_step)
+        layout = {
+            "step": step_layout(self.accelerator),
+            "ticket": ticket_layout(self.accelerator),
+            "ticket_valid": 1,
+            "row": ROW_BITS,
+            "timed": 1,
+        }
+        self.following = Signal(data.StructLayout(layout))
+        """The read that is issued next; `timed`: `counting` starts with its grant."""
+        self.addresses(m, issued_step)
+        blocked = self.requests(m)
+        self.loops(m, issued_step)
+        self.completion(m, issued_step)
 
         control = self.control
         done = self.busy & ~self.setup & ~self.issuing & ~self.pending.any() & ~self.counting.any()
@@ -94,7 +102,7 @@ class Sequencer(wiring.Component):
             control.done_signal.eq(now.signal),
             control.done_tag.eq(now.tag),
             control.stalled.eq(
-                self.busy & (waiting | (self.read_valid & ~self.read_ready) | self.write_stalled)
+                self.busy & (blocked | (self.read_valid & ~self.read_ready) | self.write_stalled)
             ),
         ]
         with m.If(control.i.valid & control.i.ready):
@@ -106,9 +114,10 @@ class Sequencer(wiring.Component):
             m.d.sync += self.busy.eq(0)
         return m
 
-    def addresses(self, m: Module, granted_step: Value) -> None:
+    def addresses(self, m: Module, issued_step: Value) -> None:
         """Rows and slots of the current step, and the step itself."""
-        now, a = self.instruction, self.accelerator
+        now, a, following = self.instruction, self.accelerator, self.following
+        step, ticket = following.step, following.ticket
         slot, vector_log2 = slot_bits(a), ceil_log2(a.vector)
         measured, written = Signal(ROW_BITS), Signal(ROW_BITS)
         self.residual_row, self.dst_row = Signal(ROW_BITS), Signal(ROW_BITS)
@@ -118,7 +127,7 @@ class Sequencer(wiring.Component):
 
         wide = Mux(self.at_residual, now.residual_wide, now.src_wide)
         place = Mux(wide, self.read_number << 1, self.read_number)
-        rows, column = self.gathered(m, granted_step)
+        rows, column = self.gathered(m, issued_step)
         first = Mux(self.gather, rows, Mux(self.measure, measured, written))
         base = Mux(self.at_residual, self.residual_row, first)
         target = Mux(now.dst_wide, self.number << 1, self.number)
@@ -136,34 +145,37 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             tail[0].eq(1),
             *(tail[i].eq(rest >= i) for i in range(1, a.vector)),
-            self.read_row.eq(base + (place >> slot)),
-            self.step.valid.eq(granted_step),
-            self.step.residual.eq(self.granted & self.at_residual),
-            self.step.measure.eq(self.measure | self.compact),
-            self.step.first.eq(self.at_first),
-            self.step.last.eq(self.end_of_pass),
-            self.step.bank.eq(Mux(self.measure, self.measured_bank, self.written_bank)),
-            self.step.wide.eq(wide),
-            self.step.column.eq(Mux(self.gather, column, 0)),
-            self.step.slot.eq(place[:slot]),
-            self.step.present.eq(Mux(whole, -1, Mux(some, tail, 0)) & ~Mux(self.softmax, empty, 0)),
-            self.ticket_valid.eq(granted_step & ~self.step.measure),
-            self.ticket.row.eq(self.dst_row + (target >> slot)),
-            self.ticket.slot.eq(target[:slot]),
+            following.row.eq(base + (place >> slot)),
+            step.valid.eq(~self.at_residual),
+            step.residual.eq(self.at_residual),
+            step.measure.eq(self.measure | self.compact),
+            step.first.eq(self.at_first),
+            step.last.eq(self.end_of_pass),
+            step.bank.eq(Mux(self.measure, self.measured_bank, self.written_bank)),
+            step.wide.eq(wide),
+            step.column.eq(Mux(self.gather, column, 0)),
+            step.slot.eq(place[:slot]),
+            step.present.eq(Mux(whole, -1, Mux(some, tail, 0)) & ~Mux(self.softmax, empty, 0)),
+            following.ticket_valid.eq(step.valid & ~step.measure),
+            following.timed.eq(
+                step.valid & self.end_of_pass & Mux(self.measure, self.layernorm, self.softmax | self.compact)
+            ),
+            ticket.row.eq(self.dst_row + (target >> slot)),
+            ticket.slot.eq(target[:slot]),
             *(
-                self.ticket.columns[c].eq(Mux(self.gather, self.dst_column == c, self.to_write > c))
+                ticket.columns[c].eq(Mux(self.gather, self.dst_column == c, self.to_write > c))
                 for c in range(a.columns)
             ),
         ]
 
-    def gathered(self, m: Module, granted_step: Value) -> tuple[Value, Value]:
+    def gathered(self, m: Module, issued_step: Value) -> tuple[Value, Value]:
         """GATHER's input: a position's first row, and its column."""
         m.submodules.gatherer = gatherer = Gatherer(self.accelerator)
         connect(m, flipped(self.entries), gatherer.entries)
         m.d.comb += [
             gatherer.start.eq(self.setup),
             gatherer.first.eq(self.at_first),
-            gatherer.take.eq(granted_step & gatherer.first),
+            gatherer.take.eq(issued_step & gatherer.first),
             gatherer.index.eq(self.instruction.index),
             gatherer.src.eq(self.instruction.src),
             gatherer.src_stride.eq(self.instruction.src_stride),
@@ -171,21 +183,35 @@ class Sequencer(wiring.Component):
         return gatherer.row, gatherer.column
 
     def requests(self, m: Module) -> Value:
-        """Whether a read is asked for; returns whether the next step must wait."""
-        halt = self.control.halt
-        held = Signal()
+        """The register of the read that is asked for; returns whether the next step must wait for what came before it."""
+        held, waiting, now = Signal(), Signal(), Signal(self.following.shape(), name="now", reset_less=True)
         with m.If(self.end_of_pass & self.layernorm & self.measure):
             m.d.comb += held.eq(self.counting.any())
         with m.Elif(self.end_of_pass & ((self.softmax & ~self.measure) | self.compact)):
             m.d.comb += held.eq(self.counting > SOFTMAX_LATENCY)
         with m.Elif(self.at_first & (self.gather | (self.layernorm & ~self.measure & self.last_tile))):
             m.d.comb += held.eq(self.counting.any())
-        blocked = held | (~self.measure & (self.pending == QUEUE_STEPS))
-        m.d.comb += self.read_valid.eq(self.issuing & ~blocked & ~halt)
-        return self.issuing & blocked
+        blocked = self.issuing & (held | (~self.measure & (self.pending == QUEUE_STEPS)))
+        granted, self.stands = self.read_valid & self.read_ready, Signal()
+        """The register keeps its read for another cycle."""
+        m.d.comb += [
+            self.stands.eq(waiting & ~granted),
+            self.issued.eq(self.issuing & ~blocked & ~self.stands),
+            self.read_valid.eq(waiting & ~self.control.halt),
+            self.read_row.eq(now.row),
+            self.step.eq(now.step),
+            self.step.valid.eq(granted & now.step.valid),
+            self.step.residual.eq(granted & now.step.residual),
+            self.ticket.eq(now.ticket),
+            self.ticket_valid.eq(granted & now.ticket_valid),
+        ]
+        self.held_count = self.stands & now.timed
+        with m.If(~self.stands):
+            m.d.sync += [waiting.eq(self.issued), now.eq(self.following)]
+        return blocked
 
-    def loops(self, m: Module, granted_step: Value) -> None:
-        """Setup, and what follows each granted read."""
+    def loops(self, m: Module, issued_step: Value) -> None:
+        """Setup, and what follows each read that is issued."""
         now, a = self.instruction, self.accelerator
         vector_log2, depth_log2 = ceil_log2(a.vector), ceil_log2(a.depth)
         chunks = (now.channels + (a.depth - 1)) >> depth_log2
@@ -213,9 +239,9 @@ class Sequencer(wiring.Component):
                 self.measured_bank.eq(0),
                 self.written_bank.eq(0),
             ]
-        with m.If(self.granted):
+        with m.If(self.issued):
             m.d.sync += self.at_residual.eq(now.residual & ~self.at_residual)
-        with m.If(granted_step):
+        with m.If(issued_step):
             m.d.sync += [self.number.eq(self.number + 1), self.at_first.eq(self.end_of_pass)]
             with m.If(self.number < self.valid_last):
                 m.d.sync += self.read_number.eq(self.number + 1)
@@ -249,18 +275,17 @@ class Sequencer(wiring.Component):
             with m.If(~self.gather | column_last):
                 m.d.sync += self.dst_row.eq(self.dst_row + now.dst_stride)
 
-    def completion(self, m: Module, granted_step: Value) -> None:
+    def completion(self, m: Module, issued_step: Value) -> None:
         """Counts of the steps to be written and of the cycles until what a step needs is complete."""
-        with m.If(self.ticket_valid & ~self.written):
+        columns, put = self.accelerator.columns, self.issued & self.following.ticket_valid
+        with m.If(put & ~self.written):
             m.d.sync += self.pending.eq(self.pending + 1)
-        with m.If(~self.ticket_valid & self.written):
+        with m.If(~put & self.written):
             m.d.sync += self.pending.eq(self.pending - 1)
-        columns = self.accelerator.columns
-        with m.If(granted_step & self.end_of_pass & self.layernorm & self.measure):
-            m.d.sync += self.counting.eq(columns + LAYERNORM_LATENCY)
-        with m.Elif(granted_step & self.end_of_pass & ((self.softmax & ~self.measure) | self.compact)):
-            m.d.sync += self.counting.eq(columns + SOFTMAX_LATENCY)
-        with m.Elif(self.gather & (self.setup | (granted_step & self.at_first))):
+        with m.If(self.issued & self.following.timed):
+            latency = Mux(self.layernorm, LAYERNORM_LATENCY, SOFTMAX_LATENCY)
+            m.d.sync += self.counting.eq(columns + latency)
+        with m.Elif(self.gather & (self.setup | (issued_step & self.at_first))):
             m.d.sync += self.counting.eq(GATHER_LATENCY)
-        with m.Elif(self.counting.any()):
+        with m.Elif(self.counting.any() & ~self.held_count):
             m.d.sync += self.counting.eq(self.counting - 1)

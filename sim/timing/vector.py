@@ -34,7 +34,8 @@ _SOFTMAX_LATENCY = 22
 _GATHER_LATENCY = 4
 
 # State: the registers of hw/vector/sequencer.py by their names there, then those of the writer. `PIPE` has a bit
-# for each stage with a step that will be written.
+# for each stage with a step that will be written. _READ is the region of the read that is asked for + 1, or 0; it has a
+# ticket if _READ_TICKET (its row) is not -1, and the count stands with it if it is _READ_TIMED.
 (
     _INDEX,
     _BUSY,
@@ -59,8 +60,11 @@ _GATHER_LATENCY = 4
     _WAITING,
     _HEAD,
     _ISSUED,
-) = range(23)
-_TICKETS = 23
+    _READ,
+    _READ_TICKET,
+    _READ_TIMED,
+) = range(26)
+_TICKETS = 26
 STATE = _TICKETS + _QUEUE_STEPS
 
 
@@ -130,20 +134,8 @@ def _region(row, cfg):
 @numba.njit
 def request(s, T, cfg):
     """(read region or -1, write region or -1). GATHER's source must lie in one region."""
-    read = write = -1
-    now = T[s[_INDEX]]
-    if s[_ISSUING] == 1 and not _blocked(s, now[_OP]):
-        wide = _wide(now, s[_AT_RESIDUAL] == 1)
-        base = s[_WRITTEN_ROW]
-        if s[_AT_RESIDUAL] == 1:
-            base = s[_RESIDUAL_NOW]
-        elif s[_MEASURE] == 1:
-            base = s[_MEASURED_ROW]
-        place = s[_READ_NUMBER] << wide >> (cfg[_DEPTH_LOG2] - cfg[_VECTOR_LOG2])
-        read = _region(now[_SRC] if now[_OP] == _GATHER else base + place, cfg)
-    if s[_WAITING] != 0:
-        write = _region(s[_TICKETS + s[_HEAD]], cfg)
-    return read, write
+    write = _region(s[_TICKETS + s[_HEAD]], cfg) if s[_WAITING] != 0 else -1
+    return s[_READ] - 1, write
 
 
 @numba.njit
@@ -151,9 +143,9 @@ def stalled(s, T, read_granted, write_granted):
     """Whether the engine is busy and waits for something."""
     if s[_BUSY] == 0:
         return False
-    if s[_WAITING] != 0 and not write_granted:
+    if (s[_WAITING] != 0 and not write_granted) or (s[_READ] != 0 and not read_granted):
         return True
-    return s[_ISSUING] == 1 and not read_granted
+    return s[_ISSUING] == 1 and _blocked(s, T[s[_INDEX], _OP])
 
 
 @numba.njit
@@ -187,10 +179,24 @@ def _start(s, T, cfg):
 
 
 @numba.njit
+def _read(s, now, cfg):
+    """The region of the next read."""
+    wide = _wide(now, s[_AT_RESIDUAL] == 1)
+    base = s[_WRITTEN_ROW]
+    if s[_AT_RESIDUAL] == 1:
+        base = s[_RESIDUAL_NOW]
+    elif s[_MEASURE] == 1:
+        base = s[_MEASURED_ROW]
+    place = s[_READ_NUMBER] << wide >> (cfg[_DEPTH_LOG2] - cfg[_VECTOR_LOG2])
+    return _region(now[_SRC] if now[_OP] == _GATHER else base + place, cfg)
+
+
+@numba.njit
 def _issue(s, T, cfg):
-    """The grant of a read."""
+    """The next read goes into its register."""
     now = T[s[_INDEX]]
     op = now[_OP]
+    s[_READ], s[_READ_TICKET], s[_READ_TIMED] = _read(s, now, cfg) + 1, -1, 0
     if s[_AT_RESIDUAL] == 1:
         s[_AT_RESIDUAL] = 0
         return
@@ -199,10 +205,8 @@ def _issue(s, T, cfg):
     if measure == 0 and op != _COMPACT:
         wide = op == _GATHER or ((op in (_ELEMENTWISE, _MULTIPLY)) and now[_DST_WIDE] == 1)
         slot = number << wide
-        s[_TICKETS + s[_ISSUED]] = s[_DST_NOW] + (slot >> (cfg[_DEPTH_LOG2] - cfg[_VECTOR_LOG2]))
-        s[_ISSUED] = (s[_ISSUED] + 1) % _QUEUE_STEPS
+        s[_READ_TICKET] = s[_DST_NOW] + (slot >> (cfg[_DEPTH_LOG2] - cfg[_VECTOR_LOG2]))
         s[_PENDING] += 1
-        s[_PIPE] |= 1
     if op == _GATHER and number == 0:
         s[_COUNTING] = _GATHER_LATENCY
     if number != _last(s, op):
@@ -213,13 +217,13 @@ def _issue(s, T, cfg):
     s[_NUMBER] = s[_READ_NUMBER] = 0
     if measure == 1:
         if op == _LAYERNORM:
-            s[_COUNTING] = cfg[_COLUMNS] + _LAYERNORM_LATENCY
+            s[_COUNTING], s[_READ_TIMED] = cfg[_COLUMNS] + _LAYERNORM_LATENCY, 1
         s[_MEASURE] = op == _LAYERNORM and s[_TO_MEASURE] == s[_TO_WRITE] and s[_TO_MEASURE] != 1
         s[_TO_MEASURE] -= 1
         s[_MEASURED_ROW] += now[_SRC_STRIDE]
     else:
         if op in (_SOFTMAX, _COMPACT):
-            s[_COUNTING] = cfg[_COLUMNS] + _SOFTMAX_LATENCY
+            s[_COUNTING], s[_READ_TIMED] = cfg[_COLUMNS] + _SOFTMAX_LATENCY, 1
         s[_MEASURE] = s[_TO_MEASURE] != 0
         s[_TO_WRITE] -= 1
         s[_ISSUING] = s[_TO_WRITE] != 0
@@ -239,9 +243,17 @@ def step(s, T, cfg, start, read_granted, write_granted):
     if s[_BUSY] == 1 and not setup and s[_ISSUING] == 0 and s[_PENDING] == 0 and s[_COUNTING] == 0:
         done = s[_INDEX]
         s[_BUSY] = 0
-    if s[_COUNTING] != 0:
+    stands = s[_READ] != 0 and not read_granted
+    issues = s[_ISSUING] == 1 and not stands and not _blocked(s, T[s[_INDEX], _OP])
+    if s[_COUNTING] != 0 and not (stands and s[_READ_TIMED] == 1):
         s[_COUNTING] -= 1
     if read_granted:
+        if s[_READ_TICKET] >= 0:
+            s[_TICKETS + s[_ISSUED]] = s[_READ_TICKET]
+            s[_ISSUED] = (s[_ISSUED] + 1) % _QUEUE_STEPS
+            s[_PIPE] |= 1
+        s[_READ] = 0
+    if issues:
         _issue(s, T, cfg)
     s[_WAITING] += s[_PIPE] >> _OUTPUT_STAGE & 1
     s[_PIPE] = s[_PIPE] << 1 & ((2 << _OUTPUT_STAGE) - 1)
