@@ -168,10 +168,13 @@ def zc706_accelerator() -> Accelerator:
 
 def quads_accelerator() -> Accelerator:
     """6,400 Fixed-4 multipliers by four in a DSP, 4,864 in LUTs, of which 8,192 take keys and values, and 1,024 Fixed-8 ones, for
-    transformers of 4-bit rows and activations, in blocks of 96 lanes, which divide the layers of all DeiTs."""
+    transformers of 4-bit rows and activations, in blocks of 96 lanes, which divide the layers of all DeiTs. The image's 8 bits are
+    two digits."""
     return dataclasses.replace(
         mixed_accelerator(),
-        lanes=Lanes(fixed8=8, fixed4=88, fixed4_quads=50, fixed4_dynamic=64, fixed4_operand_bits=5),
+        lanes=Lanes(
+            fixed8=8, fixed4=88, fixed4_quads=50, fixed4_dynamic=64, fixed4_operand_bits=5, fixed4_digits=True
+        ),
         weight_rows=1536,
         param_rows=2048,
         norm_rows=1024,

@@ -82,6 +82,9 @@ class Costs:
     operand_bit: Cost
     """Of a Fixed-4 product in LUTs, for each bit of its operand below 9: rows of 2 columns x depth 16 have 1,012, 956 and 746
     LUTs at 9, 8 and 5 bits (xcup)."""
+    digit: Cost
+    """Of one byte of an operand that Fixed-4 lanes take as digits; an array of 2 columns x depth 8 has 120 LUTs more (xcup; on
+    ecp5 not measured)."""
     output: Cost
     """Of one drain output (drain * columns of them)."""
     plain: Cost
@@ -112,6 +115,7 @@ COSTS = {
         dynamic=(4.2, 0, 0),
         choice=(9, 0, 0),
         operand_bit=(2, 0.9, 0),
+        digit=(7.5, 0.5, 0),
         output=(728, 570, 3),
         plain=(240, 180, 1),
         element=(1010, 670, 4),
@@ -136,6 +140,7 @@ COSTS = {
         dynamic=(4.2, 0, 0),
         choice=(9, 0, 0),
         operand_bit=(2, 0.9, 0),
+        digit=(7.5, 0.5, 0),
         output=(728, 570, 4),
         plain=(240, 180, 1),
         element=(1010, 670, 5),
@@ -157,6 +162,7 @@ COSTS = {
         dynamic=(4.2, 0, 0),
         choice=(18, 0, 0),
         operand_bit=(4, 1, 0),
+        digit=(11, 0.5, 0),
         output=(1124, 570, 4),
         plain=(400, 200, 2),
         element=(1240, 820, 5),
@@ -218,6 +224,7 @@ def _logic(a: Accelerator, board: Board) -> tuple[float, float, float]:
         *_lane_terms(a, costs),
         (a.lanes.fixed4_dynamic * a.depth, costs.dynamic),
         (a.lanes.total * a.columns * (1 + a.plain_steps) / 2, costs.choice),
+        (a.lanes.fixed4_digits * a.columns * a.depth, costs.digit),
         (a.drain * a.columns, costs.output),
         ((a.plain_steps - 1) * a.drain * a.columns, costs.plain),
         (a.vector_lanes, costs.element),

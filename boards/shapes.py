@@ -71,7 +71,10 @@ def shapes(
             for dynamic, operand in itertools.product(_dynamic(work, lanes, columns, drain), bits):
                 with contextlib.suppress(AcceleratorError):
                     counts = dataclasses.replace(
-                        lanes, fixed4_dynamic=dynamic, fixed4_operand_bits=min(9, operand)
+                        lanes,
+                        fixed4_dynamic=dynamic,
+                        fixed4_operand_bits=min(9, operand),
+                        fixed4_digits=5 <= operand < bits[-1],
                     )
                     shape = with_luts(Accelerator(**(values | {"lanes": counts} | fixed)), board, dsp)
                     yield with_quads(shape, board, dsp) if work.narrow else shape

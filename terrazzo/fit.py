@@ -89,12 +89,13 @@ class Fitted:
 
 
 def _count(accelerator, scheme: Scheme) -> str:
-    """Lanes of a scheme; in brackets those of its second kind, and Fixed-4 ones that take keys and values."""
+    """Lanes of a scheme; in brackets those of its second kind, Fixed-4 ones that take keys and values, and whether these take digits."""
     lanes = accelerator.lanes
     notes = [f"{lanes.fixed8_luts} in LUTs"] if scheme == Scheme.FIXED8 and lanes.fixed8_luts else []
     if scheme == Scheme.FIXED4:
         notes += [f"{lanes.fixed4_quads} on DSPs"] if lanes.fixed4_quads else []
         notes += [f"{lanes.fixed4_dynamic} dynamic"] if lanes.fixed4_dynamic else []
+        notes += ["digits"] if lanes.fixed4_digits else []
     return f"{lanes.by_scheme[scheme]} {scheme.name.lower()}" + (f" ({', '.join(notes)})" if notes else "")
 
 

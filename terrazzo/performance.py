@@ -55,8 +55,6 @@ class Row:
     """Rows of each scheme in a block, see `synthetic.dealt`."""
     rows_apart: int = 1
     """Residues of rows that follow the mixture each by itself, `drain` of `synthetic.dealt`: a divisor of the machine's."""
-    operand_bits: int = 8
-    """Layers that read more have Fixed-8 rows alone."""
     activations: str = "A8"
     """Their bits."""
     accuracy: str
@@ -78,7 +76,7 @@ class Row:
 
     def graph(self) -> Graph:
         """The network with random weights and its mixture of rows."""
-        return dealt(self.network(), self.mixture, self.rows_apart, operand_bits=self.operand_bits)
+        return dealt(self.network(), self.mixture, self.rows_apart)
 
 
 _NAMES = {F8: "Fixed-8", F4: "Fixed-4", Scheme.POT4: "PoT-4", Scheme.SP2_4: "SP2-4"}
@@ -109,12 +107,12 @@ ROWS = {
     ),
     "deit-s-fixed4-a4": Row(
         model="DeiT-Small", network=functools.partial(_SMALL, bits=4, attended=4), accelerator=quads_accelerator(),
-        mixture={F8: 8, F4: 88}, rows_apart=4, operand_bits=5, activations="A4 (Q, K, V, E: 4)",
+        mixture={F8: 8, F4: 88}, rows_apart=4, activations="A4 (Q, K, V, E: 4)",
         accuracy="deit-tiny-fixed4-a4-qkve4", published="Auto-ViT-Acc 155.8", frames=300,
     ),
     "deit-b-fixed4-a4": Row(
         model="DeiT-Base", network=functools.partial(_BASE, bits=4, attended=4), accelerator=quads_accelerator(),
-        mixture={F8: 8, F4: 88}, rows_apart=4, operand_bits=5, activations="A4 (Q, K, V, E: 4)",
+        mixture={F8: 8, F4: 88}, rows_apart=4, activations="A4 (Q, K, V, E: 4)",
         accuracy="deit-tiny-fixed4-a4-qkve4", published="Auto-ViT-Acc 56.8", frames=88,
     ),
     "deit-s-mixed-zc706": Row(

@@ -290,19 +290,15 @@ def mobilenet_v2(*, image: int = 224, seed: int = 0, bits: int = 8) -> Graph:
     return b.graph("mobilenet-v2", b.linear("head", b.pooled("mean", x), (1, 1280), 1000, dtype="s16"))
 
 
-def dealt(
-    graph: Graph, mixture: Mapping[Scheme, int], drain: int = 1, seed: int = 0, operand_bits: int = 8
-) -> Graph:
+def dealt(graph: Graph, mixture: Mapping[Scheme, int], drain: int = 1, seed: int = 0) -> Graph:
     """The graph with rows of `mixture`, as `quant.rows.assign` deals them but at random: of every whole block of
     sum(mixture) rows of a layer, those with equal row % drain are of each scheme mixture[s] / drain times. Rows after
-    the last whole block, grouped layers, and those that read more than `operand_bits`, stay Fixed-8. Codes and scales follow, so that values still spread."""
+    the last whole block and grouped layers stay Fixed-8. Codes and scales follow, so that values still spread."""
     random, block = np.random.default_rng(seed), sum(mixture.values())
     slots = np.array([s for s in sorted(mixture) for _ in range(mixture[s] // drain)], np.uint8)
     constants = dict(graph.constants)
     for operator in graph.operators:
         if not isinstance(operator, Linear | Conv) or (isinstance(operator, Conv) and operator.groups > 1):
-            continue
-        if graph.tensor(operator.input).bits > operand_bits:
             continue
         weight = graph.constant(operator, "weight").copy()
         schemes = np.full(len(weight), Scheme.FIXED8, np.uint8)
