@@ -34,12 +34,15 @@ class AcceleratorError(UserError):
 class Lanes:
     """Lanes of each kind in the array. Every kind runs rows of its own scheme; Fixed-8 lanes run any row. Products of two
     activations (attention) run on Fixed-8 lanes, with keys and values of 4 bits on `fixed4_dynamic` ones too. In lane
-    order: fixed8, fixed4, pot4, sp2_4."""
+    order: fixed8, fixed4, pot4, sp2_4, ternary, binary."""
 
     fixed8: int
     fixed4: int = 0
     pot4: int = 0
     sp2_4: int = 0
+    ternary: int = 0
+    binary: int = 0
+    """Their codes have no zero: layers whose channels or pixels do not fill whole chunks use the other lanes alone."""
     fixed8_luts: int = 0
     """How many of the Fixed-8 lanes, the last ones, do without multipliers; they do the same in the same time."""
     fixed4_quads: int = 0
@@ -57,8 +60,8 @@ class Lanes:
     @property
     def by_scheme(self) -> dict[Scheme, int]:
         """Lane count of each scheme that has lanes, in lane order."""
-        counts = zip(Scheme, (self.fixed8, self.fixed4, self.pot4, self.sp2_4), strict=True)
-        return {scheme: count for scheme, count in counts if count}
+        counts = (self.fixed8, self.fixed4, self.pot4, self.sp2_4, self.ternary, self.binary)
+        return {scheme: count for scheme, count in zip(Scheme, counts, strict=True) if count}
 
     @property
     def others(self) -> dict[Scheme, int]:
@@ -68,7 +71,7 @@ class Lanes:
     @property
     def total(self) -> int:
         """Number of lanes."""
-        return self.fixed8 + self.fixed4 + self.pot4 + self.sp2_4
+        return sum(self.by_scheme.values())
 
     @property
     def quads(self) -> range:
@@ -186,6 +189,8 @@ class Accelerator:
             yield f"lanes.fixed4_operand_bits must be 4..9, not {self.lanes.fixed4_operand_bits}"
         if self.lanes.fixed4_digits and self.lanes.fixed4_operand_bits < 5:
             yield f"lanes.fixed4_operand_bits must be at least 5 with lanes.fixed4_digits, not {self.lanes.fixed4_operand_bits}"
+        if self.lanes.binary and self.depth < 8:
+            yield f"depth must be at least 8 with lanes.binary ({self.lanes.binary}) above 0, not {self.depth}"
         dynamic = self.lanes.fixed4_dynamic
         if not 0 <= dynamic <= self.lanes.fixed4 or dynamic % self.drain:
             yield (

@@ -1,4 +1,4 @@
-"""Weight schemes: the codes a row may hold, and how a code is stored in four or eight bits."""
+"""Weight schemes: the codes a row may hold, and how a code is stored in one to eight bits."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class Scheme(enum.IntEnum):
     """0 and plus or minus 1, 2, 4, ... 64 (powers of two)."""
     SP2_4 = 3
     """0 and plus or minus 1, 2, 4, 5, 6, 8 (sums of two powers of two)."""
+    TERNARY = 4
+    """-1, 0, 1."""
+    BINARY = 5
+    """-1, 1: no zero, so that a row of it fills whole chunks (docs/machine.md, "Lanes")."""
 
 
 _MAGNITUDES = {
@@ -28,6 +32,16 @@ _MAGNITUDES = {
     Scheme.FIXED4: tuple(range(8)),
     Scheme.POT4: (0, 1, 2, 4, 8, 16, 32, 64),
     Scheme.SP2_4: (0, 1, 2, 4, 5, 6, 8),
+    Scheme.TERNARY: (0, 1),
+    Scheme.BINARY: (1,),
+}
+_STORAGE_BITS = {
+    Scheme.FIXED8: 8,
+    Scheme.FIXED4: 4,
+    Scheme.POT4: 4,
+    Scheme.SP2_4: 4,
+    Scheme.TERNARY: 2,
+    Scheme.BINARY: 1,
 }
 
 
@@ -39,14 +53,14 @@ def codebook(scheme: Scheme) -> np.ndarray:
 
 def storage_bits(scheme: Scheme) -> int:
     """Bits that one code takes in a weight memory."""
-    return 8 if scheme == Scheme.FIXED8 else 4
+    return _STORAGE_BITS[scheme]
 
 
 def encode(codes: np.ndarray, scheme: Scheme) -> np.ndarray:
     """The stored bit patterns of `codes` (any shape), uint8.
 
-    Fixed-8 and Fixed-4 are two's complement. PoT-4 and SP2-4 are sign (bit 3) and an index (bits 2..0) into
-    the ascending magnitudes. Raises ValueError when a code is not in the codebook.
+    Fixed-8 and Fixed-4 are two's complement. The others are sign (the highest bit) and an index (those below, of Binary
+    none) into the ascending magnitudes. Raises ValueError when a code is not in the codebook.
     """
     codes = np.asarray(codes)
     narrow = codes.astype(np.int8)
@@ -68,14 +82,14 @@ def _patterns(scheme: Scheme) -> np.ndarray:
     found = magnitudes[np.minimum(index, len(magnitudes) - 1)] == np.abs(codes)
     if scheme in (Scheme.FIXED8, Scheme.FIXED4):
         return np.where(found, codes & (2 ** storage_bits(scheme) - 1), -1).astype(np.int16)
-    return np.where(found, index | (codes < 0) << 3, -1).astype(np.int16)
+    return np.where(found, index | (codes < 0) << storage_bits(scheme) - 1, -1).astype(np.int16)
 
 
 def decode(patterns: np.ndarray, scheme: Scheme) -> np.ndarray:
     """The codes of stored bit patterns, int64: the inverse of `encode`."""
     patterns = np.asarray(patterns, dtype=np.int64)
+    half = 2 ** (storage_bits(scheme) - 1)
     if scheme in (Scheme.FIXED8, Scheme.FIXED4):
-        half = 2 ** (storage_bits(scheme) - 1)
         return (patterns ^ half) - half
-    magnitudes = np.array(_MAGNITUDES[scheme] + (0,) * (8 - len(_MAGNITUDES[scheme])), dtype=np.int64)
-    return np.where(patterns & 8, -1, 1) * magnitudes[patterns & 7]
+    magnitudes = np.array(_MAGNITUDES[scheme] + (0,) * (half - len(_MAGNITUDES[scheme])), dtype=np.int64)
+    return np.where(patterns & half, -1, 1) * magnitudes[patterns & half - 1]

@@ -100,6 +100,8 @@ class Costs:
     """Control, queues, load, store, address generators."""
 
 
+# Ternary and binary lanes from rows of 2 and 4 columns x depth 16 and of 4 x 32: xcup 474, 908 and 1,758 LUT; 297, 569
+# and 976; ecp5 826, 1,628 and 3,092; 498, 976 and 1,788.
 COSTS = {
     "xcup": Costs(
         kinds={
@@ -107,6 +109,8 @@ COSTS = {
             Scheme.FIXED4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
             Scheme.POT4: KindCosts(product=(30.5, 12, 0), sum=(39.4, 35, 0), code=(5, 22, 0)),
             Scheme.SP2_4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
+            Scheme.TERNARY: KindCosts(product=(12.7, 6, 0), sum=(14.5, 51, 0), code=(2.5, 12, 0)),
+            Scheme.BINARY: KindCosts(product=(6, 4.3, 0), sum=(40.5, 15, 0), code=(1.6, 7, 0)),
         },
         others={
             Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
@@ -132,6 +136,8 @@ COSTS = {
             Scheme.FIXED4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
             Scheme.POT4: KindCosts(product=(30.5, 12, 0), sum=(39.4, 35, 0), code=(5, 22, 0)),
             Scheme.SP2_4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
+            Scheme.TERNARY: KindCosts(product=(12.7, 6, 0), sum=(14.5, 51, 0), code=(2.5, 12, 0)),
+            Scheme.BINARY: KindCosts(product=(6, 4.3, 0), sum=(40.5, 15, 0), code=(1.6, 7, 0)),
         },
         others={
             Scheme.FIXED8: KindCosts(product=(45, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
@@ -154,6 +160,8 @@ COSTS = {
             Scheme.FIXED4: KindCosts(product=(50, 15.4, 0), sum=(96, 120, 0), code=(13, 16, 0)),
             Scheme.POT4: KindCosts(product=(60, 11, 0), sum=(96, 120, 0), code=(10, 14, 0)),
             Scheme.SP2_4: KindCosts(product=(50, 15.4, 0), sum=(96, 120, 0), code=(13, 16, 0)),
+            Scheme.TERNARY: KindCosts(product=(22.5, 5.8, 0), sum=(41, 54, 0), code=(1.5, 12, 0)),
+            Scheme.BINARY: KindCosts(product=(12.4, 3, 0), sum=(40.6, 54, 0), code=(1.3, 7, 0)),
         },
         others={
             Scheme.FIXED8: KindCosts(product=(102, 27, 0), sum=(196, 100, 0), code=(26, 36, 0)),

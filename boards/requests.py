@@ -126,6 +126,8 @@ FLOORS = {
     "lanes.fixed4": 0,
     "lanes.pot4": 0,
     "lanes.sp2_4": 0,
+    "lanes.ternary": 0,
+    "lanes.binary": 0,
     "vector": 2,
     "drain": 2,
     "columns": 2,

@@ -17,7 +17,7 @@ from .ir import At, Content, Item, Memory, Page, Place, Span, capacity
 from .matrix import Operand, Output, Params, emit
 from .rows import fastest, pack_norms
 from .tensors import Tensors
-from .widths import code_limits, refusing
+from .widths import code_limits, refusing, without_zero
 
 __all__ = ["lower"]
 
@@ -186,9 +186,14 @@ class _Lowering:
         order = output.padded(self.accelerator, order)
         schemes = self.graph.constant(operator, "scheme")
         a, unit = self.accelerator, output.unit(self.accelerator)
-        refused = refusing(a.lanes, self.limits[operator.input])
-        key = "segments", order.tobytes(), schemes.tobytes(), unit, refused, operand.chunks
-        parts = self.tensors.once(key, lambda: fastest(order, schemes, a, unit, refused, operand.chunks))
+        refused, missing = (
+            refusing(a.lanes, self.limits[operator.input]),
+            without_zero(a.lanes, weights, schemes),
+        )
+        key = "segments", order.tobytes(), schemes.tobytes(), unit, refused, missing, operand.chunks
+        parts = self.tensors.once(
+            key, lambda: fastest(order, schemes, a, unit, refused, operand.chunks, missing)
+        )
         kinds = np.array(self.accelerator.lanes.kinds)
         used = np.concatenate([kinds[part.lanes].ravel()[: len(order) - part.base] for part in parts])
         found, counts = np.unique(used[order >= 0], return_counts=True)

@@ -62,15 +62,16 @@ def fastest(
     unit: int,
     refused: Collection[int],
     chunks: int,
+    missing: Collection[int] = (),
 ) -> list[Segment]:
     """`segments` of a layer of `chunks` chunks: without the lanes that are `refused`, or with digits on all where that takes
-    fewer cycles."""
-    a, parts = accelerator, segments(order, schemes, accelerator, unit, refused)
+    fewer cycles; never with those that are `missing`."""
+    a, parts = accelerator, segments(order, schemes, accelerator, unit, {*refused, *missing})
     if not refused or not a.lanes.fixed4_digits or chunks > a.operand_chunks:
         return parts
     every = [
         dataclasses.replace(part, digits=not set(refused).isdisjoint(part.lanes.flat))
-        for part in segments(order, schemes, a, unit)
+        for part in segments(order, schemes, a, unit, missing)
     ]
     return min(parts, every, key=lambda parts: sum(part.cycles(chunks) for part in parts))
 
@@ -138,11 +139,14 @@ def _assign(kinds: np.ndarray, accelerator: Accelerator, usable: list[int]) -> n
 
 
 def pack_weights(accelerator: Accelerator, codes: np.ndarray) -> np.ndarray:
-    """Codes (rows, lanes, depth) to weight memory rows (rows, row bytes)."""
+    """Codes (rows, lanes, depth) to weight memory rows (rows, row bytes). Zeros on Binary lanes, where no row runs, are 1."""
     parts, at = [], 0
     for kind, count in accelerator.lanes.by_scheme.items():
-        patterns = encode(codes[:, at : at + count], kind).reshape(len(codes), -1)
-        parts.append(patterns if storage_bits(kind) == 8 else patterns[:, ::2] | patterns[:, 1::2] << 4)
+        part, bits = codes[:, at : at + count], storage_bits(kind)
+        if kind == Scheme.BINARY:
+            part = np.where(part == 0, 1, part)
+        patterns = encode(part, kind).reshape(len(codes), -1, 8 // bits)
+        parts.append(np.bitwise_or.reduce(patterns << np.arange(0, 8, bits, dtype=np.uint8), axis=2))
         at += count
     return np.concatenate(parts, axis=1)
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from ..arch.accelerator import Accelerator, Lanes
 from ..arch.graph import Graph, reads
+from ..arch.schemes import Scheme
 
-__all__ = ["CODES", "NARROW", "code_limits", "dynamic_lanes", "refusing", "within"]
+__all__ = ["CODES", "NARROW", "code_limits", "dynamic_lanes", "refusing", "within", "without_zero"]
 
 NARROW = (-32, 31)
 """Operands of lanes with four products in a multiplier, and weights -7..7."""
@@ -36,6 +37,13 @@ def refusing(lanes: Lanes, operand: tuple[int, int]) -> frozenset[int]:
     if not within(operand, _without_multipliers(lanes)):
         refused.update(range(lanes.fixed8, lanes.quads.start))
     return frozenset(refused)
+
+
+def without_zero(lanes: Lanes, weights: np.ndarray, schemes: np.ndarray) -> frozenset[int]:
+    """The Binary lanes, where rows (O, ...) of that scheme have zeros: chunks reach beyond the layer's channels or pixels."""
+    if (weights[schemes == Scheme.BINARY] != 0).all():
+        return frozenset()
+    return frozenset(range(lanes.total - lanes.binary, lanes.total))
 
 
 def _without_multipliers(lanes: Lanes) -> tuple[int, int]:

@@ -25,6 +25,9 @@ __all__ = [
 ]
 
 _CLIPS = np.geomspace(1.0, 0.35, 48)
+_COARSE_CLIPS = np.geomspace(1.0, 0.05, 96)
+"""Of ternary and binary rows, whose best scale is about the mean magnitude."""
+_COARSE = (Scheme.TERNARY, Scheme.BINARY)
 _GROWTH = 1.02
 _WORST_DB, _FALLBACK_DB = 15.0, 9.0
 """Signal to noise below which AdaRound is tried, and below which a layer takes Fixed-8 rows instead."""
@@ -69,11 +72,11 @@ def fit_scale(weight: np.ndarray, scheme: Scheme, importance: np.ndarray) -> np.
     """The scale (O,) of each row with the least squared error, columns weighted by `importance` (K,)."""
     top = np.abs(weight).max(axis=1)
     top = np.where(top > 0, top, max(float(top.max()), 1e-6)) / codebook(scheme).max()
-    errors = []
-    for clip in _CLIPS:
+    errors, clips = [], _COARSE_CLIPS if scheme in _COARSE else _CLIPS
+    for clip in clips:
         scale = (top * clip)[:, None]
         errors.append((weight - nearest(weight / scale, scheme) * scale) ** 2 @ importance)
-    return top * _CLIPS[np.argmin(errors, axis=0)]
+    return top * clips[np.argmin(errors, axis=0)]
 
 
 def assign(cost: dict[Scheme, np.ndarray], mixture: dict[Scheme, int], drain: int) -> np.ndarray:
@@ -111,7 +114,8 @@ def quantize_rows(
 ) -> Rows:
     """Schemes, scales and codes of the rows `weight` (groups, O, K) that see inputs lo..hi.
 
-    `hessian` (groups, K, K), `fisher` (groups * O,). Grouped layers (groups > 1) take Fixed-8 rows throughout.
+    `hessian` (groups, K, K), `fisher` (groups * O,). Grouped layers (groups > 1) take Fixed-8 rows throughout, and so do those
+    that the mixture is too coarse for; not where it has ternary or binary rows, which always are until they are trained.
     """
     groups, outputs, _ = weight.shape
     fixed8 = np.full(outputs, Scheme.FIXED8, np.uint8)
@@ -139,7 +143,7 @@ def quantize_rows(
         fits = _excess(found, lo, hi, 1 << (ACCUMULATOR_BITS - 1)) < 1
         rows.codes = np.where(fits[:, None], found, rows.codes)
         rows.sqnr_db = _sqnr_db(weight[0], rows, hessian[0])
-    if rows.sqnr_db < _FALLBACK_DB and (schemes != Scheme.FIXED8).any():
+    if rows.sqnr_db < _FALLBACK_DB and (schemes != Scheme.FIXED8).any() and not set(_COARSE) & set(mixture):
         rows = _round_group(weight[0], hessian[0], fixed8, lo, hi)
         rows.fell_back = True
     return rows

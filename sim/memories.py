@@ -42,7 +42,9 @@ class Memories:
         a = self.accelerator = accelerator
         self.log: list[Write] | None = [] if log else None
         self.scratchpad = np.zeros((a.scratchpad_regions * a.scratchpad_rows, a.columns, a.depth), np.uint8)
+        zero = [decode(np.zeros(1), kind)[0] for kind in a.lanes.kinds]  # what lanes make of bits that are 0
         self.weights = np.zeros((a.weight_rows, a.lanes.total, a.depth), np.int8)
+        self.weights[:] = np.array(zero, np.int8)[:, None]
         """Codes, already decoded."""
         self.param_m = np.zeros((a.param_rows, a.drain), np.int64)
         self.param_n = np.zeros_like(self.param_m)
@@ -165,8 +167,8 @@ class Memories:
         for kind, count in self.accelerator.lanes.by_scheme.items():
             size = count * depth * storage_bits(kind) // 8
             part = raw[:, at : at + size]
-            if storage_bits(kind) == 4:
-                part = np.stack([part & 15, part >> 4], axis=-1)
+            bits = storage_bits(kind)
+            part = part[..., None] >> np.arange(0, 8, bits, dtype=np.uint8) & ((1 << bits) - 1)
             lanes.append(decode(part.reshape(len(raw), count, depth), kind))
             at += size
         return np.concatenate(lanes, axis=1)
@@ -247,8 +249,12 @@ class Memories:
         for kind, count in self.accelerator.lanes.by_scheme.items():
             part = codes[:, at : at + count].reshape(len(codes), -1)
             plain = kind in (Scheme.FIXED8, Scheme.FIXED4)  # -8 is no weight's code, but a value's
-            part = part.view(np.uint8) & ((1 << storage_bits(kind)) - 1) if plain else encode(part, kind)
-            parts.append(part if storage_bits(kind) == 8 else part[:, ::2] | part[:, 1::2] << 4)
+            bits = storage_bits(kind)
+            part = part.view(np.uint8) & ((1 << bits) - 1) if plain else encode(part, kind)
+            raw = np.zeros((len(part), part.shape[1] * bits // 8), np.uint8)
+            for i in range(8 // bits):
+                raw |= part[:, i :: 8 // bits] << i * bits
+            parts.append(raw)
             at += count
         return np.concatenate(parts, axis=1)
 

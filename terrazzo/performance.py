@@ -79,7 +79,14 @@ class Row:
         return dealt(self.network(), self.mixture, self.rows_apart)
 
 
-_NAMES = {F8: "Fixed-8", F4: "Fixed-4", Scheme.POT4: "PoT-4", Scheme.SP2_4: "SP2-4"}
+_NAMES = {
+    F8: "Fixed-8",
+    F4: "Fixed-4",
+    Scheme.POT4: "PoT-4",
+    Scheme.SP2_4: "SP2-4",
+    Scheme.TERNARY: "ternary",
+    Scheme.BINARY: "binary",
+}
 _THIRD = {F8: 8, F4: 16}
 """A block of 24 rows, which divides the layers of all DeiTs, so that a block of 64 lanes never has more Fixed-8 rows than lanes."""
 _SMALL = functools.partial(deit, 384, 12, 6)
@@ -251,12 +258,13 @@ def _lanes(lanes: Mapping[str, int]) -> str:
     """Lanes of each kind, and how many of them are of its second kind."""
     others = {"fixed8": ("fixed8_luts", "in LUTs"), "fixed4": ("fixed4_quads", "on multipliers")}
     parts = []
-    for kind in ("fixed8", "fixed4", "pot4", "sp2_4"):
-        if not lanes[kind]:
+    for scheme, name in _NAMES.items():
+        kind = scheme.name.lower()
+        if not lanes.get(kind):
             continue
         field, place = others.get(kind, ("", ""))
         some = f" ({lanes[field]} {place})" if lanes.get(field) else ""
-        parts.append(f"{lanes[kind]} {_NAMES[Scheme[kind.upper()]]}{some}")
+        parts.append(f"{lanes[kind]} {name}{some}")
     return " + ".join(parts)
 
 

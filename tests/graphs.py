@@ -333,7 +333,7 @@ class Builder:
 
     def _weights(self, name: str, count: int, shape: tuple[int, ...]) -> np.ndarray:
         """Rows of random schemes: by the mixture of the lanes in most layers, arbitrary in the others."""
-        schemes = self.random.integers(0, 4, count)
+        schemes = self.random.integers(0, len(Scheme), count)
         if self.lanes is not None and self.random.random() < self.mixed:
             kinds = np.array(self.lanes.kinds).reshape(-1, self.drain_count)
             for block in range(0, count, self.lanes.total):

@@ -66,6 +66,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         _LANES,
     ),
     Mutation(
+        "lanes: ternary zeros are ones",
+        "hw/lanes/ternary.py",
+        "terms.masked(operand.as_unsigned(), self.present)",
+        "operand.as_unsigned()",
+        _LANES,
+    ),
+    Mutation(
+        "lanes: differences of binary pairs have the sign of the second",
+        "hw/lanes/binary.py",
+        "negative=signs[0])",
+        "negative=signs[1])",
+        _LANES,
+    ),
+    Mutation(
+        "compiler: binary rows of layers with zeros",
+        "compiler/widths.py",
+        "if (weights[schemes == Scheme.BINARY] != 0).all():",
+        "if True:",
+        ("tests/compiler/test_rows.py",),
+    ),
+    Mutation(
         "lanes: maximum becomes minimum",
         "hw/lanes/rows.py",
         "larger = chunk > accumulator",

@@ -10,7 +10,7 @@ from amaranth.lib import data
 
 from ..delay import delayed
 
-__all__ = ["OPERAND_BITS", "Late", "Operands", "Pairs"]
+__all__ = ["OPERAND_BITS", "Late", "Operands", "Pairs", "Twins"]
 
 OPERAND_BITS = 9
 """Signed; holds s8 and u8 activations."""
@@ -66,4 +66,24 @@ class Pairs:
                 left, right = left[: self.bits].as_signed(), right[: self.bits].as_signed()
                 word = (left + (right << self.shift))[: self.shift + self.bits + 1]
                 words.append(delayed(m, word, 1 + self.delay(i)))
+        return Cat(words)
+
+
+class Twins:
+    """Of elements 2 * j and 2 * j + 1 of a column, word j: their sum, and above it their difference (the first less the
+    second). Words come as elements do: word j delay(j) cycles after the weights."""
+
+    def __init__(self, delay: Callable[[int], int]):
+        self.delay = delay
+
+    def layout(self, columns: int, depth: int) -> data.ArrayLayout:
+        return data.ArrayLayout(data.ArrayLayout(2 * (OPERAND_BITS + 1), depth // 2), columns)
+
+    def prepared(self, m: Module, operand: Sequence[Sequence[Value]]) -> Value:
+        bits = OPERAND_BITS + 1
+        words = []
+        for column in operand:
+            for j, (one, other) in enumerate(zip(column[::2], column[1::2], strict=True)):
+                word = Cat((one + other)[:bits], (one - other)[:bits])
+                words.append(delayed(m, word, 1 + self.delay(j)))
         return Cat(words)

@@ -6,7 +6,6 @@ from amaranth.hdl import Module, Signal, Value
 
 from . import terms
 from .operands import Late
-from .sums import register
 
 __all__ = ["PoT4"]
 
@@ -27,10 +26,8 @@ class PoT4:
         return [terms.term_sums(m, operand, codes[0], lambda code: {0: Power.of(code)})]
 
 
-class Power:
+class Power(terms.Term):
     """A code: its shift in two steps, the second of which shares the LUTs of the addition."""
-
-    factor = 64
 
     def __init__(self, *, shift: Value, far: Value, present: Value, negative: Value):
         self.shift, self.far, self.present, self.negative = shift, far, present, negative
@@ -40,9 +37,8 @@ class Power:
         index = code[:3]
         return cls(shift=(index - 1)[:2], far=index.matches(5, 6, 7), present=index.any(), negative=code[3])
 
-    def registered(self, m: Module, name: str) -> Power:
-        parts = ("shift", "far", "present", "negative")
-        return Power(**{part: register(m, getattr(self, part), f"{name}_{part}") for part in parts})
+    def limit(self, operand: Value) -> int:
+        return 64 * terms.largest(operand)
 
     def inverted(self, m: Module, operand: Value) -> Value:
         near = Signal(PRODUCT_BITS)

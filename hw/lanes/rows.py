@@ -11,6 +11,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ...arch.schemes import Scheme, storage_bits
+from .binary import Binary
 from .fixed4 import Fixed4
 from .fixed4_quads import Fixed4Quads
 from .fixed8 import Fixed8Pair
@@ -19,6 +20,7 @@ from .operands import OPERAND_BITS, Operands
 from .pot4 import PoT4
 from .sp2_4 import SP2
 from .sums import register
+from .ternary import Ternary
 
 __all__ = ["ACCUMULATOR_BITS", "KINDS", "LATENCY", "OTHERS", "Kind", "Row"]
 
@@ -52,6 +54,8 @@ KINDS: dict[Scheme, Kind] = {
     Scheme.FIXED4: Fixed4(),
     Scheme.POT4: PoT4(),
     Scheme.SP2_4: SP2(),
+    Scheme.TERNARY: Ternary(),
+    Scheme.BINARY: Binary(),
 }
 """The usual kind of each scheme."""
 OTHERS: dict[Scheme, Kind] = {Scheme.FIXED8: Fixed8Luts(), Scheme.FIXED4: Fixed4Quads()}
@@ -110,7 +114,7 @@ class Row(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         bits = storage_bits(self.kind)
-        operand = [[word[i] for i in range(self.depth)] for word in self.operand]
+        operand = [[word[i] for i in range(len(word))] for word in self.operand]
         lane_bits = self.depth * bits
         codes = [
             [self.weights[lane * lane_bits + i * bits :][:bits] for i in range(self.depth)]

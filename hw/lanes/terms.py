@@ -9,7 +9,7 @@ term is its one's complement; the ones that complete them are counted once for a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Self
 
 from amaranth.hdl import C, Cat, Module, Signal, Value
 from amaranth.utils import bits_for
@@ -18,7 +18,7 @@ from ..delay import delayed
 from .operands import OPERAND_BITS
 from .sums import groups, register, total
 
-__all__ = ["LATENCY", "Digit", "Term", "delay", "digit", "masked", "term_sums"]
+__all__ = ["LATENCY", "Digit", "Term", "delay", "digit", "largest", "masked", "term_sums"]
 
 TAPS = 8
 """Terms of a running sum."""
@@ -33,35 +33,33 @@ def delay(i: int) -> int:
     return 1 + i % TAPS // STAGE_TAPS
 
 
-class Term(Protocol):
-    """A weight or its digit, decoded once for all columns."""
+class Term:
+    """A weight or its digit, decoded once for all columns; the attributes are what was decoded."""
 
     negative: Value
-    factor: int
-    """Largest magnitude, of an operand 1."""
 
-    def registered(self, m: Module, name: str) -> Term:
+    def registered(self, m: Module, name: str) -> Self:
         """The same a cycle later."""
+        parts = vars(self).items()
+        return type(self)(**{part: register(m, value, f"{name}_{part}") for part, value in parts})
+
+    def limit(self, operand: Value) -> int:
+        """The largest magnitude of the term."""
+        raise NotImplementedError
 
     def inverted(self, m: Module, operand: Value) -> Value:
         """The term's value (signed), or its one's complement where negative."""
+        raise NotImplementedError
 
 
-class Digit:
+class Digit(Term):
     """x where `one`, 2 * x where `two`, else 0; negated if `negative`. At most one of `one` and `two` is set."""
-
-    factor = 2
 
     def __init__(self, *, one: Value, two: Value, negative: Value):
         self.one, self.two, self.negative = one, two, negative
 
-    def registered(self, m: Module, name: str) -> Digit:
-        return Digit(
-            **{
-                part: register(m, getattr(self, part), f"{name}_{part}")
-                for part in ("one", "two", "negative")
-            }
-        )
+    def limit(self, operand: Value) -> int:
+        return 2 * largest(operand)
 
     def inverted(self, m: Module, operand: Value) -> Value:
         # Masks instead of multiplexers: simulators make branches of those, which random weights defeat.
@@ -89,7 +87,7 @@ def term_sums(
 ) -> list[Signal]:
     """Per column, LATENCY cycles after `codes`: the sum over i and shifts s of terms(codes[i])[s](x[i]) << s.
 
-    `operand` [column][i] comes delay(i) cycles after the codes.
+    `operand` [column][i], which is what `terms` multiply, comes delay(i) cycles after the codes.
     """
     shifts = list(terms(codes[0]))
     carries = {
@@ -126,7 +124,7 @@ def column_sum(
 
 def running_sum(m: Module, taps: Sequence[tuple[Value, Term]], start: Value, name: str) -> Value:
     """The sum of `start`, which counts the negative terms, and the terms, TAPS / STAGE_TAPS cycles after `start`."""
-    limit, count = taps[0][1].factor * largest(taps[0][0]), 0
+    limit, count = taps[0][1].limit(taps[0][0]), 0
     for stage in range(TAPS // STAGE_TAPS):
         for x, term in taps[stage * STAGE_TAPS :][:STAGE_TAPS]:
             count += 1

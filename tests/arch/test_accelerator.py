@@ -87,6 +87,10 @@ def test_hash_names_every_parameter():
             {"lanes": Lanes(fixed8=8, fixed4=4, fixed4_operand_bits=4, fixed4_digits=True)},
             r"lanes\.fixed4_operand_bits must be at least 5 with lanes\.fixed4_digits, not 4",
         ),
+        (
+            {"lanes": Lanes(fixed8=8, binary=2), "depth": 4},
+            r"depth must be at least 8 with lanes\.binary \(2\) above 0, not 4",
+        ),
         ({"plain_steps": 3}, r"plain_steps must be 1 or 2, not 3"),
         ({"plain_steps": 2, "drain": 4}, r"drain must be at most 2 with plain_steps=2, not 4"),
         ({"weight_rows": 0}, r"weight_rows must be positive, not 0"),

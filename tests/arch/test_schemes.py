@@ -10,6 +10,8 @@ EXPECTED = {
     Scheme.FIXED4: list(range(-7, 8)),
     Scheme.POT4: [-64, -32, -16, -8, -4, -2, -1, 0, 1, 2, 4, 8, 16, 32, 64],
     Scheme.SP2_4: [-8, -6, -5, -4, -2, -1, 0, 1, 2, 4, 5, 6, 8],
+    Scheme.TERNARY: [-1, 0, 1],
+    Scheme.BINARY: [-1, 1],
 }
 
 
@@ -33,6 +35,7 @@ def test_patterns_that_no_code_uses():
     assert decode(np.array([0x80]), Scheme.FIXED8).tolist() == [-128]
     assert decode(np.array([8]), Scheme.FIXED4).tolist() == [-8]
     assert decode(np.array([7, 15]), Scheme.SP2_4).tolist() == [0, 0]
+    assert decode(np.array([2]), Scheme.TERNARY).tolist() == [0]
 
 
 @pytest.mark.parametrize("scheme", Scheme)
@@ -41,8 +44,9 @@ def test_every_other_number_is_refused(scheme):
         with pytest.raises(
             ValueError, match=rf"of scheme {scheme.name} must be in its codebook, not {number}$"
         ):
-            encode(np.array([0, number]), scheme)
+            encode(np.array([EXPECTED[scheme][0], number]), scheme)
 
 
-def test_four_bits_hold_what_four_bit_rows_need():
-    assert {s: storage_bits(s) for s in Scheme} == {s: 8 if s == Scheme.FIXED8 else 4 for s in Scheme}
+def test_codes_take_no_more_bits_than_they_need():
+    assert [storage_bits(scheme) for scheme in Scheme] == [8, 4, 4, 4, 2, 1]
+    assert all(1 << storage_bits(scheme) - 1 < len(EXPECTED[scheme]) for scheme in Scheme)

@@ -11,19 +11,22 @@ from hypothesis import strategies as st
 
 from terrazzo.arch.accelerator import Lanes
 from terrazzo.arch.schemes import Scheme, codebook
+from terrazzo.compiler import compiled
 from terrazzo.compiler.rows import pack_norms, pack_params, pack_weights, segments
+from terrazzo.sim import functional, reference
 from terrazzo.sim.functional import Machine
 
-from ..graphs import DEMO, OTHER
+from ..graphs import DEMO, OTHER, Builder, random_codes
 
 ODD = dataclasses.replace(DEMO, lanes=dataclasses.replace(DEMO.lanes, fixed4=6), depth=16)
+COARSE = dataclasses.replace(DEMO, lanes=Lanes(fixed8=8, fixed4=2, ternary=4, binary=6))
 QUADS = dataclasses.replace(DEMO, lanes=Lanes(fixed8=8, fixed4=24, fixed4_quads=18))
 
 
 @given(st.data())
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_segments_cover_every_channel(data):
-    a = data.draw(st.sampled_from([DEMO, OTHER, ODD, QUADS]))
+    a = data.draw(st.sampled_from([DEMO, OTHER, ODD, QUADS, COARSE]))
     refused = a.lanes.quads if data.draw(st.booleans()) else ()
     count = data.draw(st.integers(1, 70))
     schemes = data.draw(st.lists(st.sampled_from(list(Scheme)), min_size=count, max_size=count))
@@ -53,7 +56,7 @@ def test_segments_cover_every_channel(data):
     assert at <= (-(-count // a.drain) * a.drain if count <= a.lanes.fixed8 else -(-count // unit) * unit)
 
 
-@pytest.mark.parametrize("accelerator", [DEMO, OTHER, ODD], ids=["demo", "other", "odd"])
+@pytest.mark.parametrize("accelerator", [DEMO, OTHER, ODD, COARSE], ids=["demo", "other", "odd", "coarse"])
 def test_packed_weights_are_what_lanes_decode(accelerator):
     random = np.random.default_rng(0)
     codes = np.stack(
@@ -62,6 +65,19 @@ def test_packed_weights_are_what_lanes_decode(accelerator):
     rows = pack_weights(accelerator, codes)
     assert rows.shape == (5, accelerator.weight_row_bytes)
     np.testing.assert_array_equal(Machine(accelerator)._decode_weights(rows), codes)
+
+
+@pytest.mark.parametrize("channels, binary", [(16, True), (12, False)])
+def test_binary_rows_need_whole_chunks(channels, binary):
+    """Rows of the lanes' mixture: with zeros behind the channels of a chunk, those of Binary lanes run on Fixed-8 lanes."""
+    b = Builder(0, (4, channels), COARSE.lanes, COARSE.drain)
+    b.mixed = 1
+    graph = b.graph(b.linear(b.linear(b.input, 40), 5))
+    found = compiled(graph, COARSE)
+    assert bool(found.macs_by_kind.get(Scheme.BINARY)) == binary and found.macs_by_kind[Scheme.TERNARY]
+    images = random_codes(graph, 2, 0)
+    outputs = functional.run(found.program, images)
+    np.testing.assert_array_equal(outputs, np.asarray(reference.run(graph, images)).reshape(outputs.shape))
 
 
 def test_wide_operands_take_the_fewest_blocks():

@@ -55,14 +55,16 @@ CONFIGURATIONS = {
         SMALL, columns=4, lanes=Lanes(fixed8=16, pot4=2), operand_chunks=32, private=4
     ),
     "columns_3": dataclasses.replace(
-        SMALL, columns=3, depth=8, drain=4, lanes=Lanes(fixed8=16, pot4=4), operand_chunks=32
+        SMALL, columns=3, depth=8, drain=4, lanes=Lanes(fixed8=16, pot4=4, binary=4), operand_chunks=32
     ),
-    "columns_5": dataclasses.replace(SMALL, columns=5, depth=8, lanes=Lanes(fixed8=8), operand_chunks=64),
+    "columns_5": dataclasses.replace(
+        SMALL, columns=5, depth=8, lanes=Lanes(fixed8=8, ternary=2, binary=2), operand_chunks=64
+    ),
     "two_taps": dataclasses.replace(SMALL, private=2),
     "two_taps_4": dataclasses.replace(
         SMALL, columns=4, lanes=Lanes(fixed8=8, pot4=2), operand_chunks=32, private=4
     ),
-    "drain_1": dataclasses.replace(SMALL, drain=1, lanes=Lanes(fixed8=2, sp2_4=1)),
+    "drain_1": dataclasses.replace(SMALL, drain=1, lanes=Lanes(fixed8=2, sp2_4=1, ternary=1)),
     "digits": dataclasses.replace(
         SMALL,
         depth=8,

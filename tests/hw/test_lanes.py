@@ -71,11 +71,10 @@ def sums_of(row: Row, cycles: list[dict]) -> list[np.ndarray]:
     return seen[1:]
 
 
-def operand_limits(row: Row, dynamic: bool = False) -> tuple[int, int]:
+def operand_limits(row: Row, bits: int, dynamic: bool = False) -> tuple[int, int]:
     """Least and largest operand of a kind, of weights or of `dynamic` codes: keys and values, -8 among them."""
     if isinstance(row.arithmetic, Fixed4Quads):
         return -32 + dynamic, 31
-    bits = row.arithmetic.operands.bits
     return (-128, 255) if bits == 9 else (-(1 << bits - 1), (1 << bits - 1) - 1)
 
 
@@ -95,7 +94,7 @@ def test_every_product(kind, other, bits):
     depth, columns = 4, 4
     row = Row(kind, columns, depth, other, bits)
     codes = patterns(kind, True)
-    least, largest = operand_limits(row)
+    least, largest = operand_limits(row, bits)
     activations = np.arange(least, largest + 1).reshape(-1, columns)
     cycles = []
     for number, (code, values) in enumerate((c, a) for c in range(len(codes)) for a in activations):
@@ -120,7 +119,7 @@ def test_blocks(kind, other, bits, columns, depth):
     for block in range(24):
         maximum = row.arithmetic.maximum and block % 3 == 2
         extreme, dynamic = block % 4 == 1, block % 8 < 4
-        codes, (least, largest) = patterns(kind, dynamic), operand_limits(row, dynamic)
+        codes, (least, largest) = patterns(kind, dynamic), operand_limits(row, bits, dynamic)
         for chunk in range(rng.integers(1, 6)):
             while rng.random() < 0.3:
                 cycles.append({"first": True, "maximum": True})
@@ -143,4 +142,4 @@ def test_blocks(kind, other, bits, columns, depth):
 
 def test_kinds_cover_the_schemes():
     assert set(KINDS) == set(Scheme)
-    assert [KINDS[kind].lanes for kind in Scheme] == [2, 1, 1, 1]
+    assert [KINDS[kind].lanes for kind in Scheme] == [2, 1, 1, 1, 1, 1]

@@ -11,14 +11,16 @@ from terrazzo.arch.schemes import Scheme, codebook
 from terrazzo.quant.gptq import nearest
 from terrazzo.quant.rows import accumulator_range, assign, fit_scale, quantize_rows
 
-KINDS = (Scheme.FIXED8, Scheme.FIXED4, Scheme.POT4, Scheme.SP2_4)
+KINDS = tuple(Scheme)
 
 
 @settings(derandomize=True, max_examples=80, deadline=None)
 @given(st.data())
 def test_counts_are_exact_in_every_cell(data):
     drain = data.draw(st.sampled_from([1, 2, 4]))
-    shares = data.draw(st.lists(st.integers(0, 3), min_size=4, max_size=4).filter(lambda s: s[0] > 0))
+    shares = data.draw(
+        st.lists(st.integers(0, 3), min_size=len(KINDS), max_size=len(KINDS)).filter(lambda s: s[0] > 0)
+    )
     mixture = {kind: share * drain for kind, share in zip(KINDS, shares, strict=True) if share}
     lanes, rows = sum(mixture.values()), data.draw(st.integers(1, 50))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
@@ -53,6 +55,21 @@ def test_scale_is_better_than_no_clipping(scheme):
     whole = np.abs(weight).max(axis=1) / codebook(scheme).max()
     assert (error(scale) <= error(whole) + 1e-12).all()
     assert error(scale).sum() < error(whole).sum()
+
+
+@pytest.mark.parametrize("scheme, sqnr_db", [(Scheme.TERNARY, 7), (Scheme.BINARY, 4)])
+def test_coarse_rows_stay_and_have_the_best_scale(scheme, sqnr_db):
+    """Normal weights: the best binary scale is the mean magnitude (4.4 dB); the best ternary threshold gives 7.2 dB."""
+    weight = np.random.default_rng(3).normal(size=(1, 8, 512))
+    mixture = {Scheme.FIXED8: 1, scheme: 7}
+    rows = quantize_rows(weight, np.eye(512)[None], np.ones(8), mixture, 1, -128, 127)
+    assert not rows.fell_back and (rows.schemes == scheme).sum() == 7
+    chosen = rows.schemes == scheme
+    assert np.isin(rows.codes[chosen], codebook(scheme)).all()
+    error = weight[0, chosen] - rows.codes[chosen] * rows.scale[chosen, None]
+    assert 10 * np.log10((weight[0, chosen] ** 2).sum() / (error**2).sum()) > sqnr_db
+    if scheme == Scheme.BINARY:
+        np.testing.assert_allclose(rows.scale[chosen], np.abs(weight[0, chosen]).mean(axis=1), rtol=0.03)
 
 
 def test_accumulator_range_is_reached():

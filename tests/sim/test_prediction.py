@@ -22,7 +22,9 @@ PRIVATE = (1, 2, 1, 4, 1, 1)
 """Of the machines; the lanes of the fourth multiply two taps at once."""
 PLAIN = (1, 1, 1, 2, 2, 2)
 """`plain_steps` of the machines."""
-DIGITS = Lanes(fixed8=8, fixed4=16, fixed4_quads=4, fixed4_operand_bits=5, fixed4_digits=True)
+DIGITS = Lanes(
+    fixed8=8, fixed4=16, ternary=2, binary=2, fixed4_quads=4, fixed4_operand_bits=5, fixed4_digits=True
+)
 """Of the last machine."""
 ALWAYS = (1, 3, 5)
 OTHERS = [pytest.param(seed, marks=pytest.mark.full) for seed in range(MACHINES) if seed not in ALWAYS]
@@ -40,7 +42,7 @@ def machine(seed: int) -> Accelerator:
             depth=depth,
             drain=drain,
             vector=4,
-            lanes=Lanes(fixed8=16, fixed4=4) if columns == 3 else DIGITS,
+            lanes=Lanes(fixed8=16, fixed4=4, ternary=4, binary=4) if columns == 3 else DIGITS,
             plain_steps=PLAIN[seed],
             operand_slots=3 if columns == 3 else 0,
         )
@@ -54,6 +56,8 @@ def machine(seed: int) -> Accelerator:
         fixed4=drain * int(random.integers(0, 2)),
         pot4=drain * int(random.integers(0, 2)),
         sp2_4=drain * int(random.integers(0, 2)),
+        ternary=drain * (seed % 3),
+        binary=drain * (seed % 2) if depth > 4 else 0,
     )
     return Accelerator(
         lanes=lanes,

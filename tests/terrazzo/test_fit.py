@@ -27,7 +27,7 @@ def graph():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("fixed9=1", "schemes of fixed8, fixed4, pot4, sp2_4"),
+        ("fixed9=1", "schemes of fixed8, fixed4, pot4, sp2_4, ternary, binary"),
         ("fixed8=0", "parts from 1 on"),
         ("fixed8", "scheme=parts"),
         ("fixed4=3", "the nearest is fixed8=1,fixed4=3"),
