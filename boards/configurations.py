@@ -182,10 +182,12 @@ def quads_accelerator() -> Accelerator:
 
 
 def pynq_accelerator() -> Accelerator:
-    """640 Fixed-4 multipliers by four in a DSP48E1, 256 in LUTs, which take the image's 8 bits as well, and 128 Fixed-8 ones in LUTs,
-    for ResNet-18 with activations of at most 6 bits. A block of 32 outputs of its widest layers takes 576 of the weight rows."""
+    """640 Fixed-4 multipliers by four in a DSP48E1, 256 in LUTs, and 128 Fixed-8 ones in LUTs, for ResNet-18 with activations of 5
+    bits and an image of 8, which are two digits. A block of 32 outputs of its widest layers takes 576 of the weight rows."""
     return Accelerator(
-        lanes=Lanes(fixed8=4, fixed8_luts=4, fixed4=28, fixed4_quads=20, fixed4_operand_bits=8),
+        lanes=Lanes(
+            fixed8=4, fixed8_luts=4, fixed4=28, fixed4_quads=20, fixed4_operand_bits=5, fixed4_digits=True
+        ),
         columns=4,
         depth=8,
         drain=1,
