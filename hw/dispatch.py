@@ -18,7 +18,7 @@ from .semaphores import Semaphores, foreign_waits
 
 __all__ = ["FIRST", "QUEUE", "Dispatch"]
 
-FIRST = 3
+FIRST = 4
 """Cycles from a run's start to its first instruction."""
 QUEUE = 4
 """Instructions that wait for each engine, behind the one that is next."""
@@ -28,10 +28,10 @@ class Dispatch(wiring.Component):
     """Runs a program: `start` with `entry` begins, `end` is high for one cycle when END is reached and all is done.
 
     The instruction at `read_index` must be on `instruction` in the next cycle; one is dispatched per cycle, the first one
-    FIRST cycles after `start`: two registers lie before it, and what it is, is known in the second. An illegal
+    FIRST cycles after `start`: three registers lie before it, and what it is, is known in the last. An illegal
     instruction (`illegal` while it stays) is not dispatched: an unknown opcode or enumeration value, a semaphore of
     another consumer, a transfer of no rows, one that needs what the machine does without (`arch.options`), or none at all
-    (beyond `count`); or it does not start, because of what its operand slots make of it. `illegal_index` is its number; `dispatched` counts instructions of this run. With `halt` nothing starts. Each engine's instructions that have not ended are in flight.
+    (beyond `count`); or it does not start, because of what its operand slots make of it. `illegal_index` is its number; `dispatched` counts instructions of this run. Nothing starts from the cycle after `halt`. Each engine's instructions that have not ended are in flight.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -57,6 +57,8 @@ class Dispatch(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.semaphores = semaphores = Semaphores(self._accelerator)
+        start, halt = (delayed(m, value, 1, reset_less=False) for value in (self.start, self.halt))
+        entry = delayed(m, self.entry, 1)
         running, advance, moves = Signal(), Signal(), Signal()
         number = Signal(17)  # of what the instruction memory shows
         raw, raw_index, raw_valid = Signal.like(self.instruction, reset_less=True), Signal(17), Signal()
@@ -65,29 +67,29 @@ class Dispatch(wiring.Component):
         chosen = Signal(len(isa.Engine))
         m.d.comb += [
             moves.eq(~valid | advance),
-            self.read_index.eq(Mux(self.start, self.entry, number + moves)),
+            self.read_index.eq(Mux(start, entry, number + moves)),
             self.illegal.eq(valid & ~legal),
             self.illegal_index.eq(self.index),
-            semaphores.clear.eq(self.start),
+            semaphores.clear.eq(start),
         ]
         m.d.sync += [number.eq(self.read_index), self.dispatched.eq(self.dispatched + advance)]
         with m.If(moves):
             m.d.sync += [raw.eq(self.instruction), raw_index.eq(number), raw_valid.eq(running)]
             m.d.sync += [self.word.eq(raw), self.index.eq(raw_index), valid.eq(raw_valid)]
             self._decode(m, raw, raw_index < self.count, legal, ends, slots, chosen)
-        with m.If(self.start):
+        with m.If(start):
             m.d.sync += [running.eq(1), self.dispatched.eq(0)]
-        with m.Elif(self.end | self.halt):
+        with m.Elif(self.end | halt):
             m.d.sync += [running.eq(0), raw_valid.eq(0), valid.eq(0)]
 
         ready, idle = [], []
         for engine in isa.Engine:
-            one_ready, one_idle = self._engine(m, engine, advance & chosen[engine], slots, semaphores)
+            one_ready, one_idle = self._engine(m, engine, advance & chosen[engine], slots, semaphores, halt)
             ready.append(one_ready & chosen[engine])
             idle.append(one_idle)
         m.d.comb += [
-            advance.eq(valid & legal & Cat(ready).any() & ~self.halt),
-            self.end.eq(valid & ends & Cat(idle).all() & ~self.halt),
+            advance.eq(valid & legal & Cat(ready).any() & ~halt),
+            self.end.eq(valid & ends & Cat(idle).all() & ~halt),
         ]
         return m
 
@@ -104,7 +106,7 @@ class Dispatch(wiring.Component):
             *(chosen[e].eq(engines[e]) for e in isa.Engine),
         ]
 
-    def _engine(self, m: Module, engine: isa.Engine, put, slots, semaphores: Semaphores):
+    def _engine(self, m: Module, engine: isa.Engine, put, slots, semaphores: Semaphores, halt):
         """An engine's queue, which takes the instruction with `put`, and its way into the engine; returns whether the
         queue has room and whether nothing is in flight."""
         name, opcode = engine.name.lower(), isa.Opcode[engine.name]
@@ -119,15 +121,16 @@ class Dispatch(wiring.Component):
             queue.i.valid.eq(put),
             queue.o.ready.eq(~waiting | start),
             start.eq(port.i.valid & port.i.ready),
+            port.halt.eq(halt),
             semaphores.start[engine].eq(start),
             semaphores.done[engine].eq(port.done),
             getattr(semaphores, f"wait_{int(engine)}").eq(head.instruction.wait),
             getattr(semaphores, f"signal_{int(engine)}").eq(port.done_signal),
         ]
-        m.d.sync += [in_flight.eq(in_flight + put - port.done), port.halt.eq(self.halt)]
+        m.d.sync += [in_flight.eq(in_flight + put - port.done)]
         with m.If(queue.o.ready):
             m.d.sync += [waiting.eq(queue.o.valid), head.eq(queue.o.payload)]
-        enable = semaphores.ok[engine] & ~self.halt
+        enable = semaphores.ok[engine] & ~halt
         if late:
             m.d.comb += [queue.i.payload.slots.eq(slots), queue.i.payload.index.eq(self.index)]
             self._operands(m, opcode, port, head, waiting, enable)

@@ -18,7 +18,7 @@ _ENTRIES = 4
 
 
 class IndexMemory(wiring.Component):
-    """A copy for each of `READERS`. `write` may have entries while `claimed` is high; rows of LOAD wait then. A write
+    """A copy for each of `READERS`. `write` may have entries from the cycle after `claimed` rises to the one after it falls; rows of LOAD wait then. A write
     shows in the next cycle."""
 
     def __init__(self, accelerator: Accelerator):
@@ -36,7 +36,9 @@ class IndexMemory(wiring.Component):
         m = Module()
         part_bits = (_ENTRIES - 1).bit_length()
         entry, part = self.write.entry >> part_bits, self.write.entry[:part_bits]
-        m.d.comb += self.load.ready.eq(~self.claimed)
+        claimed = Signal()
+        m.d.comb += self.load.ready.eq(~claimed)
+        m.d.sync += claimed.eq(self.claimed)
         for name in READERS:
             reader = getattr(self, name)
             m.submodules[name] = storage = memory.Memory(
@@ -46,11 +48,11 @@ class IndexMemory(wiring.Component):
             shown = Signal(part_bits, name=f"{name}_part")
             m.d.sync += shown.eq(reader.entry)
             m.d.comb += [
-                write.addr.eq(Mux(self.claimed, entry, self.load.row)),
-                write.data.eq(Mux(self.claimed, self.write.value.replicate(_ENTRIES), self.load.data)),
+                write.addr.eq(Mux(claimed, entry, self.load.row)),
+                write.data.eq(Mux(claimed, self.write.value.replicate(_ENTRIES), self.load.data)),
                 write.en.eq(
                     Mux(
-                        self.claimed,
+                        claimed,
                         Cat(self.write.valid & (part == i) for i in range(_ENTRIES)),
                         self.load.valid.replicate(_ENTRIES),
                     )

@@ -11,6 +11,7 @@ from ..arch.accelerator import Accelerator
 from ..arch.registers import Cause
 from .axi import ADDRESS_BITS, ReadChannel, port_address
 from .bursts import FAULT, REGIONS, Bursts, row_beats_limit
+from .delay import delayed
 from .items import TRANSFER, Items
 from .lines import Lines
 from .ports import EngineSignature, IndexRead, LoadPort, load_bytes
@@ -47,6 +48,7 @@ class Engine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        self.halted = delayed(m, self.control.halt, 1, reset_less=False)
         m.submodules.bursts = bursts = Bursts(self._accelerator)
         m.submodules.items = items = Items(self._accelerator)
         kept = {name: TRANSFER[name].shape for name in ("target", "row", "signal", "tag", "last")}
@@ -67,7 +69,7 @@ class Engine(wiring.Component):
             bursts.offset.eq(item.offset),
             bursts.rows.eq(item.rows),
             bursts.row_beats.eq(self._beats(item.target)),
-            bursts.enable.eq(transfers.i.ready & ~self.control.halt),
+            bursts.enable.eq(transfers.i.ready & ~self.halted),
             transfers.i.valid.eq(bursts.begin),
             *(transfers.i.payload[name].eq(described[name]) for name in kept),
             transfers.i.payload.last_row.eq(described.rows - 1),
@@ -86,16 +88,14 @@ class Engine(wiring.Component):
         """By port, of the last line; a row with such a line is not written, and none follows."""
         first, row_valid = self._rows(m, transfers.o, lines.o.payload.data, advance)
         m.d.comb += [
-            lines.halt.eq(self.control.halt),
+            lines.halt.eq(self.halted),
             self.quiet.eq(lines.quiet),
-            advance.eq(
-                lines.o.valid & ~self.failed.any() & (~row_valid | self.bus.ready) & ~self.control.halt
-            ),
+            advance.eq(lines.o.valid & ~self.failed.any() & (~row_valid | self.bus.ready) & ~self.halted),
             self.control.busy.eq(
                 items.busy | ~bursts.idle | transfers.o.valid | row_valid | self.control.done
             ),
-            self.control.stalled.eq(self.control.busy & ~advance),
         ]
+        m.d.sync += self.control.stalled.eq(self.control.busy & ~advance)
         self._faults(m, transfers.o.payload.address, first, advance, lines.o.payload.errors)
         with m.If(self.failed.any()):
             m.d.comb += self.fault.cause.eq(Cause.READ_ERROR)
@@ -123,7 +123,7 @@ class Engine(wiring.Component):
             last_line.eq(position == transfer.last_line),
             last_row.eq(rows_done == transfer.last_row),
             transfers.ready.eq(advance & last_line & last_row),
-            bus.valid.eq(row_valid & ~control.halt & ~self.failed.any()),
+            bus.valid.eq(row_valid & ~self.halted & ~self.failed.any()),
             bus.data.eq(Cat(segments)),
         ]
         with m.If(bus.ready):

@@ -47,6 +47,7 @@ class Engine(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         accelerator, control = self.accelerator, self.control
+        halt = delayed(m, control.halt, 1, reset_less=False)
         m.submodules.fetch = fetch = Fetch(accelerator)
         m.submodules.operand = operand = Buffer(accelerator)
         m.submodules.weights = weights = self.weights
@@ -69,12 +70,11 @@ class Engine(wiring.Component):
             compute.i.valid.eq(accept),
             fetch.i.payload.eq(control.i.payload),
             compute.i.payload.eq(control.i.payload),
-            *(block.halt.eq(control.halt) for block in (fetch, compute, drain)),
+            *(block.halt.eq(halt) for block in (fetch, compute, drain)),
             control.done.eq(drain.done),
             control.done_signal.eq(drain.done_signal),
             control.done_tag.eq(drain.done_tag),
             control.busy.eq(fetch.busy | compute.busy | drain.busy),
-            control.stalled.eq(control.busy & ~compute.issue),
             fetch.freed.eq(compute.freed),
             compute.written.eq(fetch.written),
             compute.counts.eq(fetch.counts),
@@ -95,4 +95,5 @@ class Engine(wiring.Component):
             drain.load.row.eq(self.load.row),
             drain.load.data.eq(self.load.data),
         ]
+        m.d.sync += control.stalled.eq(control.busy & ~compute.issue)
         return m

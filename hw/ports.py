@@ -26,7 +26,8 @@ ROW_BITS = 16
 
 
 class EngineSignature(wiring.Signature):
-    """What control sees of an engine: instructions in, completions out (members face the engine)."""
+    """What control sees of an engine: instructions in, completions out (members face the engine). `stalled` tells of the
+    cycle before; `halt` is known to the engine in the next one."""
 
     def __init__(self, opcode: isa.Opcode):
         super().__init__(

@@ -146,9 +146,11 @@ class Memory(wiring.Component):
         ]
 
         def fail(cause: Cause, info):
-            m.d.comb += [self.fault.cause.eq(cause), self.fault.info.eq(info), words.stop.eq(1)]
+            m.d.comb += words.stop.eq(1)
+            m.d.sync += [self.fault.cause.eq(cause), self.fault.info.eq(info)]
             m.next = "DRAIN"
 
+        m.d.sync += self.fault.cause.eq(Cause.NONE)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.busy.eq(0)

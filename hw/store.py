@@ -11,6 +11,7 @@ from ..arch.accelerator import Accelerator
 from ..arch.registers import Cause
 from .axi import ADDRESS_BITS, LENGTH_BITS, WriteChannel, port_address
 from .bursts import FAULT, REGIONS, Bursts
+from .delay import delayed
 from .ports import EngineSignature, ReadPort
 from .queue import Queue
 
@@ -54,6 +55,7 @@ class Engine(wiring.Component):
     def elaborate(self, platform):
         accelerator, control = self._accelerator, self.control
         m = Module()
+        self.halted = delayed(m, control.halt, 1, reset_less=False)
         m.submodules.bursts = bursts = Bursts(accelerator)
         layout = data.StructLayout({"address": ADDRESS_BITS, "end": ADDRESS_BITS, "signal": 16, "tag": 10})
         m.submodules.transfers = transfers = Queue(layout, TRANSFERS)
@@ -93,8 +95,8 @@ class Engine(wiring.Component):
         m.d.sync += pending.eq(pending + bursts.o.ready - answered)
         m.d.comb += [
             control.busy.eq(~bursts.idle | transfers.o.valid),
-            control.stalled.eq(control.busy & ~send),
         ]
+        m.d.sync += control.stalled.eq(control.busy & ~send)
         return m
 
     def _rows(self, m: Module, row, rows_left, send):
@@ -110,7 +112,7 @@ class Engine(wiring.Component):
         current_beats = Signal(range(row_beats + 1))
         grant, move = Signal(), Signal()
         m.d.comb += [
-            read.valid.eq((rows_left != 0) & ((claimed != places) | move) & ~self.control.halt),
+            read.valid.eq((rows_left != 0) & ((claimed != places) | move) & ~self.halted),
             read.row.eq(row),
             grant.eq(read.valid & read.ready),
             move.eq((level != 0) & ((current_beats == 0) | ((current_beats == 1) & send))),
@@ -136,7 +138,7 @@ class Engine(wiring.Component):
     def _bursts(self, m: Module, bursts, current, current_beats, send):
         """Lines in bursts to all ports: the next burst is opened in the cycle in which the last line of the one before is
         put on the bus. Returns how many wait for their responses."""
-        accelerator, halt = self._accelerator, self.control.halt
+        accelerator, halt = self._accelerator, self.halted
         bus_bytes = accelerator.bus_bytes
         beats_left, pending, opened = Signal(LENGTH_BITS), Signal(range(PENDING + 1)), Signal()
         waits = Cat(axi.wvalid & ~axi.wready for axi in self.axi).any()
@@ -187,7 +189,7 @@ class Engine(wiring.Component):
             burst.eq(Mux(first, transfer.address, following)),
             last.eq(burst[bits:] == transfer.end[bits:]),
             transfers.ready.eq(answered & last),
-            control.done.eq(transfers.ready & ~control.halt),
+            control.done.eq(transfers.ready & ~self.halted),
             control.done_signal.eq(transfer.signal),
             control.done_tag.eq(transfer.tag),
             self.fault.info.eq(port_address(accelerator, burst, port)),

@@ -30,7 +30,7 @@ _END, _FIRST = int(Opcode.END), int(Opcode.LOAD)
 _LOAD, _MATRIX, _VECTOR, _STORE = map(int, Engine)
 _ENGINES = len(Engine)
 _QUEUE = 4
-_FIRST_CYCLE = 3
+_FIRST_CYCLE = 4
 """Of a run in which an instruction is dispatched."""
 _OPERAND_CYCLES = 8
 """By which operand slots delay a start."""
@@ -195,7 +195,7 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
     following = np.full(_ENGINES, -1, dtype=np.int64)
     executing, on = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.bool_)
     now = np.zeros(_ENGINES, dtype=np.int64)
-    compacting = False
+    compacting = claimed = False
     waited = np.zeros(_ENGINES, dtype=np.int64)
     starting, ending = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
     pc, cycle = entry, _FIRST_CYCLE - 1
@@ -256,8 +256,10 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
             l_granted = l_write != drain and l_write != v_write
         else:
             l_granted = (
-                target >= 0 and not (target == _WEIGHT and weights) and not (target == _INDEX and compacting)
+                target >= 0 and not (target == _WEIGHT and weights) and not (target == _INDEX and claimed)
             )
+
+        claimed = compacting
 
         # What the engines do.
         for engine in range(_ENGINES):

@@ -467,7 +467,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "timing: rows of the index memory do not wait for COMPACT",
         "sim/cycle.py",
-        "not (target == _INDEX and compacting)",
+        "not (target == _INDEX and claimed)",
         "True",
         ("tests/sim/test_indirect.py",),
     ),

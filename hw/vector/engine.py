@@ -76,7 +76,7 @@ class Engine(wiring.Component):
             writer.ticket.eq(sequencer.ticket),
             writer.ticket_valid.eq(sequencer.ticket_valid),
             writer.wide.eq(now.dst_wide),
-            writer.halt.eq(self.control.halt),
+            writer.halt.eq(sequencer.halted),
         ]
 
         steps = Signal(data.ArrayLayout(step_layout(a), STAGES))

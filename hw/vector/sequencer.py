@@ -55,6 +55,7 @@ class Sequencer(wiring.Component):
                 "step": Out(step_layout(accelerator)),
                 "ticket": Out(ticket_layout(accelerator)),
                 "ticket_valid": Out(1),
+                "halted": Out(1),
                 "written": In(1),
                 "write_stalled": In(1),
             }
@@ -63,6 +64,7 @@ class Sequencer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         now = self.instruction
+        m.d.sync += self.halted.eq(self.control.halt)
         self.busy, self.issuing = Signal(), Signal()
         self.measure, self.at_residual = Signal(), Signal()
         self.number, self.read_number, self.at_first = Signal(13), Signal(13), Signal(init=1)
@@ -96,15 +98,15 @@ class Sequencer(wiring.Component):
         control = self.control
         done = self.busy & ~self.setup & ~self.issuing & ~self.pending.any() & ~self.counting.any()
         m.d.comb += [
-            control.i.ready.eq(~self.busy & ~control.halt),
+            control.i.ready.eq(~self.busy & ~self.halted),
             control.busy.eq(self.busy),
             control.done.eq(done),
             control.done_signal.eq(now.signal),
             control.done_tag.eq(now.tag),
-            control.stalled.eq(
-                self.busy & (blocked | (self.read_valid & ~self.read_ready) | self.write_stalled)
-            ),
         ]
+        m.d.sync += control.stalled.eq(
+            self.busy & (blocked | (self.read_valid & ~self.read_ready) | self.write_stalled)
+        )
         with m.If(control.i.valid & control.i.ready):
             m.d.sync += [now.eq(control.i.payload), self.busy.eq(1), self.setup.eq(1)]
             m.d.sync += [now[name].eq(value) for name, value in prepared(control.i.payload).items()]
@@ -197,7 +199,7 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             self.stands.eq(waiting & ~granted),
             self.issued.eq(self.issuing & ~blocked & ~self.stands),
-            self.read_valid.eq(waiting & ~self.control.halt),
+            self.read_valid.eq(waiting & ~self.halted),
             self.read_row.eq(now.row),
             self.step.eq(now.step),
             self.step.valid.eq(granted & now.step.valid),

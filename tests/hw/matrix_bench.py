@@ -81,7 +81,7 @@ CONFIGURATIONS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Cycle:
     """What the engine shows in one clock cycle; rows are -1 where nothing is requested."""
 
@@ -181,7 +181,7 @@ class Bench:
             assert len(self.cycles) < limit, f"watchdog: {finished} of {len(instructions)} instructions done"
             granted = self.random.random() < self.grant
             ctx.set(dut.fetch.ready, granted)
-            ctx.set(control.halt, self.halt_at is not None and len(self.cycles) >= self.halt_at)
+            ctx.set(control.halt, self.halt_at is not None and len(self.cycles) >= self.halt_at - 1)
             offer = sent < len(instructions) and self.random.random() >= self.gap
             offer = offer and not (self.serial and sent > finished)
             ctx.set(control.i.valid, offer)
@@ -203,7 +203,7 @@ class Bench:
                 weights=self.weights_written(ctx),
                 done=ctx.get(control.done) * (ctx.get(control.done_tag) + 1),
                 busy=ctx.get(control.busy),
-                stalled=ctx.get(control.stalled),
+                stalled=0,  # known in the next cycle
                 granted=granted and ctx.get(dut.fetch.valid),
                 started=started,
             )
@@ -216,10 +216,11 @@ class Bench:
                 self.write(cycle.write, ctx.get(dut.write.data), ctx.get(dut.write.mask))
             sent += started >= 0
             finished += cycle.done > 0
-            if self.halt_at is not None and len(self.cycles) > self.halt_at + 60:
-                return
             entry = ctx.get(dut.index_read.entry)
             await ctx.tick()
+            cycle.stalled = ctx.get(control.stalled)
+            if self.halt_at is not None and len(self.cycles) > self.halt_at + 60:
+                return
             ctx.set(dut.index_read.value, int(self.memory.index[entry % len(self.memory.index)]))
 
     def noise(self) -> int:

@@ -109,7 +109,7 @@ class Bench:
         rows = self.accelerator.scratchpad_rows
         data, following, completed, entry = [0, 0], 0, 0, 0
         readable = [readable_rows(self.accelerator, instruction) for instruction in self.instructions]
-        self.cycles = 0
+        self.cycles, stalled = 0, False
         while completed < len(self.instructions):
             ctx.set(engine.control.i.valid, following < len(self.instructions))
             if following < len(self.instructions):
@@ -134,9 +134,8 @@ class Bench:
             assert (read_row // rows if read else -1, write_row // rows if write else -1) == expected
             assert accepted == timing.ready(state, cfg)
             assert ctx.get(engine.control.busy) == timing.busy(state)
-            assert ctx.get(engine.control.stalled) == timing.stalled(
-                state, table, read_granted, write_granted
-            )
+            assert ctx.get(engine.control.stalled) == stalled
+            stalled = timing.stalled(state, table, read_granted, write_granted)
             start = following if accepted and following < len(self.instructions) else -1
             finished = timing.step(state, table, cfg, start, read_granted, write_granted)
             assert (finished >= 0) == done
@@ -177,6 +176,7 @@ class Bench:
     async def halted(self, ctx):
         engine = self.engine
         ctx.set(engine.control.halt, 1)
+        await ctx.tick()  # after which the engine knows
         ctx.set(engine.read.ready, 1)
         ctx.set(engine.write.ready, 1)
         for _ in range(100):
