@@ -68,18 +68,22 @@ class Sequencer(wiring.Component):
         self.busy, self.issuing = Signal(), Signal()
         self.measure, self.at_residual = Signal(), Signal()
         self.number, self.read_number, self.at_first = Signal(13), Signal(13), Signal(init=1)
-        self.valid_last, self.padded_last = Signal(13), Signal(13)
+        self.valid_last = Signal(13)
+        self.valid_before, self.padded_before, self.single = Signal(13), Signal(13), Signal()
+        """The numbers before a pass's last one: `valid_last`, and that with all slots of SOFTMAX; whether there is none."""
+        self.fresh, self.more = Signal(), Signal()
+        """Before the end of the first pass; whether there is another tile to measure after this one."""
         self.to_measure, self.to_write = Signal(18), Signal(18)
         self.pending = Signal(range(QUEUE_STEPS + 1))
         self.counting = Signal(range(self.accelerator.columns + SOFTMAX_LATENCY + 1))
+        self.counts, self.counts_long = Signal(), Signal()
+        """Whether `counting` is above 0, and above SOFTMAX_LATENCY."""
         names = ("layernorm", "softmax", "compact", "gather")
         self.layernorm, self.softmax, self.compact, self.gather = (Signal(name=name) for name in names)
-        self.issued, self.end_of_pass = Signal(), Signal()
+        self.issued, self.end_of_pass = Signal(), Signal()  # the latter is a register beside `number`
         issued_step = self.issued & ~self.at_residual
         self.last_tile = Signal()
         """Of what is written; GATHER: the last position."""
-        unit = Mux(self.gather, 1, self.accelerator.columns)
-        m.d.comb += self.last_tile.eq(self.to_write <= unit)
 
         layout = {
             "step": step_layout(self.accelerator),
@@ -96,7 +100,7 @@ class Sequencer(wiring.Component):
         self.completion(m, issued_step)
 
         control = self.control
-        done = self.busy & ~self.setup & ~self.issuing & ~self.pending.any() & ~self.counting.any()
+        done = self.busy & ~self.setup & ~self.issuing & ~self.pending.any() & ~self.counts
         m.d.comb += [
             control.i.ready.eq(~self.busy & ~self.halted),
             control.busy.eq(self.busy),
@@ -188,12 +192,12 @@ class Sequencer(wiring.Component):
         """The register of the read that is asked for; returns whether the next step must wait for what came before it."""
         held, waiting, now = Signal(), Signal(), Signal(self.following.shape(), name="now", reset_less=True)
         with m.If(self.end_of_pass & self.layernorm & self.measure):
-            m.d.comb += held.eq(self.counting.any())
+            m.d.comb += held.eq(self.counts)
         with m.Elif(self.end_of_pass & ((self.softmax & ~self.measure) | self.compact)):
-            m.d.comb += held.eq(self.counting > SOFTMAX_LATENCY)
+            m.d.comb += held.eq(self.counts_long)
         with m.Elif(self.at_first & (self.gather | (self.layernorm & ~self.measure & self.last_tile))):
-            m.d.comb += held.eq(self.counting.any())
-        blocked = self.issuing & (held | (~self.measure & (self.pending == QUEUE_STEPS)))
+            m.d.comb += held.eq(self.counts)
+        blocked = self.issuing & (held | (~self.measure & self.pending[-1]))
         granted, self.stands = self.read_valid & self.read_ready, Signal()
         """The register keeps its read for another cycle."""
         m.d.comb += [
@@ -218,8 +222,9 @@ class Sequencer(wiring.Component):
         vector_log2, depth_log2 = ceil_log2(a.vector), ceil_log2(a.depth)
         chunks = (now.channels + (a.depth - 1)) >> depth_log2
         two_passes = self.layernorm | self.softmax
-        last_number = Mux(self.softmax & ~self.measure, self.padded_last, self.valid_last)
-        m.d.comb += self.end_of_pass.eq(self.number == last_number)
+        pads = self.softmax & ~self.measure
+        before_last, fits = Mux(pads, self.padded_before, self.valid_before), now.channels <= a.vector
+        unit = Mux(self.gather, 1, a.columns)
         with m.If(self.setup):
             m.d.sync += [
                 self.setup.eq(0),
@@ -230,7 +235,13 @@ class Sequencer(wiring.Component):
                 self.at_first.eq(1),
                 self.read_number.eq(0),
                 self.valid_last.eq((now.channels - 1) >> vector_log2),
-                self.padded_last.eq((chunks << (depth_log2 - vector_log2)) - 1),
+                self.valid_before.eq((now.channels - (1 + a.vector)) >> vector_log2),
+                self.single.eq(fits),
+                self.end_of_pass.eq(fits & ~(self.softmax & ~two_passes)),  # empty slots are steps, too
+                self.fresh.eq(1),
+                self.more.eq(now.positions > a.columns),
+                self.last_tile.eq(now.positions <= unit),
+                self.padded_before.eq((chunks << (depth_log2 - vector_log2)) - 2),
                 self.to_measure.eq(Mux(two_passes, now.positions, 0)),
                 self.to_write.eq(now.positions),
                 self.measured_row.eq(now.src),
@@ -245,24 +256,26 @@ class Sequencer(wiring.Component):
             m.d.sync += self.at_residual.eq(now.residual & ~self.at_residual)
         with m.If(issued_step):
             m.d.sync += [self.number.eq(self.number + 1), self.at_first.eq(self.end_of_pass)]
+            m.d.sync += self.end_of_pass.eq(self.number == before_last)
             with m.If(self.number < self.valid_last):
                 m.d.sync += self.read_number.eq(self.number + 1)
             with m.If(self.end_of_pass):
-                m.d.sync += [self.number.eq(0), self.read_number.eq(0)]
-                self.next_pass(m)
+                m.d.sync += [self.number.eq(0), self.read_number.eq(0), self.fresh.eq(0)]
+                m.d.sync += self.end_of_pass.eq(self.single & ~(self.softmax & (self.measure | ~two_passes)))
+                self.next_pass(m, unit)
 
-    def next_pass(self, m: Module) -> None:
+    def next_pass(self, m: Module, unit: Value) -> None:
         """What follows the last step of a pass."""
         now = self.instruction
         columns = self.accelerator.columns
-        more, column_last = self.to_measure > columns, self.dst_column == columns - 1
-        ahead = self.layernorm & (self.to_measure == self.to_write) & more
+        column_last = self.dst_column == columns - 1
         with m.If(self.measure):
             m.d.sync += [
                 self.measured_row.eq(self.measured_row + now.src_stride),
                 self.measured_bank.eq(~self.measured_bank),
-                self.to_measure.eq(Mux(more, self.to_measure - columns, 0)),
-                self.measure.eq(ahead),
+                self.to_measure.eq(Mux(self.more, self.to_measure - columns, 0)),
+                self.more.eq(self.to_measure > 2 * columns),
+                self.measure.eq(self.layernorm & self.fresh & self.more),
             ]
         with m.Else():
             m.d.sync += [
@@ -270,7 +283,8 @@ class Sequencer(wiring.Component):
                 self.written_bank.eq(~self.written_bank),
                 self.residual_row.eq(self.residual_row + now.residual_stride),
                 self.dst_column.eq(Mux(column_last, 0, self.dst_column + 1)),
-                self.to_write.eq(Mux(self.last_tile, 0, self.to_write - Mux(self.gather, 1, columns))),
+                self.to_write.eq(Mux(self.last_tile, 0, self.to_write - unit)),
+                self.last_tile.eq(self.to_write <= unit << 1),
                 self.measure.eq(self.to_measure != 0),
                 self.issuing.eq(~self.last_tile),
             ]
@@ -285,9 +299,16 @@ class Sequencer(wiring.Component):
         with m.If(~put & self.written):
             m.d.sync += self.pending.eq(self.pending - 1)
         with m.If(self.issued & self.following.timed):
-            latency = Mux(self.layernorm, LAYERNORM_LATENCY, SOFTMAX_LATENCY)
-            m.d.sync += self.counting.eq(columns + latency)
+            m.d.sync += [
+                self.counting.eq(columns + Mux(self.layernorm, LAYERNORM_LATENCY, SOFTMAX_LATENCY)),
+                self.counts.eq(1),
+                self.counts_long.eq(1),
+            ]
         with m.Elif(self.gather & (self.setup | (issued_step & self.at_first))):
-            m.d.sync += self.counting.eq(GATHER_LATENCY)
-        with m.Elif(self.counting.any() & ~self.held_count):
-            m.d.sync += self.counting.eq(self.counting - 1)
+            m.d.sync += [self.counting.eq(GATHER_LATENCY), self.counts.eq(1), self.counts_long.eq(0)]
+        with m.Elif(self.counts & ~self.held_count):
+            m.d.sync += [
+                self.counting.eq(self.counting - 1),
+                self.counts.eq(self.counting > 1),
+                self.counts_long.eq(self.counting > SOFTMAX_LATENCY + 1),
+            ]
