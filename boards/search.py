@@ -343,5 +343,5 @@ def _judge(version: Version, accelerator: Accelerator, board: Board, bound: int)
         cycles=cycles,
         bound=bound,
         moved_bytes=sum(frame_bytes(program)[1].values()),
-        macs=sum(graph.macs(operator) for operator in graph.operators),
+        macs=sum(layer.macs for layer in program.layers),
     )

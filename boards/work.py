@@ -6,6 +6,7 @@ import collections
 
 from ..arch.accelerator import Accelerator
 from ..arch.graph import Attention, Conv, Graph, LayerNorm, Linear, reads
+from ..compiler.needed import needed
 from ..compiler.widths import CODES, NARROW, code_limits, dynamic_lanes, refusing, within
 
 __all__ = ["Work"]
@@ -22,9 +23,10 @@ def signed_bits(limits: tuple[int, int]) -> int:
 
 
 class Work:
-    """The layers of a graph, equal ones together."""
+    """The layers of a graph, equal ones together, as far as programs compute them."""
 
     def __init__(self, graph: Graph):
+        graph = needed(graph)
         self.layers: collections.Counter[tuple] = collections.Counter()
         """Positions, outputs, products per output and code limits of the input, of layers with weights that are not grouped."""
         self.grouped = self.depthwise = 0

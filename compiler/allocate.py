@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
+
+import numpy as np
 
 from ..arch.accelerator import Accelerator
 from .ir import Buffer, Item, Memory, capacity
+from .ports import Meeting, meetings
 
 __all__ = ["Overflow", "allocate", "lifetimes", "peak"]
 
@@ -21,6 +25,8 @@ _ORDERS: tuple[Callable[[int, int, int], tuple[int, ...]], ...] = (
     lambda rows, first, last: (first, -rows),
 )
 """Which buffers are placed first, by rows, first and last user."""
+_CYCLES = 64
+"""Fewer lost ones do not count."""
 
 
 class Overflow(Exception):
@@ -86,17 +92,17 @@ def allocate(accelerator: Accelerator, items: list[Item], memory: Memory) -> int
     if not lives:
         return base
     region = accelerator.scratchpad_rows if memory == Memory.SCRATCHPAD else size
-    rivals = _rivals(items, memory) if region < size else {}
-    for rest, near in ((rest, near) for rest in _RESTS for near in ((region, rivals), (size, {}))):
+    rivals = meetings(accelerator, items) if region < size else {}
+    for rest, (near, edges) in itertools.product(_RESTS, ((rivals, True), (rivals, False), ({}, False))):
         try:
             longer = {buffer: Life(life.first, life.last + rest) for buffer, life in lives.items()}
-            _pack(longer, base, size, *near, accelerator.scratchpad_rows, unit)
+            _pack(longer, base, size, region, unit, near, edges)
             return max(buffer.row + buffer.rows for buffer in lives)
         except Overflow as overflow:
             last = overflow
     for order in _ORDERS[1:]:
         try:
-            _pack(lives, base, size, size, {}, accelerator.scratchpad_rows, unit, order)
+            _pack(lives, base, size, region, unit, {}, False, order)
             return max(buffer.row + buffer.rows for buffer in lives)
         except Overflow as overflow:
             last = overflow
@@ -108,14 +114,19 @@ def _pack(
     base: int,
     size: int,
     region: int,
-    rivals: dict[Buffer, dict[Buffer, int]],
-    border: int,
     step: int,
+    rivals: dict[Buffer, list[Meeting]],
+    edges: bool,
     order: Callable[[int, int, int], tuple[int, ...]] = _ORDERS[0],
 ) -> None:
-    """Place in `order`, `whole` buffers not across a multiple of `border`, all at multiples of `step`. Of the places that fit, the one whose
-    region has the fewest rivals, then the smallest gap, then the lowest row."""
-    placed: list[Buffer] = []
+    """Place in `order`, `whole` buffers not across a multiple of `region`, all at multiples of `step`. Of the places that fit (begins of gaps,
+    with `edges` also of regions), the one that loses the fewest cycles to rivals in the same regions, then the smallest
+    gap, then the lowest row."""
+    count = -(-size // region)
+    placed: dict[Buffer, None] = {}
+    fixed = {
+        meeting.other for found in rivals.values() for meeting in found if meeting.other.data is not None
+    }
     for buffer in sorted(lives, key=lambda b: order(b.rows, lives[b].first, lives[b].last)):
         ends = {b: -(-(b.row + b.rows) // step) * step for b in placed if lives[b].meets(lives[buffer])}
         taken = sorted((b.row, end) for b, end in ends.items())
@@ -126,38 +137,34 @@ def _pack(
             at = max(at, end)
         places = [(at, end - at) for at, end in gaps]
         for at, end in gaps:
-            unit = border if buffer.whole else region
-            edges = range(-(-at // unit) * unit, end, unit)
-            places += [(edge, end - edge) for edge in edges if edge + buffer.rows <= end and edge > at]
+            begins = range(-(-at // region) * region, end, region) if edges or buffer.whole else ()
+            places += [(edge, end - edge) for edge in begins if edge + buffer.rows <= end and edge > at]
         if buffer.whole:
             last = buffer.rows - 1
-            places = [place for place in places if place[0] // border == (place[0] + last) // border]
+            places = [place for place in places if place[0] // region == (place[0] + last) // region]
         if not places:
             raise Overflow(buffer.memory, buffer, size + buffer.rows)
 
-        def cost(place: tuple[int, int], buffer: Buffer = buffer) -> tuple[int, int, int]:
-            weights = rivals.get(buffer, {})
+        lost: dict[tuple[int, int], np.ndarray] = {}
+        for meeting in rivals.get(buffer, ()):
+            other = meeting.other
+            if other in placed or other in fixed:
+                by_region = lost.setdefault(meeting.mine, np.zeros(count))
+                first, rows = meeting.its
+                by_region += meeting.cycles * _shares(other.row + first, rows, region, count)
+
+        def cost(place: tuple[int, int], lost=lost) -> tuple[int, int, int]:
             near = sum(
-                w for b, w in weights.items() if b.row is not None and b.row // region == place[0] // region
+                float(by_region @ _shares(place[0] + first, rows, region, count))
+                for (first, rows), by_region in lost.items()
             )
-            crosses = place[0] // region != (place[0] + buffer.rows - 1) // region
-            return near + crosses, place[1], place[0]
+            return int(near) // _CYCLES, place[1], place[0]
 
         buffer.row = min(places, key=cost)[0]
-        placed.append(buffer)
+        placed[buffer] = None
 
 
-def _rivals(items: list[Item], memory: Memory) -> dict[Buffer, dict[Buffer, int]]:
-    """Pairs of buffers that are read at the same time: by one item (weight 4) or by neighbours (weight 1)."""
-    rivals: dict[Buffer, dict[Buffer, int]] = {}
-    reads = [{s.buffer for s in item.reads if s.buffer.memory == memory} for item in items]
-    for index, mine in enumerate(reads):
-        for distance, weight in ((0, 4), (1, 1)):
-            if index < distance or (distance and items[index - 1].opcode == items[index].opcode):
-                continue
-            for x in mine:
-                for y in reads[index - distance]:
-                    if x is not y:
-                        for u, v in ((x, y), (y, x)):
-                            rivals.setdefault(u, {})[v] = rivals.get(u, {}).get(v, 0) + weight
-    return rivals
+def _shares(row: int, rows: int, region: int, count: int) -> np.ndarray:
+    """Parts of rows row..row+rows in each of `count` regions."""
+    edges = np.arange(count + 1) * region
+    return np.diff(np.clip(edges, row, row + rows)) / rows

@@ -32,6 +32,7 @@ from .ir import (
     row_bytes,
 )
 from .lower import lower
+from .needed import needed
 from .order import arrange
 from .parts import separated, split
 from .schedule import synchronize
@@ -51,10 +52,13 @@ _PIECES = (8, 6, 4, 3, 2, 1)
 _WAYS = ((2, 0.9), (3, 0.9), (2, 0.75), (3, 0.75), (2, 1.0), (3, 1.0))
 """Parts that layers are cut into, and the part of the scratchpad that may be alive at once."""
 
-_MORE_WAYS = (*_WAYS, (4, 0.9), (6, 0.9), (4, 0.75), (6, 0.75))
-_PATIENCE = (1.0, 1.14, 1.3)
-"""What a judge chooses from; and how many times as long as estimated the vector engine is taken to work: ports that the matrix
-engine holds make it wait, by more in some networks than in others."""
+_MORE_WAYS = ((2, 0.9), (3, 0.9), (2, 1.0), (3, 1.0), (4, 0.9), (6, 0.9))
+_WHOLE = ((1.0, 0.0), (1.14, 0.0), (1.3, 0.0))
+_SEPARATED = ((1.0, 0.0), (1.14, 0.0), (1.0, 0.007), (1.2, 0.007), (1.0, 0.018))
+"""What a judge chooses from: ways; and `patience` and `lead` of `order.arrange` for each, on whole buffers and on separated ones.
+Ports that the matrix engine holds make the vector engine wait, by more in some networks than in others."""
+_HOPELESS = 1.05
+"""A judge does not see what by estimate takes so many times the cycles of the best."""
 
 _LARGEST, _SMALL = 0.8, 0.33
 """Parts of the scratchpad that a tensor may take whose rows are rounded for depthwise windows: the first that fits."""
@@ -105,6 +109,7 @@ def compiled(
     graph: Graph, accelerator: Accelerator, name: str | None = None, judge: Judge | None = None
 ) -> Compiled:
     """`compile`, with a report. Raises CompileError."""
+    graph = needed(graph)
     pieces: dict[Memory, int] = {}
     """Memories whose data is streamed, and the way in _PIECES."""
     free: dict[Memory, tuple[int, int]] = {}
@@ -200,7 +205,7 @@ def _fastest(tensors: Tensors) -> _Placed:
     where none fits."""
     a, frame = tensors.accelerator, _frame(tensors)
     found = []
-    for tries in _orders(a, frame, _WAYS):
+    for tries in _orders(a, frame):
         for items in tries:
             try:
                 found.append(_placed(tensors, items))
@@ -220,27 +225,31 @@ def _fastest(tensors: Tensors) -> _Placed:
     return best if best is found[-1] else _placed(tensors, best.items)
 
 
-def _orders(
-    a: Accelerator, frame: list[Item], ways: tuple[tuple[int, float], ...], patience: float = 1.0
-) -> Iterator[Iterator[list[Item]]]:
+def _orders(a: Accelerator, frame: list[Item]) -> Iterator[Iterator[list[Item]]]:
     """Orders of the items to choose from; of each that which needs more room first."""
     yield iter([frame])
-    for parts, room in ways:
+    for parts, room in _WAYS:
         items = split(a, frame, parts)
-        yield (arrange(a, found(items), room, patience) for found in (list, separated))
+        yield (arrange(a, found(items), room) for found in (list, separated))
 
 
 def _programs(tensors: Tensors, name: str) -> Iterator[Program]:
-    """A program for every order that fits."""
+    """A program for every order that fits and is not hopeless."""
     a, frame = tensors.accelerator, _frame(tensors)
-    for patience in _PATIENCE:
-        for tries in _orders(a, frame, _MORE_WAYS, patience):
-            for items in tries:
+    best = None
+    for parts, room in _MORE_WAYS:
+        items = split(a, frame, parts)
+        for found, choices in ((separated, _SEPARATED), (list, _WHOLE)):
+            for patience, lead in choices:
                 try:
-                    placed = _placed(tensors, items)
-                    if isinstance(placed.plan, Plan):
-                        yield _program(tensors, name, items, placed.plan, placed.free[Memory.OUTSIDE][0])
-                    break
+                    placed = _placed(tensors, arrange(a, found(items), room, patience, lead))
+                    if not isinstance(placed.plan, Plan):
+                        continue
+                    best = min(best or placed.plan.cycles, placed.plan.cycles)
+                    if placed.plan.cycles <= _HOPELESS * best:
+                        yield _program(
+                            tensors, name, placed.items, placed.plan, placed.free[Memory.OUTSIDE][0]
+                        )
                 except (Overflow, CompileError):  # also more instructions than there is room for
                     continue
 

@@ -40,7 +40,11 @@ def cycles(accelerator: Accelerator, item: Item) -> int:
         latency = _SOFTMAX_LATENCY + a.columns if get("op") == VectorOp.SOFTMAX else _VECTOR_LATENCY
         return latency + tiles * steps * _PASSES[VectorOp(get("op"))]
     chunks, drain = get("chunks"), get("steps") * (2 if get("second") else 1)
-    fetch = chunks if get("mode") == FetchMode.LINEAR else chunks * a.columns
+    fetch, across = chunks, get("stride_x")
+    if get("mode") == FetchMode.JOIN:
+        fetch *= a.columns
+    elif get("mode") == FetchMode.CONV and across > 1:
+        fetch *= min(a.columns, across + 1)
     return _MATRIX_LATENCY + tiles * get("groups") * max(
         get("blocks") * max(chunks << bool(get("digits")), drain), fetch
     )

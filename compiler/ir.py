@@ -162,6 +162,8 @@ class Item:
     values: dict[str, int | At | Page | Entry | Bytes | Content]
     reads: tuple[Span, ...] = ()
     writes: tuple[Span, ...] = ()
+    place: float = 0.0
+    """Where among the positions of its layer it begins, 0..1."""
 
     def reading(self, found: dict[Buffer, Buffer]) -> Item:
         """The item on other buffers of the same content."""

@@ -13,19 +13,25 @@ _LIMITED = (Memory.SCRATCHPAD, Memory.ROW_SCALE)
 """Memories that hold what items write, and could overflow when more of it is alive at once."""
 
 
-def arrange(accelerator: Accelerator, items: list[Item], room: float, patience: float = 1.0) -> list[Item]:
+def arrange(
+    accelerator: Accelerator, items: list[Item], room: float, patience: float = 1.0, lead: float = 0.0
+) -> list[Item]:
     """The same items in another order that computes the same.
 
     Whenever an engine is free, it takes of the items that can start the one with the longest way to the end of the
     frame; an item that reads the same weights as the engine's item before goes first, so that they are loaded once.
     Buffers that are alive at once take at most `room` (a part) of a memory; where nothing fits, the order is the given one.
-    The vector engine is taken to need `patience` times the cycles of the estimate.
+    The vector engine is taken to need `patience` times the cycles of the estimate. `lead` is a part of the frame: by so much
+    further from the end are a layer's first positions taken to be than its last ones, so that a part goes through several
+    layers while others wait, and the softmax of one hides behind the MLP of another.
     """
-    return _Order(accelerator, items, room, patience).run()
+    return _Order(accelerator, items, room, patience, lead).run()
 
 
 class _Order:
-    def __init__(self, accelerator: Accelerator, items: list[Item], room: float, patience: float):
+    def __init__(
+        self, accelerator: Accelerator, items: list[Item], room: float, patience: float, lead: float
+    ):
         self.items = items
         self.engines = [estimate.engine(item) for item in items]
         self.takes = [
@@ -34,11 +40,13 @@ class _Order:
         ]
         self.before, self.after = dependencies(items)
         self.way = [0] * len(items)
-        """Cycles from an item's start to the end of the frame."""
+        """Cycles from an item's start to the end of the frame, less what its first positions are ahead."""
         for index in range(len(items) - 1, -1, -1):
             self.way[index] = self.takes[index] + max(
                 (self.way[later] for later in self.after[index]), default=0
             )
+        most = lead * max(self.way, default=0)
+        self.way = [way - most * item.place for way, item in zip(self.way, items, strict=True)]
         self.room = {memory: room * capacity(accelerator, memory) for memory in _LIMITED}
         self.touched: list[list[Buffer]] = []
         """Buffers of each item that live in `_LIMITED` memories, once each."""

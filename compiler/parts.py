@@ -15,11 +15,39 @@ __all__ = ["separated", "split"]
 _VECTOR_OPS = (VectorOp.ELEMENTWISE, VectorOp.LAYERNORM, VectorOp.SOFTMAX, VectorOp.MULTIPLY)
 _LEAST_CYCLES = 128
 """A part shorter than this would spend more on its start than it hides."""
+_LEAST_MATRIX = 64
+"""The same of the matrix engine, which overlaps its instructions."""
+_FIRST = 0.4
+"""Part of a part that begins when it has come."""
 
 
 def split(accelerator: Accelerator, items: list[Item], count: int) -> list[Item]:
-    """Items that compute the same, each cut into at most `count` parts where its fields allow that."""
-    return [part for item in items for part in _parts(accelerator, item, count)]
+    """Items that compute the same, each cut into at most `count` parts where its fields allow that. The first part of what
+    reads the frame's input is cut again, to begin when little of it has come; LOADs to the scratchpad are cut where the
+    parts end that read them."""
+    loads = [item for item in items if _outside(item)]
+    inputs = {s.buffer for item in loads if item.values["region"] == Region.INPUT for s in item.writes}
+    made = [
+        [item]
+        if _outside(item)
+        else _parts(accelerator, item, count, not inputs.isdisjoint(s.buffer for s in item.reads))
+        for item in items
+    ]
+    ends: dict[Buffer, set[int]] = {span.buffer: set() for item in loads for span in item.writes}
+    for part in itertools.chain.from_iterable(made):
+        for span in part.reads:
+            if span.buffer in ends:
+                ends[span.buffer].add(span.first + span.rows)
+    return [
+        piece
+        for part in itertools.chain.from_iterable(made)
+        for piece in (_loads(accelerator, part, ends) if _outside(part) else [part])
+    ]
+
+
+def _outside(item: Item) -> bool:
+    """Whether an item brings rows of the scratchpad from the input or a constant."""
+    return item.opcode == Opcode.LOAD and item.values["region"] in (Region.INPUT, Region.WEIGHTS)
 
 
 def separated(items: list[Item]) -> list[Item]:
@@ -40,7 +68,7 @@ def separated(items: list[Item]) -> list[Item]:
             spans.setdefault(buffer, []).extend(found)
     pieces: dict[Buffer, list[tuple[int, Buffer]]] = {}
     for buffer, found in spans.items():
-        cuttable = buffer.memory == Memory.SCRATCHPAD and buffer.data is None
+        cuttable = buffer.memory in (Memory.SCRATCHPAD, Memory.ROW_SCALE) and buffer.data is None
         if cuttable and not (buffer.whole or buffer.spare or buffer in whole):
             merged: list[list[int]] = []
             for first, end in sorted(set(found)):
@@ -72,15 +100,14 @@ def separated(items: list[Item]) -> list[Item]:
     ]
 
 
-def _parts(a: Accelerator, item: Item, count: int) -> list[Item]:
-    if item.opcode == Opcode.LOAD and item.values["region"] in (Region.INPUT, Region.WEIGHTS):
-        return _loads(a, item, count)
+def _parts(a: Accelerator, item: Item, count: int, first: bool) -> list[Item]:
     if item.opcode not in (Opcode.MATRIX, Opcode.VECTOR):
         return [item]
     if item.opcode == Opcode.VECTOR and item.values["op"] not in _VECTOR_OPS:
         return [item]
     tiles = -(-item.values["positions"] // a.columns)
-    edges = [0, *_cuts(a, item, tiles, count), tiles]
+    cuts = _cuts(a, item, tiles, count)
+    edges = [0, *(_earlier(a, item, tiles, cuts[0] if cuts else tiles) if first else []), *cuts, tiles]
     if len(edges) == 2:
         return [item]
     return [_part(a, item, first, end, tiles) for first, end in itertools.pairwise(edges)]
@@ -88,32 +115,57 @@ def _parts(a: Accelerator, item: Item, count: int) -> list[Item]:
 
 def _cuts(a: Accelerator, item: Item, tiles: int, count: int) -> list[int]:
     """Tiles at which parts after the first begin: the same ones for all items of as many tiles, as far as they can."""
-    unit = max(a.depth // a.columns * a.lanes.fixed8 // a.depth, a.depth // a.columns)
-    values = item.values
+    values, unit = item.values, _unit(a)
+    even = [round(tiles * part / count / unit) * unit for part in range(1, count)]
     if item.opcode == Opcode.MATRIX and values["mode"] != FetchMode.LINEAR:
-        return _rows_of_windows(a, item, tiles, count)
-    chosen = {round(tiles * part / count / unit) * unit for part in range(1, count)}
-    cuts = sorted(cut for cut in chosen if unit <= cut <= tiles - unit // 2)
+        single = values["out_width"] == 1
+        return _near(
+            _starts(a, item, tiles), even if single else [tiles * p / count for p in range(1, count)]
+        )
+    cuts = sorted(cut for cut in set(even) if unit <= cut <= tiles - unit // 2)
     sizes = [end - first for first, end in zip([0, *cuts], [*cuts, tiles], strict=True)]
-    if estimate.occupied(item, estimate.cycles(a, item)) * min(sizes) < _LEAST_CYCLES * tiles:
-        return []
-    return cuts
+    least = _LEAST_MATRIX if item.opcode == Opcode.MATRIX else _LEAST_CYCLES
+    whole = estimate.occupied(item, estimate.cycles(a, item))
+    return [] if whole * min(sizes) < least * tiles else cuts
 
 
-def _rows_of_windows(a: Accelerator, item: Item, tiles: int, count: int) -> list[int]:
-    """Tiles that begin with the first window of a row of windows."""
-    values, cuts = item.values, []
+def _earlier(a: Accelerator, item: Item, tiles: int, end: int) -> list[int]:
+    """Tiles that cut the part 0..end of an item in two, and the first of these again."""
+    cuts, each = [], estimate.occupied(item, estimate.cycles(a, item)) / tiles
+    for _ in range(2):
+        found = [tile for tile in _starts(a, item, end) if tile * each >= 2 * _LEAST_CYCLES]
+        if found:
+            end = min(found, key=lambda tile: abs(tile - _FIRST * end))
+            cuts.append(end)
+    return sorted(cuts)
+
+
+def _near(starts: list[int], wanted: list[float]) -> list[int]:
+    """The start next to each wanted tile, none twice."""
+    cuts: list[int] = []
+    for tile in wanted:
+        left = [start for start in starts if start not in cuts]
+        if left:
+            cuts.append(min(left, key=lambda start: abs(start - tile)))
+    return sorted(cuts)
+
+
+def _unit(a: Accelerator) -> int:
+    """Tiles at a multiple of which a part may begin, whatever it writes: whole blocks of keys, whole words of values."""
+    return max(a.depth // a.columns * a.lanes.fixed8 // a.depth, a.depth // a.columns)
+
+
+def _starts(a: Accelerator, item: Item, tiles: int) -> list[int]:
+    """Tiles of the first `tiles` at which a part after the first may begin: with the first window of a row of windows."""
+    values = item.values
+    if item.opcode == Opcode.VECTOR or values["mode"] == FetchMode.LINEAR:
+        return list(range(_unit(a), tiles, _unit(a)))
     prefix, width = values.get("prefix", 0), values["out_width"]
-    starts = [
+    return [
         tile
         for tile in range(1, tiles)
         if tile * a.columns >= prefix and (tile * a.columns - prefix) % width == 0
     ]
-    for part in range(1, count):
-        near = [tile for tile in starts if tile not in cuts]
-        if near:
-            cuts.append(min(near, key=lambda tile: abs(tile - tiles * part / count)))
-    return sorted(set(cuts))
 
 
 def _part(a: Accelerator, item: Item, first: int, end: int, tiles: int) -> Item:
@@ -151,7 +203,7 @@ def _part(a: Accelerator, item: Item, first: int, end: int, tiles: int) -> Item:
     if windows:
         reads = tuple(_seen(a, values, span) for span in reads)
     writes = tuple(_span(span, moved, first, end, tiles) for span in item.writes)
-    return dataclasses.replace(item, values=values, reads=reads, writes=writes)
+    return dataclasses.replace(item, values=values, reads=reads, writes=writes, place=first / tiles)
 
 
 def _destination(a: Accelerator, values: dict, first: int, advance) -> None:
@@ -191,26 +243,24 @@ def _seen(a: Accelerator, values: dict, span: Span) -> Span:
     return Span(span.buffer, span.first + first * stride, (last - first) * stride + rest)
 
 
-def _loads(a: Accelerator, item: Item, count: int) -> list[Item]:
-    """A LOAD to the scratchpad in runs of rows."""
+def _loads(a: Accelerator, item: Item, ends: dict[Buffer, set[int]]) -> list[Item]:
+    """A LOAD to the scratchpad in runs of rows that end at `ends` of its buffer, where runs are long enough."""
     (span,) = item.writes
-    total, parts = item.values["rows"], []
-    pitch = a.pitch(row_bytes(a, Memory.SCRATCHPAD))
-    count = max(1, min(count, total * (pitch // a.line_bytes) // _LEAST_CYCLES))
-    edges = [total * part // count for part in range(count + 1)]
-    for first, end in itertools.pairwise(edges):
-        if end > first:
-            row = item.values["row"]
-            values = item.values | {"row": At(row.buffer, row.offset + first), "rows": end - first}
-            start = values.get("offset", 0)
-            values["offset"] = (
-                Content(start.data, start.offset + first * pitch)
-                if isinstance(start, Content)
-                else start + first * pitch
-            )
-            parts.append(
-                dataclasses.replace(
-                    item, values=values, writes=(Span(span.buffer, span.first + first, end - first),)
-                )
-            )
+    total, pitch = item.values["rows"], a.pitch(row_bytes(a, Memory.SCRATCHPAD))
+    least, edges = -(-_LEAST_CYCLES // (pitch // a.line_bytes)), [0]
+    for end in sorted(end - span.first for end in ends[span.buffer]):
+        if edges[-1] + least <= end <= total - least:
+            edges.append(end)
+    parts = []
+    for first, end in itertools.pairwise([*edges, total]):
+        row = item.values["row"]
+        values = item.values | {"row": At(row.buffer, row.offset + first), "rows": end - first}
+        start = values.get("offset", 0)
+        values["offset"] = (
+            Content(start.data, start.offset + first * pitch)
+            if isinstance(start, Content)
+            else start + first * pitch
+        )
+        writes = (Span(span.buffer, span.first + first, end - first),)
+        parts.append(dataclasses.replace(item, values=values, writes=writes))
     return parts

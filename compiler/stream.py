@@ -118,7 +118,7 @@ class Plan:
         at = 0
         for index, (copy, piece) in enumerate(loads):
             ready = loads[index - _QUEUE_AHEAD][1].begin if index >= _QUEUE_AHEAD else 0
-            at = max(at, piece.earliest, min(bisect.bisect_left(latest, ready), copy.first))
+            at = max(at, copy.behind, piece.earliest, min(bisect.bisect_left(latest, ready), copy.first))
             buffer, first, end = copy.buffer, piece.first, piece.end
             span, data = Span(buffer, first, end - first), buffer.data[first:end]
             made = load(image, buffer.memory, data, At(buffer, first), buffer.tag, (span,))
@@ -154,6 +154,8 @@ class _Copy:
     """Items that read it."""
     end: int
     """Estimated end of its LOADs."""
+    behind: int
+    """Item before which its LOADs may stand at the earliest, because others go first that need not wait."""
     done: int = 0
     """Estimated end of its last reader."""
 
@@ -176,9 +178,9 @@ class _Ring:
         copy = self.latest.get(buffer)
         return copy if copy in self.copies else None
 
-    def enter(self, buffer: Buffer, index: int, free: int, row_cycles: int) -> _Copy | None:
-        """A new copy for item `index`, loaded at `row_cycles` a row when the engine is `free` and its rows are; None where
-        they are not."""
+    def enter(self, buffer: Buffer, index: int, free: int, row_cycles: int, behind: int) -> _Copy | None:
+        """A new copy for item `index`, loaded `behind` an item at `row_cycles` a row when the engine is `free` and its rows are;
+        None where they are not."""
         if buffer.rows > self.size:
             return None
         start, rows = self.place(buffer.rows), len(buffer.data)
@@ -198,7 +200,7 @@ class _Ring:
             free = max(free, ready)
             made.append(_Piece(first, end, earliest, free))
             free += (end - first) * row_cycles
-        copy = _Copy(dataclasses.replace(buffer, row=start), made, index, index, free)
+        copy = _Copy(dataclasses.replace(buffer, row=start), made, index, index, free, behind)
         self.copies = [c for c in self.copies if not c.meets(start, start + buffer.rows)] + [copy]
         self.latest[buffer], self.head = copy, start + buffer.rows
         return copy
@@ -294,7 +296,7 @@ class _Work:
                 first += buffer.rows
             rings[memory] = _Ring(first, places[memory][0] + count - first)
         free, ends = dict.fromkeys(Engine, 0), []
-        copies, uses, begins, loaded = [], {}, [], 0
+        copies, uses, begins, loaded, behind = [], {}, [], 0, 0
         for index, item in enumerate(self.items):
             begin = max((ends[earlier] for earlier in self.before[index]), default=0)
             for buffer in self.read[index]:
@@ -303,7 +305,7 @@ class _Work:
                 ring = rings[buffer.memory]
                 copy = ring.current(buffer)
                 if copy is None:
-                    copy = ring.enter(buffer, index, free[Engine.LOAD], self.beats[buffer.memory])
+                    copy = ring.enter(buffer, index, free[Engine.LOAD], self.beats[buffer.memory], behind)
                     if copy is None:
                         return buffer.memory
                     copies.append(copy)
@@ -313,6 +315,8 @@ class _Work:
                 uses.setdefault(index, {})[buffer] = copy
                 begin = max(begin, copy.end)
             engine = self.engines[index]
+            if engine == Engine.LOAD and not self.before[index]:
+                behind = index + 1
             begin = max(begin, free[engine])
             end = begin + self.costs[index]
             free[engine] = begin + estimate.occupied(item, self.costs[index])

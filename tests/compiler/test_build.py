@@ -16,6 +16,7 @@ from terrazzo.arch.graph import Graph
 from terrazzo.arch.isa import Opcode
 from terrazzo.arch.program import Program
 from terrazzo.compiler import CompileError, compile
+from terrazzo.compiler.needed import needed
 from terrazzo.sim import functional, reference
 
 from ..graphs import DEMO, OTHER, Builder, random_codes, random_graph
@@ -193,7 +194,7 @@ def test_keys_read_twice():
 
 
 def test_layers_and_macs():
-    graph = random_graph(2, DEMO)
+    graph = needed(random_graph(2, DEMO))
     program = compile(graph, DEMO, "named")
     assert program.name == "named"
     assert [layer.name for layer in program.layers] == [operator.name for operator in graph.operators]
