@@ -153,7 +153,12 @@ class Control(wiring.Component):
         # The first fault stays until CLEAR.
         watchdog, elapsed = values["WATCHDOG"], Signal(32)
         m.d.sync += elapsed.eq(Mux(self.run_start | load_program, 1, elapsed + 1))
-        timeout = (counting | self.program_busy) & (watchdog != 0) & (elapsed >= watchdog) & ~run_end
+        late, watched = Signal(), Signal()
+        m.d.sync += [
+            late.eq((elapsed >= watchdog) & ~(self.run_start | load_program)),
+            watched.eq(watchdog != 0),
+        ]
+        timeout = (counting | self.program_busy) & watched & late & ~run_end
         overflow = (starts.i.valid & ~starts.i.ready) | (load & ~idle)
         faults = [(port.cause != Cause.NONE, port.cause, port.info) for port in ports]
         faults += [

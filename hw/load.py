@@ -28,7 +28,7 @@ class Engine(wiring.Component):
 
     An instruction may start while earlier ones are waiting for data. `stalled` is high in the cycles in which an
     instruction is worked on but no line leaves the buffer. A line with an error response on any port raises `fault`
-    in the cycle after it left the buffer, and no row follows it. With `halt` no burst is requested and nothing is written; `quiet`
+    two cycles after it left the buffer, and no row follows it. With `halt` no burst is requested and nothing is written; `quiet`
     rises when all requested beats have arrived.
     """
 
@@ -98,9 +98,9 @@ class Engine(wiring.Component):
         m.d.sync += self.control.stalled.eq(self.control.busy & ~advance)
         self._faults(m, transfers.o.payload.address, first, advance, lines.o.payload.errors)
         with m.If(self.failed.any()):
-            m.d.comb += self.fault.cause.eq(Cause.READ_ERROR)
+            m.d.sync += self.fault.cause.eq(Cause.READ_ERROR)
         with m.Elif(bursts.fault.cause != Cause.NONE):
-            m.d.comb += self.fault.eq(bursts.fault)
+            m.d.sync += self.fault.eq(bursts.fault)
         return m
 
     def _beats(self, target):
@@ -159,8 +159,8 @@ class Engine(wiring.Component):
             address.eq(Mux(first, start, next_address)),
             boundary.eq(first | ((address & (accelerator.block_bytes - 1)) == 0)),
             burst.eq(Mux(boundary, address, burst_address)),
-            self.fault.info.eq(port_address(accelerator, burst_address, port)),
         ]
+        m.d.sync += self.fault.info.eq(port_address(accelerator, burst_address, port))
         for number in reversed(range(accelerator.ports)):
             with m.If(self.failed[number]):
                 m.d.comb += port.eq(number)

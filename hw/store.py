@@ -94,7 +94,7 @@ class Engine(wiring.Component):
         answered = self._responses(m, transfers.o, bursts.fault)
         m.d.sync += pending.eq(pending + bursts.o.ready - answered)
         m.d.comb += [
-            control.busy.eq(~bursts.idle | transfers.o.valid),
+            control.busy.eq(~bursts.idle | transfers.o.valid | control.done),
         ]
         m.d.sync += control.stalled.eq(control.busy & ~send)
         return m
@@ -189,9 +189,12 @@ class Engine(wiring.Component):
             burst.eq(Mux(first, transfer.address, following)),
             last.eq(burst[bits:] == transfer.end[bits:]),
             transfers.ready.eq(answered & last),
+        ]
+        m.d.sync += [
             control.done.eq(transfers.ready & ~self.halted),
             control.done_signal.eq(transfer.signal),
             control.done_tag.eq(transfer.tag),
+            self.fault.cause.eq(Cause.NONE),
             self.fault.info.eq(port_address(accelerator, burst, port)),
         ]
         for number, axi in enumerate(self.axi):
@@ -205,7 +208,7 @@ class Engine(wiring.Component):
         with m.If(answered):
             m.d.sync += [first.eq(last), following.eq((burst | ((1 << bits) - 1)) + 1)]
         with m.If(answered & failed.any()):
-            m.d.comb += self.fault.cause.eq(Cause.WRITE_ERROR)
+            m.d.sync += self.fault.cause.eq(Cause.WRITE_ERROR)
         with m.Elif(check_fault.cause != Cause.NONE):
-            m.d.comb += self.fault.eq(check_fault)
+            m.d.sync += self.fault.eq(check_fault)
         return answered

@@ -116,8 +116,9 @@ _LOAD_WORDS = _LENGTHS + _BUFFER
     _RESPONSE_HEAD,
     _WRITTEN,
     _WRITTEN_HEAD,
-) = range(5, 23)
-_UNANSWERED = 23
+    _STORE_DONE,
+) = range(5, 24)
+_UNANSWERED = 24
 """Transfers that are not done: instruction, bursts without response."""
 _DUE = _UNANSWERED + 2 * _TRANSFERS
 _STORE_WORDS = _DUE + _PENDING_MOST + 1
@@ -153,6 +154,7 @@ def store_state() -> np.ndarray:
     """The store engine after a reset."""
     s = np.zeros(_STORE_WORDS, dtype=np.int64)
     s[_LAST_W] = s[_LAST_B] = _NEVER
+    s[_STORE_DONE] = -1
     return s
 
 
@@ -351,7 +353,8 @@ def store_stalled(s, cfg, cycle):
 @numba.njit
 def store_step(s, T, cfg, cycle, start, granted):
     """One clock edge; returns the index of the instruction whose `done` is high in this cycle, or -1."""
-    done = -1
+    done = s[_STORE_DONE]
+    s[_STORE_DONE] = -1
     send, move = _sends(s, cfg, cycle), _moves(s, cfg, cycle)
     begin = s[_STATE] == _CHECK and s[_WRITTEN] < _TRANSFERS
     opened = (
@@ -364,7 +367,7 @@ def store_step(s, T, cfg, cycle, start, granted):
         head = _UNANSWERED + 2 * s[_WRITTEN_HEAD]
         s[head + 1] -= 1
         if s[head + 1] == 0:
-            done = s[head]
+            s[_STORE_DONE] = s[head]
             s[_WRITTEN_HEAD] = (s[_WRITTEN_HEAD] + 1) % _TRANSFERS
             s[_WRITTEN] -= 1
     s[_KEPT] = s[_B]
