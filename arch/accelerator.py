@@ -22,7 +22,7 @@ NORM_BYTES = 8
 """One LayerNorm record: g s16, b s48 (little endian)."""
 TABLE_ROW_BYTES = 8
 TABLE_PAGE_ENTRIES = 1024
-_OPTIONAL = ("operand_slots",)
+_OPTIONAL = ("operand_slots", "row_maxima")
 """Parameters that may be 0: the machine is without that part (`arch.options`)."""
 
 
@@ -141,6 +141,9 @@ class Accelerator:
     operand_slots: int = 3
     """Count registers that an instruction may add to its fields (docs/machine.md, "Operand slots"): 3, or 0 where there are
     no count registers. The compiler needs none."""
+    row_maxima: int = 0
+    """Rows of the memory of logits' maxima, which the drain takes for softmax: one row holds one for every column. 0: softmax
+    reads its logits twice."""
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -215,7 +218,8 @@ class Accelerator:
             yield f"ports must be 1, 2 or 4, not {self.ports}"
         if self.index_rows % 4:
             yield f"index_rows must be a multiple of 4, not {self.index_rows}"
-        for name in ("weight_rows", "param_rows", "norm_rows", "row_scales", "index_rows", "instructions"):
+        limited = "weight_rows param_rows norm_rows row_scales index_rows instructions row_maxima"
+        for name in limited.split():
             if getattr(self, name) > 65536:
                 yield f"{name} must be at most 65536, not {getattr(self, name)}"
         if self.scratchpad_regions * self.scratchpad_rows > 65536:

@@ -275,8 +275,8 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("dst_block", 8, "lanes of a block: tiles of tokens (KEYS), drain steps of channels (VALUES)"),
         Field("dst_part", 8, "place in a block of the first tile (KEYS) or step (VALUES); below dst_block"),
         Field("second", 1, "write a second, 8-bit output to the scratchpad"),
-        Field("second_dst", 16, "first row of the second output"),
-        Field("second_stride", 12, "rows per tile of the second output"),
+        Field("second_dst", 16, "first row of the second output (second) or of the row maxima (maxima)"),
+        Field("second_stride", 12, "rows per tile of the second output (second), or valid channels (maxima)"),
         Field("second_m", 16, "multiplier of the second output"),
         Field("second_n", 6, "shift of the second output, at least 1"),
         Field("second_constant", 40, "C of the second output", signed=True),
@@ -289,6 +289,7 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         ),
         Field("skip", 8, "drain steps that the last block of a tile does without; below steps"),
         Field("digits", 1, "Fixed-4 lanes take operands as digits of base 16: each block's chunks twice"),
+        Field("maxima", 1, "keep the largest output of every position (logits) for SOFTMAX"),
     ),
     Opcode.VECTOR: (
         Field("op", 3, "what to compute", kind=VectorOp),
@@ -317,8 +318,11 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("residual_m", 16, "multiplier of the residual"),
         Field("residual_n", 6, "shift of the residual, at least 1"),
         Field("param", 16, "first row of LayerNorm parameters (LAYERNORM) or of row scales (SOFTMAX)"),
-        Field("index", 16, "first entry of the index memory (COMPACT, GATHER)"),
+        Field(
+            "index", 16, "first entry of the index memory (COMPACT, GATHER) or row of the maxima (SOFTMAX)"
+        ),
         Field("count_register", 4, "count register that takes the number of kept positions (COMPACT)"),
+        Field("measured", 1, "one pass, with the row maxima of the drain (SOFTMAX without bias)"),
     ),
 }
 

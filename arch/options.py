@@ -18,6 +18,7 @@ _NEEDS: dict[str, tuple[tuple[Opcode, str, int | None], ...]] = {
         (Opcode.LOAD, "target", LoadTarget.REGISTER),
         *((Opcode[e.name], f"{slot}_field", None) for e in isa.Engine for slot in isa.SLOTS),
     ),
+    "row_maxima": ((Opcode.MATRIX, "maxima", 1), (Opcode.VECTOR, "measured", 1)),
 }
 
 

@@ -14,6 +14,7 @@ from ..arch.accelerator import (
     TABLE_ROW_BYTES,
     Accelerator,
 )
+from ..arch.numerics import LOGIT_BITS
 from ..arch.schemes import Scheme, storage_bits
 from ..hw.decode import stored_bits
 from ..hw.lines import BUFFER_LINES
@@ -89,6 +90,9 @@ class Costs:
     """Of one drain output (drain * columns of them)."""
     plain: Cost
     """Of one that is plain (as many again with plain_steps 2); 229 LUTs (xcup) without the choice of its sum."""
+    maximum: Cost
+    """Of one drain output that row maxima are of: with 8 columns and drain 4, 607 LUTs in the drain and 18 in each vector column
+    (xcup; as guessed from these on ecp5)."""
     element: Cost
     """Of one vector lane (vector * columns of them), its share of the column included."""
     word: Cost
@@ -122,6 +126,7 @@ COSTS = {
         digit=(7.5, 0.5, 0),
         output=(728, 570, 3),
         plain=(240, 180, 1),
+        maximum=(24, 15, 0),
         element=(1010, 670, 4),
         word=(110, 110, 0),
         slots=(3_400, 1_600, 0),
@@ -149,6 +154,7 @@ COSTS = {
         digit=(7.5, 0.5, 0),
         output=(728, 570, 4),
         plain=(240, 180, 1),
+        maximum=(24, 15, 0),
         element=(1010, 670, 5),
         word=(110, 110, 0),
         slots=(3_400, 1_600, 0),
@@ -173,6 +179,7 @@ COSTS = {
         digit=(11, 0.5, 0),
         output=(1124, 570, 4),
         plain=(400, 200, 2),
+        maximum=(36, 15, 0),
         element=(1240, 820, 5),
         word=(190, 170, 0),
         slots=(4_500, 1_600, 0),
@@ -199,6 +206,7 @@ def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
     yield 1, a.param_rows, PARAM_BYTES * 8 * a.drain
     yield 1, a.norm_rows, NORM_BYTES * 8 * a.vector
     yield 1, a.row_scales, 22 * a.columns
+    yield 1, a.row_maxima, LOGIT_BITS * a.columns
     yield 3, a.index_rows // 4, 64  # a copy per reader
     yield 1, a.instructions, stored_bits(a)
     yield a.ports, BUFFER_LINES, a.bus_bytes * 8 + 1
@@ -235,6 +243,7 @@ def _logic(a: Accelerator, board: Board) -> tuple[float, float, float]:
         (a.lanes.fixed4_digits * a.columns * a.depth, costs.digit),
         (a.drain * a.columns, costs.output),
         ((a.plain_steps - 1) * a.drain * a.columns, costs.plain),
+        (a.plain_drain * a.columns if a.row_maxima else 0, costs.maximum),
         (a.vector_lanes, costs.element),
         (a.scratchpad_row_bytes * a.private, costs.word),
         (a.operand_slots != 0, costs.slots),

@@ -302,9 +302,14 @@ class _Window:
             Span(keys, head * chunks, (blocks - 1) * stride + chunks),
             Span(param, 0, 1),
         )
-        self._append(
-            Opcode.MATRIX, values, reads, (logits.span(a, 0, -(-written * a.plain_drain * 2 // a.depth)),)
-        )
+        writes = [logits.span(a, 0, -(-written * a.plain_drain * 2 // a.depth))]
+        tiles = -(-self.x.positions // a.columns)
+        maxima = Buffer(name=f"{operator.name}/maxima{name}", memory=Memory.ROW_MAXIMA, rows=tiles)
+        one_pass = tiles <= a.row_maxima and not operator.bias
+        if one_pass:
+            values |= {"maxima": 1, "second_dst": At(maxima), "second_stride": self.slot_count}
+            writes.append(Span(maxima, 0, tiles))
+        self._append(Opcode.MATRIX, values, reads, tuple(writes))
 
         exp = tensors.data(
             Memory.EXP,
@@ -315,7 +320,6 @@ class _Window:
         table = numerics.recip_table().astype("<u2").view(np.uint8).reshape(-1, TABLE_ROW_BYTES)
         recip = tensors.data(Memory.RECIP, "recip", self.tag, table)
         e = tensors.place(f"{operator.name}/e{name}", self.x.positions, self.slot_count, False)
-        tiles = -(-self.x.positions // a.columns)
         scales = Buffer(name=f"{operator.name}/scale{name}", memory=Memory.ROW_SCALE, rows=tiles)
         values = {
             "op": VectorOp.SOFTMAX,
@@ -340,6 +344,9 @@ class _Window:
             bias = self.biases[head]
             values |= {"bias": 1, "residual_row": bias.at(), "residual_stride": bias.stride}
             reads = (*reads, bias.span(a, 0, -(-self.slot_count * 2 // a.depth)))
+        if one_pass:
+            values |= {"measured": 1, "index": At(maxima)}
+            reads = (*reads, Span(maxima, 0, tiles))
         writes = (e.span(a, 0, -(-self.slot_count // a.depth)), Span(scales, 0, tiles))
         self._append(Opcode.VECTOR, values, reads, writes)
         self.softmax[head] = e, scales

@@ -74,6 +74,7 @@ _REMEDIES = {
     Memory.TABLE: "Raise table_pages",
     Memory.INDEX: "Raise index_rows",
     Memory.ROW_SCALE: "Raise row_scales",
+    Memory.ROW_MAXIMA: "Raise row_maxima",
 }
 
 

@@ -218,6 +218,8 @@ def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
             i.dst, i.dst_stride, -(-count // i.dst_block), -(-(channels if keys else slots) // a.depth)
         )
         found.append((Memory.WEIGHT, rows, True))
+    if i.maxima:
+        found.append((Memory.ROW_MAXIMA, np.arange(i.second_dst, i.second_dst + tiles), True))
     if i.second:
         rows = _tiles(i.second_dst, i.second_stride, tiles, -(-channels // a.depth))
         found.append((Memory.SCRATCHPAD, rows, True))
@@ -240,6 +242,8 @@ def _vector(a: Accelerator, i: Instruction, index: np.ndarray) -> list[tuple[Mem
         found.append((Memory.EXP, np.arange(32), False))
         found.append((Memory.RECIP, np.arange(64), False))
         found.append((Memory.ROW_SCALE, np.arange(i.param, i.param + tiles), True))
+        if i.measured:
+            found.append((Memory.ROW_MAXIMA, np.arange(i.index, i.index + tiles), False))
     elif i.table:
         found.append((Memory.TABLE, _table(i), False))
     multiply = i.op == VectorOp.MULTIPLY

@@ -38,6 +38,8 @@ def cycles(accelerator: Accelerator, item: Item) -> int:
     if item.opcode == Opcode.VECTOR:
         steps = -(-get("channels") // a.vector)
         latency = _SOFTMAX_LATENCY + a.columns if get("op") == VectorOp.SOFTMAX else _VECTOR_LATENCY
+        if get("measured"):
+            return latency + tiles * (-(-get("channels") // a.depth) * a.depth // a.vector)
         return latency + tiles * steps * _PASSES[VectorOp(get("op"))]
     chunks, drain = get("chunks"), get("steps") * (2 if get("second") else 1)
     fetch, across = chunks, get("stride_x")

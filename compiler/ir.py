@@ -53,6 +53,7 @@ class Memory(enum.Enum):
     RSQRT = LoadTarget.RSQRT
     INDEX = LoadTarget.INDEX
     ROW_SCALE = None
+    ROW_MAXIMA = "maxima"
     OUTSIDE = "outside"
     """The SCRATCH region in DRAM, in rows of the scratchpad."""
 
@@ -71,6 +72,7 @@ def capacity(accelerator: Accelerator, memory: Memory) -> int:
         Memory.RSQRT: 256,
         Memory.INDEX: a.index_rows // INDEX_ROW_ENTRIES,
         Memory.ROW_SCALE: a.row_scales,
+        Memory.ROW_MAXIMA: a.row_maxima,
         Memory.OUTSIDE: (1 << 32) // a.pitch(a.scratchpad_row_bytes),
     }[memory]
 

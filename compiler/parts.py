@@ -193,12 +193,16 @@ def _part(a: Accelerator, item: Item, first: int, end: int, tiles: int) -> Item:
         advance("dst", "dst_stride")
         if values["op"] == VectorOp.SOFTMAX:
             advance("param", 1)
+        if values.get("measured"):
+            advance("index", 1)
     else:
         _destination(a, values, first, advance)
         if values.get("param_mode") == ParamMode.TOKEN:
             advance("param", 1)
         if values.get("second"):
             advance("second_dst", "second_stride")
+        if values.get("maxima"):
+            advance("second_dst", 1)
     reads = tuple(_span(span, moved, first, end, tiles) for span in item.reads)
     if windows:
         reads = tuple(_seen(a, values, span) for span in reads)

@@ -19,7 +19,8 @@ from .compute import BlockLayout
 from .decode import instruction_layout
 from .delay import delayed
 from .lanes.sums import groups as pairs_of
-from .ports import ROW_BITS, LoadPort, ReadPort, RowScalePort, WritePort, row_scale_layout
+from .maxima import Maxima
+from .ports import ROW_BITS, LoadPort, ReadPort, RowMaximaPort, RowScalePort, WritePort, row_scale_layout
 from .requantize import saturate, shifted
 from .shared import Shared
 from .weights import PART_BITS, DrainWrite, word_parts
@@ -144,6 +145,7 @@ class Steps(wiring.Component):
                 "valid": Out(1),
                 "slot": Out(1),
                 "last": Out(1),
+                "tile_last": Out(1),
                 "step": Out(8),
                 "output": Out(ROW_BITS),
                 "tile": Out(18),
@@ -171,6 +173,7 @@ class Steps(wiring.Component):
             self.last.eq(step_last & block.end),
         ]
         tile_end = step_last & block.tile_end
+        m.d.comb += self.tile_last.eq(tile_end)
         self.lanes(m, advance, tile_end, tile_end & block.end)
         first = Signal(18)
         for column in range(columns):
@@ -246,6 +249,7 @@ class Drain(wiring.Component):
                 "done": Out(1),
                 "done_signal": Out(16),
                 "done_tag": Out(10),
+                **({"row_maxima": Out(RowMaximaPort(accelerator))} if accelerator.row_maxima else {}),
             }
         )
 
@@ -283,6 +287,8 @@ class Drain(wiring.Component):
         self.tables(m, outputs)
         self.residuals(m, steps, outputs)
         self.writes(m, steps, outputs)
+        if self.accelerator.row_maxima:
+            self.maxima(m, steps, outputs)
         return m
 
     def field(self, cycle: int, name: str):
@@ -410,6 +416,24 @@ class Drain(wiring.Component):
             p5 = delayed(m, Array(word.word_select(i, drain * 16) for i in range(parts))[p4_part], 1)
             for i in range(drain):
                 m.d.comb += outputs[i][c].p5_residual.eq(p5.word_select(i, 16))
+
+    def maxima(self, m: Module, steps: Steps, outputs: list[list[Shared]]) -> None:
+        """The largest output of every column in a tile."""
+        m.submodules.maxima = maxima = Maxima(self.accelerator)
+        wiring.connect(m, maxima.o, wiring.flipped(self.row_maxima))
+        m.d.comb += [
+            maxima.valid.eq(steps.valid & self.field(0, "maxima")),
+            maxima.last.eq(steps.tile_last),
+            maxima.step.eq(steps.output),
+            maxima.plain.eq(self.field(0, "plain")),
+            maxima.channels.eq(self.field(0, "second_stride")),
+            maxima.row.eq(self.field(0, "second_dst") + steps.tile),
+            *(
+                maxima.p13_codes[c][i].eq(output.p13)
+                for i, bank in enumerate(outputs)
+                for c, output in enumerate(bank)
+            ),
+        ]
 
     def writes(self, m: Module, steps: Steps, outputs: list[list[Shared]]) -> None:
         """Rows, masks and data of all destinations."""

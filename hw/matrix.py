@@ -14,7 +14,7 @@ from .delay import delayed
 from .drain import SUMS_CYCLE, Drain
 from .fetch import Fetch
 from .operand import Buffer
-from .ports import EngineSignature, IndexRead, LoadPort, ReadPort, RowScalePort, WritePort
+from .ports import EngineSignature, IndexRead, LoadPort, ReadPort, RowMaximaPort, RowScalePort, WritePort
 from .weights import Memory
 
 __all__ = ["BLOCK_CYCLES", "Engine"]
@@ -41,6 +41,7 @@ class Engine(wiring.Component):
                 "load": In(LoadPort(accelerator)),
                 "row_scales": In(RowScalePort(accelerator)),
                 "index_read": Out(IndexRead()),
+                **({"row_maxima": Out(RowMaximaPort(accelerator))} if accelerator.row_maxima else {}),
             }
         )
 
@@ -63,6 +64,8 @@ class Engine(wiring.Component):
         connect(m, drain.write, flipped(self.write))
         connect(m, drain.weights, weights.drain)
         connect(m, flipped(self.row_scales), drain.row_scales)
+        if accelerator.row_maxima:
+            connect(m, drain.row_maxima, flipped(self.row_maxima))
         accept = control.i.valid & fetch.i.ready & compute.i.ready
         m.d.comb += [
             control.i.ready.eq(fetch.i.ready & compute.i.ready),

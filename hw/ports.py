@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from amaranth.hdl import signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..arch import isa
 from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_ROW_BYTES, Accelerator
+from ..arch.numerics import LOGIT_BITS
 from .decode import instruction_layout
 
 __all__ = [
@@ -16,9 +18,11 @@ __all__ = [
     "LoadPort",
     "ReadPort",
     "RegisterWrite",
+    "RowMaximaPort",
     "RowScalePort",
     "WritePort",
     "load_bytes",
+    "row_maxima_layout",
     "row_scale_layout",
 ]
 
@@ -117,6 +121,20 @@ class RowScalePort(wiring.Signature):
     def __init__(self, accelerator: Accelerator):
         super().__init__(
             {"valid": Out(1), "row": Out(ROW_BITS), "scales": Out(row_scale_layout(accelerator))}
+        )
+
+
+def row_maxima_layout(accelerator: Accelerator) -> data.ArrayLayout:
+    """One row of the memory of row maxima: a logit of every column."""
+    return data.ArrayLayout(signed(LOGIT_BITS), accelerator.columns)
+
+
+class RowMaximaPort(wiring.Signature):
+    """The largest logits of a tile from the drain, facing it; always accepted."""
+
+    def __init__(self, accelerator: Accelerator):
+        super().__init__(
+            {"valid": Out(1), "row": Out(ROW_BITS), "maxima": Out(row_maxima_layout(accelerator))}
         )
 
 

@@ -127,6 +127,8 @@ class Top(wiring.Component):
         for name, port in zip(WRITERS, (matrix_engine.write, vector_engine.write), strict=False):
             wiring.connect(m, getattr(scratchpad, name), port)
         wiring.connect(m, vector_engine.row_scales, matrix_engine.row_scales)
+        if accelerator.row_maxima:
+            wiring.connect(m, matrix_engine.row_maxima, vector_engine.row_maxima)
         wiring.connect(m, vector_engine.index_write, index.write)
         m.d.comb += index.claimed.eq(vector_engine.compacting)
         for name, engine in zip(INDEX_READERS, (load_engine, matrix_engine, vector_engine), strict=True):

@@ -195,9 +195,29 @@ class Machine(Memories):
             self._write(i.dst, i.dst_stride, v, bool(i.wide), i.dst_channel)
         else:
             self._write_weights(i, v, tiles * a.columns)
+        if i.maxima:
+            self._keep_maxima(i, v, tiles)
         if i.second:
             v = numerics.requantize(v, i.second_m, i.second_n, i.second_constant, i.second_lo, i.second_hi)
             self._write(i.second_dst, i.second_stride, v, False)
+
+    def _keep_maxima(self, i: Instruction, v: np.ndarray, tiles: int) -> None:
+        """The largest of the valid channels of every position to the row maxima."""
+        a, bound = self.accelerator, 1 << (numerics.LOGIT_BITS - 1)
+        if i.second or i.destination != Destination.SCRATCHPAD:
+            self._fail("maxima go with outputs to the scratchpad, and without second")
+        if not -bound <= i.lo <= i.hi < bound:
+            self._fail(f"lo and hi must be {-bound}..{bound - 1} with maxima, not {i.lo}..{i.hi}")
+        if not 1 <= i.second_stride <= v.shape[1]:
+            self._fail(f"second_stride must be 1..{v.shape[1]} with maxima, not {i.second_stride}")
+        alive = np.arange(i.second_stride) % a.depth < a.tokens_per_word
+        largest = np.zeros(tiles * a.columns, np.int64)
+        largest[: len(v)] = v[:, : i.second_stride][:, alive].max(axis=1)
+        rows = self._rows("ROW_MAXIMA", i.second_dst + np.arange(tiles), a.row_maxima)
+        present = (np.arange(tiles * a.columns) < i.positions).reshape(tiles, -1)
+        self.row_maxima[rows] = np.where(present, largest.reshape(tiles, -1), self.row_maxima[rows])
+        record = self.row_maxima[rows].astype("<i2").view(np.uint8)
+        self._note("ROW_MAXIMA", rows, np.repeat(present, 2, axis=1), record)
 
     def _accumulate(self, i: Instruction, operand: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Accumulators (positions, groups * blocks, lanes), int64."""
@@ -368,8 +388,11 @@ class Machine(Memories):
             logits, mask = numerics.logit_bias(logits, bias), bias != numerics.MASKED
         alive = np.arange(logits.shape[1]) % a.depth < a.tokens_per_word
         mask = mask if mask is None else mask[:, alive]
-        e = np.zeros(logits.shape, np.int64)
-        e[:, alive] = numerics.softmax_exp(logits[:, alive], self.tables[LoadTarget.EXP].ravel(), mask)
+        e, exp = np.zeros(logits.shape, np.int64), self.tables[LoadTarget.EXP].ravel()
+        if i.measured:
+            e[:, alive] = exp[self._distances(i, logits[:, alive])]
+        else:
+            e[:, alive] = numerics.softmax_exp(logits[:, alive], exp, mask)
         recip = self.tables[LoadTarget.RECIP].view("<u2").ravel()
         scale = numerics.softmax_row_scale(e.sum(axis=1), i.m, i.n, recip)
         tiles = -(-i.positions // a.columns)
@@ -382,6 +405,15 @@ class Machine(Memories):
         record = np.stack([self.row_m[rows], self.row_n[rows]], axis=-1).astype("<u2")
         self._note("ROW_SCALE", rows, np.repeat(present, 4, axis=1), record.reshape(tiles, -1).view(np.uint8))
         self._write_vector(i, e, a.depth, False)
+
+    def _distances(self, i: Instruction, logits: np.ndarray) -> np.ndarray:
+        """Indices of EXP by the row maxima; 255 also for a logit above its row's."""
+        if i.bias:
+            self._fail("measured is for logits without bias")
+        rows = i.index + np.arange(-(-i.positions // self.accelerator.columns))
+        largest = self.row_maxima[self._rows("ROW_MAXIMA", rows, self.accelerator.row_maxima)]
+        distance = largest.reshape(-1, 1)[: i.positions] - logits
+        return np.where(distance < 0, 255, np.minimum(distance, 255))
 
 
 def _wrapped(acc: np.ndarray) -> np.ndarray:

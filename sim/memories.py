@@ -25,12 +25,12 @@ class Write:
 
     instruction: int
     memory: str
-    """SCRATCHPAD, WEIGHT, PARAM, NORM, TABLE, EXP, RECIP, RSQRT, INDEX, REGISTER, ROW_SCALE or OUTPUT (DRAM, rows of a
-    transfer)."""
+    """SCRATCHPAD, WEIGHT, PARAM, NORM, TABLE, EXP, RECIP, RSQRT, INDEX, REGISTER, ROW_SCALE, ROW_MAXIMA or OUTPUT (DRAM,
+    rows of a transfer)."""
     rows: np.ndarray
     """(N,) row numbers."""
     mask: np.ndarray
-    """(N, row bytes) bool: bytes written. A row scale has 4 bytes per column: m u16, n u16."""
+    """(N, row bytes) bool: bytes written. A row scale has 4 bytes per column: m u16, n u16; a row maximum 2."""
     data: np.ndarray
     """(N, row bytes) uint8."""
 
@@ -54,6 +54,7 @@ class Memories:
         self.norm_b = np.zeros_like(self.norm_g)
         self.row_m = np.zeros((a.row_scales, a.columns), np.int64)
         self.row_n = np.ones((a.row_scales, a.columns), np.int64)
+        self.row_maxima = np.zeros((a.row_maxima, a.columns), np.int64)
         self.index = np.zeros(a.index_rows, np.int64)
         self.registers = np.zeros(isa.REGISTERS, np.int64)
         page_rows = TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES

@@ -164,6 +164,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         _MATRIX,
     ),
     Mutation(
+        "maxima: slots without a token count",
+        "hw/maxima.py",
+        "(p2_rest > i) & token & drained",
+        "(p2_rest > i) & drained",
+        _MATRIX,
+    ),
+    Mutation(
+        "softmax: the next tile takes the row maxima of the one before",
+        "hw/vector/engine.py",
+        "with m.Elif(taken):",
+        "with m.Elif(taken & ~row[0]):",
+        _VECTOR,
+    ),
+    Mutation(
         "weights: Fixed-4 lanes take the high bits of keys and values",
         "hw/weights.py",
         "self.drain.values[c][i][:bits]",

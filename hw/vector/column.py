@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from ...arch import isa
 from ...arch.accelerator import Accelerator
+from ...arch.numerics import LOGIT_BITS
 from ..decode import instruction_layout
 from ..lanes.sums import groups, register, total
 from ..requantize import Requantizer, saturate, shifted
@@ -52,7 +53,7 @@ class Column(wiring.Component):
     `steps[s]` is the step in stage s. `word` belongs to stage 2, `norm` to stage 8, `outputs` to stage 14; the
     tables' values to stage 13 and their indices to stage 11. `codes` and `shared` belong to stage 3: codes that
     came from `word`, and those of the column that all columns use in a broadcast or GATHER. `kept` (stage 14) is
-    COMPACT's comparison. `sums` is complete when the last step of a measuring
+    COMPACT's comparison. With `taken` (stage 6) `maximum` becomes softmax's row maximum. `sums` is complete when the last step of a measuring
     pass is in stage 6, `softmax_total` when the last step of a writing pass is in stage 16. `moments[bank].sum` is
     used in stage 4, `.r` in 5, `.k` in 6.
     """
@@ -77,6 +78,7 @@ class Column(wiring.Component):
                 "exp": In(data.ArrayLayout(8, vector)),
                 "outputs": Out(data.ArrayLayout(16, vector)),
                 "kept": Out(1),
+                **({"taken": In(1), "maximum": In(signed(LOGIT_BITS))} if accelerator.row_maxima else {}),
             }
         )
 
@@ -161,8 +163,12 @@ class Column(wiring.Component):
         values = [register(m, value, f"best_{i}_5") for i, value in enumerate(values)]
         best = register(m, self.larger(*values), "best_6")
         peak = Signal(signed(16), reset_less=True)
-        higher = Mux(step.first | (best > peak), best, peak)
-        m.d.sync += peak.eq(Mux(step.valid & step.measure, higher, peak))
+        higher = step.valid & step.measure & (step.first | (best > peak))
+        if self.accelerator.row_maxima:
+            with m.If(self.taken | higher):
+                m.d.sync += peak.eq(Mux(self.taken, self.maximum, best))
+        else:
+            m.d.sync += peak.eq(Mux(higher, best, peak))
         return peak
 
     def larger(self, first: Value, *second: Value) -> Value:

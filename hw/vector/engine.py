@@ -15,8 +15,10 @@ from ..ports import (
     LoadPort,
     ReadPort,
     RegisterWrite,
+    RowMaximaPort,
     RowScalePort,
     WritePort,
+    row_maxima_layout,
 )
 from ..shared import Shared
 from .column import Column, norm_layout
@@ -54,6 +56,7 @@ class Engine(wiring.Component):
                 "index_write": Out(IndexWrite()),
                 "compacting": Out(1),
                 "register_write": Out(RegisterWrite()),
+                **({"row_maxima": In(RowMaximaPort(accelerator))} if accelerator.row_maxima else {}),
             }
         )
 
@@ -101,6 +104,8 @@ class Engine(wiring.Component):
         self.tables(m, now, columns)
         self.moments(m, now, steps[6], columns)
         self.scales(m, now, steps[16], columns)
+        if a.row_maxima:
+            self.maxima(m, now, steps[6], columns)
         self.compactor(m, now, steps[14], columns)
         return m
 
@@ -187,6 +192,29 @@ class Engine(wiring.Component):
         with m.If(started):
             m.d.sync += row.eq(self.control.i.payload.param)
         with m.Elif(scales.valid):
+            m.d.sync += row.eq(row + 1)
+
+    def maxima(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
+        """The memory of row maxima, and its row for the tile whose first step comes to stage 6 next."""
+        a = self.accelerator
+        m.submodules.row_maxima = rows = memory.Memory(
+            shape=row_maxima_layout(a).size, depth=a.row_maxima, init=[]
+        )
+        write, read = rows.write_port(), rows.read_port()
+        row, taken = Signal(16, reset_less=True), Signal()
+        m.d.comb += [
+            write.en.eq(self.row_maxima.valid),
+            write.addr.eq(self.row_maxima.row),
+            write.data.eq(self.row_maxima.maxima),
+            read.addr.eq(row),
+            taken.eq(step.valid & step.first & now.measured),
+        ]
+        maxima = data.View(row_maxima_layout(a), read.data)
+        for c, column in enumerate(columns):
+            m.d.comb += [column.taken.eq(taken), column.maximum.eq(maxima[c])]
+        with m.If(self.control.i.valid & self.control.i.ready):
+            m.d.sync += row.eq(self.control.i.payload.index)
+        with m.Elif(taken):
             m.d.sync += row.eq(row + 1)
 
     def compactor(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:

@@ -29,7 +29,7 @@ class Sequencer(wiring.Component):
     """Takes an instruction and issues its steps, at most one a cycle.
 
     A pass is all steps of a tile. LAYERNORM and SOFTMAX have two: the first measures, the second writes. SOFTMAX
-    alternates them; LAYERNORM measures a tile ahead, so that the moments of one tile are computed while another
+    alternates them, and has the second alone with `measured`; LAYERNORM measures a tile ahead, so that the moments of one tile are computed while another
     is written. The others only have the second; a step with a second operand takes two reads. GATHER's passes are
     over one position each; COMPACT has one step for each tile and writes nothing to the scratchpad.
 
@@ -221,7 +221,8 @@ class Sequencer(wiring.Component):
         now, a = self.instruction, self.accelerator
         vector_log2, depth_log2 = ceil_log2(a.vector), ceil_log2(a.depth)
         chunks = (now.channels + (a.depth - 1)) >> depth_log2
-        two_passes = self.layernorm | self.softmax
+        measures = self.softmax & ~now.measured if a.row_maxima else self.softmax
+        two_passes = self.layernorm | measures
         pads = self.softmax & ~self.measure
         before_last, fits = Mux(pads, self.padded_before, self.valid_before), now.channels <= a.vector
         unit = Mux(self.gather, 1, a.columns)

@@ -20,7 +20,7 @@ _SRC, _SRC_STRIDE, _SRC_WIDE = COLUMN["src"], COLUMN["src_stride"], COLUMN["src_
 _DST, _DST_STRIDE, _DST_WIDE = COLUMN["dst"], COLUMN["dst_stride"], COLUMN["dst_wide"]
 _RESIDUAL, _RESIDUAL_ROW = COLUMN["residual"], COLUMN["residual_row"]
 _RESIDUAL_STRIDE, _RESIDUAL_WIDE = COLUMN["residual_stride"], COLUMN["residual_wide"]
-_BROADCAST, _BIAS = COLUMN["broadcast"], COLUMN["bias"]
+_BROADCAST, _BIAS, _MEASURED = COLUMN["broadcast"], COLUMN["bias"], COLUMN["measured"]
 _ELEMENTWISE, _LAYERNORM, _SOFTMAX, _MULTIPLY, _COMPACT, _GATHER = map(int, VectorOp)
 
 # Parameters.
@@ -160,7 +160,7 @@ def _start(s, T, cfg):
     elif op == _GATHER and now[_SRC_WIDE] == 0:
         channels = (channels + 1) >> 1
     chunks = (channels + (1 << depth_log2) - 1) >> depth_log2
-    two_passes = op in (_LAYERNORM, _SOFTMAX)
+    two_passes = op == _LAYERNORM or (op == _SOFTMAX and now[_MEASURED] == 0)
     s[_SETUP] = 0
     s[_ISSUING] = 1
     s[_MEASURE] = two_passes

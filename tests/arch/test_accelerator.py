@@ -20,6 +20,7 @@ SMALL = Accelerator(
     norm_rows=16,
     operand_chunks=32,
     row_scales=8,
+    row_maxima=8,
     index_rows=64,
     table_pages=1,
     instructions=64,
@@ -94,6 +95,7 @@ def test_hash_names_every_parameter():
         ({"plain_steps": 3}, r"plain_steps must be 1 or 2, not 3"),
         ({"plain_steps": 2, "drain": 4}, r"drain must be at most 2 with plain_steps=2, not 4"),
         ({"weight_rows": 0}, r"weight_rows must be positive, not 0"),
+        ({"row_maxima": -1}, r"row_maxima must be 0 or more, not -1"),
     ],
 )
 def test_relations_are_checked(change, message):

@@ -39,6 +39,7 @@ CONFIGURATIONS = {
         columns=4,
         lanes=Lanes(fixed8=4, fixed4=4, sp2_4=2, fixed4_quads=2, fixed4_dynamic=4),
         operand_chunks=32,
+        row_maxima=9,
     ),
     "deep": dataclasses.replace(
         SMALL, depth=8, drain=4, lanes=Lanes(fixed8=8, fixed4=4, pot4=4, fixed8_luts=2, fixed4_dynamic=4)
@@ -49,22 +50,33 @@ CONFIGURATIONS = {
         lanes=Lanes(fixed8=4, fixed4=8, fixed4_quads=4, fixed4_dynamic=6, fixed4_operand_bits=5),
         plain_steps=2,
     ),
-    "plain": dataclasses.replace(SMALL, depth=8, lanes=Lanes(fixed8=4, pot4=6), plain_steps=2),
+    "plain": dataclasses.replace(SMALL, depth=8, lanes=Lanes(fixed8=4, pot4=6), plain_steps=2, row_maxima=8),
     "private_2": dataclasses.replace(SMALL, lanes=Lanes(fixed8=8, sp2_4=2), private=2),
     "private_4": dataclasses.replace(
         SMALL, columns=4, lanes=Lanes(fixed8=16, pot4=2), operand_chunks=32, private=4
     ),
     "columns_3": dataclasses.replace(
-        SMALL, columns=3, depth=8, drain=4, lanes=Lanes(fixed8=16, pot4=4, binary=4), operand_chunks=32
+        SMALL,
+        columns=3,
+        depth=8,
+        drain=4,
+        lanes=Lanes(fixed8=16, pot4=4, binary=4),
+        operand_chunks=32,
+        row_maxima=8,
     ),
     "columns_5": dataclasses.replace(
-        SMALL, columns=5, depth=8, lanes=Lanes(fixed8=8, ternary=2, binary=2), operand_chunks=64
+        SMALL,
+        columns=5,
+        depth=8,
+        lanes=Lanes(fixed8=8, ternary=2, binary=2),
+        operand_chunks=64,
+        row_maxima=8,
     ),
     "two_taps": dataclasses.replace(SMALL, private=2),
     "two_taps_4": dataclasses.replace(
         SMALL, columns=4, lanes=Lanes(fixed8=8, pot4=2), operand_chunks=32, private=4
     ),
-    "drain_1": dataclasses.replace(SMALL, drain=1, lanes=Lanes(fixed8=2, sp2_4=1, ternary=1)),
+    "drain_1": dataclasses.replace(SMALL, drain=1, lanes=Lanes(fixed8=2, sp2_4=1, ternary=1), row_maxima=8),
     "digits": dataclasses.replace(
         SMALL,
         depth=8,
@@ -79,6 +91,10 @@ CONFIGURATIONS = {
         ),
     ),
 }
+
+
+MAXIMA_AFTER = 4
+"""Cycles after an instruction's `done` in which its last row maxima may come (hw/maxima.py)."""
 
 
 @dataclasses.dataclass
@@ -212,6 +228,7 @@ class Bench:
             bits = self.accelerator.scratchpad_row_bytes * 8
             arriving["fetch"].append(sum(word << i * bits for i, word in enumerate(rows)))
             arriving["residual"].append(self.word(cycle.residual) if cycle.residual >= 0 else self.noise())
+            self.keep_maxima(ctx)
             if cycle.write >= 0:
                 self.write(cycle.write, ctx.get(dut.write.data), ctx.get(dut.write.mask))
             sent += started >= 0
@@ -222,6 +239,16 @@ class Bench:
             if self.halt_at is not None and len(self.cycles) > self.halt_at + 60:
                 return
             ctx.set(dut.index_read.value, int(self.memory.index[entry % len(self.memory.index)]))
+        for _ in range(MAXIMA_AFTER):
+            self.keep_maxima(ctx)
+            await ctx.tick()
+
+    def keep_maxima(self, ctx):
+        """What the row maxima are told in this cycle."""
+        if self.accelerator.row_maxima and ctx.get(self.dut.row_maxima.valid):
+            port = self.dut.row_maxima
+            for c in range(self.accelerator.columns):
+                self.memory.maxima[ctx.get(port.row), c] = ctx.get(port.maxima[c])
 
     def noise(self) -> int:
         """What a read port shows when nothing was granted."""
@@ -372,4 +399,11 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
         v["index"] = pick(0, a.index_rows - v["groups"] * v["blocks"] * v["chunks"])
         v["weight"] = pick(0, 9)
     v.setdefault("skip", pick(0, v["steps"] - 1) if random.random() < 0.5 else 0)
+    kept = a.row_maxima and destination == isa.Destination.SCRATCHPAD and not v["second"]
+    if kept and v.setdefault("maxima", pick(0, 1)):
+        v |= {"lo": max(v["lo"], pick(-2048, 0)), "hi": min(v["hi"], pick(0, 2047))}
+        v |= {"second_dst": pick(0, a.row_maxima - tiles)}
+        v |= {"second_stride": pick(1, outputs - v["skip"] * (a.drain << plain))}
+        if v["lo"] > v["hi"]:
+            v["lo"], v["hi"] = -2048, 2047
     return isa.Instruction(isa.Opcode.MATRIX, v)

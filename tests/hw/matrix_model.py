@@ -41,6 +41,8 @@ class Memories:
         self.scale_m[dead], self.scale_n[dead] = 0, 1
         self.index = random.integers(0, a.weight_rows // 2 - 9, a.index_rows)
         self.tables = random.integers(-128, 128, (a.table_pages, 1024))
+        self.maxima = {}
+        """Row maxima that instructions wrote, by row and column; of their rows no others, which hold anything."""
 
     def weight(self, row, lane, i):
         """A weight's value."""
@@ -131,7 +133,7 @@ def accumulate(memory, ins, x, j, lane):
 def execute(memory, ins):
     """Executes one instruction on `memory`."""
     a = memory.accelerator
-    writes = []
+    writes, maxima = [], {}
     for t in range(-(-ins.positions // a.columns)):
         for g in range(ins.groups):
             x = [[taken(memory, ins, t, g, k, c) for k in range(ins.chunks)] for c in range(a.columns)]
@@ -141,13 +143,23 @@ def execute(memory, ins):
                 for s in range(ins.steps - (ins.skip if last else 0)):
                     for i in range(a.drain << ins.plain):
                         for c in range(a.columns):
-                            writes += drain(memory, ins, t, x[c], j, s, i, c)
+                            v, found = drain(memory, ins, t, x[c], j, s, i, c)
+                            writes += found
+                            o = (j * ins.steps + s) * (a.drain << ins.plain) + i
+                            token = o % a.depth < a.depth // a.columns * a.columns
+                            if o < ins.second_stride and token and t * a.columns + c < ins.positions:
+                                place = ins.second_dst + t, c
+                                maxima[place] = max(v, maxima.get(place, v))
     for target, place, value in writes:
         target[place] = value
+    if ins.maxima:
+        rows = {row for row, _ in maxima}
+        kept = {place: v for place, v in memory.maxima.items() if place[0] not in rows}
+        memory.maxima = kept | maxima
 
 
 def drain(memory, ins, t, x, j, s, i, c):
-    """One output: the places and values that it writes."""
+    """One output, and the places and values that it writes."""
     a = memory.accelerator
     param = ins.param + (j * ins.steps + s if ins.param_mode == ParamMode.CHANNEL else 0)
     unit, record = a.drain << ins.plain, i % a.drain
@@ -198,4 +210,4 @@ def drain(memory, ins, t, x, j, s, i, c):
         q = clamp(q, ins.second_lo, ins.second_hi)
         row = ins.second_dst + t * ins.second_stride + o // a.depth
         writes.append((memory.scratchpad, (row, c, o % a.depth), q & 255))
-    return writes
+    return v, writes

@@ -24,6 +24,7 @@ def check(name, seed, count, *, grant=1.0, gap=0.0, **forced):
         execute(memory, instruction)
     np.testing.assert_array_equal(bench.memory.scratchpad, memory.scratchpad)
     np.testing.assert_array_equal(bench.memory.patterns, memory.patterns)
+    assert {place: bench.memory.maxima.get(place) for place in memory.maxima} == memory.maxima
     assert [c.done - 1 for c in bench.cycles if c.done] == list(range(count))
     return bench
 
@@ -37,6 +38,13 @@ def test_random_instructions(name, seed):
 @pytest.mark.parametrize("param_mode", isa.ParamMode)
 def test_modes(mode, param_mode):
     check("small", 50 + 3 * mode + param_mode, 6, mode=int(mode), param_mode=int(param_mode), grant=0.8)
+
+
+@pytest.mark.parametrize("name", [name for name, a in CONFIGURATIONS.items() if a.row_maxima])
+def test_row_maxima(name):
+    """Of logits with empty slots, of steps that have none, of blocks, groups and tiles, right after each other."""
+    bench = check(name, 7, 8, destination=0, second=0, maximum=0, maxima=1, dst_channel=0)
+    assert len(set(bench.memory.maxima.values())) > 5
 
 
 def chained(accelerator, random):

@@ -40,6 +40,7 @@ def accelerator(columns: int, depth: int, vector: int) -> Accelerator:
         instructions=16,
         bus_bytes=8,
         burst_beats=4,
+        row_maxima=8 if depth == 8 else 0,
     )
 
 
@@ -55,7 +56,18 @@ class Bench:
         self.used = False
 
     def run(
-        self, memory, tables, norm, instructions, *, seed, read_ready, write_ready, index=None, halt_at=None
+        self,
+        memory,
+        tables,
+        norm,
+        instructions,
+        *,
+        seed,
+        read_ready,
+        write_ready,
+        index=None,
+        maxima=(),
+        halt_at=None,
     ):
         """Loads the tables, executes `instructions` back to back; returns the row scales written.
 
@@ -66,6 +78,7 @@ class Bench:
         self.rng = np.random.default_rng(seed)
         self.read_ready, self.write_ready, self.halt_at = read_ready, write_ready, halt_at
         self.index = np.zeros(INDEX_ENTRIES, np.int64) if index is None else index
+        self.maxima = maxima
         self.registers: dict[int, int] = {}
         self.row_scales: dict[int, list[tuple[int, int]]] = {}
         if self.used:
@@ -100,6 +113,12 @@ class Bench:
             assert ctx.get(port.ready)
             await ctx.tick()
         ctx.set(port.valid, 0)
+        for row, values in enumerate(self.maxima):
+            ctx.set(self.engine.row_maxima.valid, 1)
+            ctx.set(self.engine.row_maxima.row, row)
+            ctx.set(self.engine.row_maxima.maxima, [int(value) for value in values])
+            await ctx.tick()
+            ctx.set(self.engine.row_maxima.valid, 0)
 
     async def execute(self, ctx):
         engine, rng = self.engine, self.rng
@@ -212,13 +231,14 @@ def check(parameters, make, *, seed, read_ready=1.0, write_ready=1.0, kind=0) ->
         for row in range(2 + -(-max(instruction.channels for instruction in instructions) // a.vector))
     }
     index = rng.integers(0, SOURCE_TILES * a.columns, INDEX_ENTRIES)
+    maxima = rng.integers(-300, 300, (a.row_maxima, a.columns)) * (7 if kind == 4 else 1)
     wanted, wanted_index, wanted_scales, wanted_registers = memory.copy(), index.copy(), {}, {}
     for instruction in instructions:
-        scales, registers = expected(a, wanted, wanted_index, tables, records, instruction)
+        scales, registers = expected(a, wanted, wanted_index, tables, records, instruction, maxima)
         wanted_scales |= scales
         wanted_registers |= registers
     stalls = {"read_ready": read_ready, "write_ready": write_ready}
-    scales = run.run(memory, tables, norm, instructions, seed=seed, index=index, **stalls)
+    scales = run.run(memory, tables, norm, instructions, seed=seed, index=index, maxima=maxima, **stalls)
     wrong = np.argwhere(memory != wanted)
     assert not len(wrong), (wrong[:4].tolist(), [isa.disassemble(i) for i in instructions])
     assert (index == wanted_index).all() and run.registers == wanted_registers

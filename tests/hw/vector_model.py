@@ -102,7 +102,7 @@ def gathered(a: Accelerator, memory, index, f: Instruction) -> None:
             memory[row, i % a.columns * a.depth + byte % a.depth] = value if byte < length else 0
 
 
-def expected(a: Accelerator, memory, index, tables, norm_records, instruction: Instruction):
+def expected(a: Accelerator, memory, index, tables, norm_records, instruction: Instruction, maxima=None):
     """docs/machine.md, VECTOR: changes `memory` and `index`; returns {row: scales of the columns that are positions}
     and {register: value}."""
     f = instruction
@@ -146,9 +146,16 @@ def expected(a: Accelerator, memory, index, tables, norm_records, instruction: I
             x = np.minimum(np.maximum(x + b, -32768), 32767)
         tokens = [h for h in range(f.channels) if h % a.depth < a.depth // a.columns * a.columns]
         y = np.zeros((f.positions, f.channels), dtype=np.int64)
-        y[:, tokens] = numerics.softmax_exp(
-            x[:, tokens], tables["exp"], None if mask is None else mask[:, tokens]
-        )
+        if f.measured:
+            for p in range(f.positions):
+                largest = int(maxima[f.index + p // a.columns, p % a.columns])
+                for h in tokens:
+                    distance = largest - int(x[p, h])
+                    y[p, h] = tables["exp"][distance if 0 <= distance < 255 else 255]
+        else:
+            y[:, tokens] = numerics.softmax_exp(
+                x[:, tokens], tables["exp"], None if mask is None else mask[:, tokens]
+            )
         multiple = a.depth
         scale = numerics.softmax_row_scale(y.sum(axis=-1), f.m, f.n, tables["recip"])
         for p in range(f.positions):
@@ -224,6 +231,8 @@ def random_instruction(
     else:
         values |= {"m": int(rng.integers(1 << 15, 1 << 16)), "n": int(rng.integers(1, 30))}
         values |= {"bias": int(rng.integers(2)), "table": 1}
+        if span <= a.row_maxima and not given.get("bias", values["bias"]):
+            values |= {"measured": int(rng.integers(2)), "index": int(rng.integers(a.row_maxima - span + 1))}
     return Instruction(Opcode.VECTOR, values | given)
 
 

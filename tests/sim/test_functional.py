@@ -52,6 +52,8 @@ def test_matrix_equals_the_loops_of_the_manual(name, seed):
     for lane, kind in enumerate(a.lanes.kinds):
         codes = schemes.decode(memory.patterns[:, lane], kind)
         np.testing.assert_array_equal(machine.weights[:, lane], codes)
+    for (row, column), value in memory.maxima.items():
+        assert machine.row_maxima[row, column] == value
     for write in machine.log:
         if write.memory == "SCRATCHPAD":
             before.reshape(len(before), -1)[write.rows] = np.where(
@@ -313,6 +315,31 @@ def test_illegal_plain_outputs(fields, message):
     instruction = Instruction(Opcode.MATRIX, {**MATRIX, "plain": 1, "param_mode": 1, **fields})
     with pytest.raises(MachineError, match=message):
         machine.execute(instruction)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"second": 1}, "without second"),
+        ({"destination": 1, "dst_block": 1}, "outputs to the scratchpad"),
+        ({"hi": 2048}, r"lo and hi must be -2048\.\.2047 with maxima, not 0\.\.2048"),
+        ({"second_stride": 3}, r"second_stride must be 1\.\.2 with maxima, not 3"),
+        ({"second_stride": 0}, r"second_stride must be 1\.\.2 with maxima, not 0"),
+        ({"second_dst": 8}, r"ROW_MAXIMA rows must be in 0\.\.7"),
+    ],
+)
+def test_illegal_row_maxima(fields, message):
+    machine = Machine(dataclasses.replace(DEMO, row_maxima=8))
+    instruction = Instruction(Opcode.MATRIX, {**MATRIX, "maxima": 1, "second_stride": 2, **fields})
+    with pytest.raises(MachineError, match=message):
+        machine.execute(instruction)
+
+
+def test_row_maxima_of_biased_logits_are_refused():
+    machine = Machine(dataclasses.replace(DEMO, row_maxima=8))
+    fields = {"op": VectorOp.SOFTMAX, "positions": 1, "channels": 1, "measured": 1, "bias": 1}
+    with pytest.raises(MachineError, match="measured is for logits without bias"):
+        machine.execute(Instruction(Opcode.VECTOR, fields))
 
 
 def test_semaphores_must_balance():

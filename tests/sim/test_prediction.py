@@ -26,6 +26,8 @@ DIGITS = Lanes(
     fixed8=8, fixed4=16, ternary=2, binary=2, fixed4_quads=4, fixed4_operand_bits=5, fixed4_digits=True
 )
 """Of the last machine."""
+MAXIMA = (0, 64, 0, 32, 0, 16)
+"""`row_maxima` of the machines."""
 ALWAYS = (1, 3, 5)
 OTHERS = [pytest.param(seed, marks=pytest.mark.full) for seed in range(MACHINES) if seed not in ALWAYS]
 
@@ -45,6 +47,7 @@ def machine(seed: int) -> Accelerator:
             lanes=Lanes(fixed8=16, fixed4=4, ternary=4, binary=4) if columns == 3 else DIGITS,
             plain_steps=PLAIN[seed],
             operand_slots=3 if columns == 3 else 0,
+            row_maxima=MAXIMA[seed],
         )
     random = np.random.default_rng(1000 + seed)
     private = PRIVATE[seed]
@@ -80,6 +83,7 @@ def machine(seed: int) -> Accelerator:
         ports=(4, 2, 1, 4)[seed],
         private=private,
         plain_steps=PLAIN[seed],
+        row_maxima=MAXIMA[seed],
     )
 
 
