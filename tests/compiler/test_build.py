@@ -142,6 +142,22 @@ def test_products_with_keys_drain_no_more_than_the_keys(plain):
     assert {(i.plain, i.blocks * i.steps - i.skip) for i in logits} == {(plain - 1, -(-9 // (2 * plain)))}
 
 
+@pytest.mark.parametrize(
+    ("rows", "bias", "measured"), [(0, None, 0), (4, None, 0), (5, None, 1), (32, (1, 2), 0)]
+)
+def test_softmax_takes_one_pass_where_the_drain_keeps_maxima(rows, bias, measured):
+    """9 tokens, 5 tiles; logits with a bias are other ones than the drain sees, and 4 rows do not hold a head."""
+    a = dataclasses.replace(DEMO, columns=2, row_maxima=rows)
+    b = Builder(2, (9, 1, 8), a.lanes, a.drain)
+    x = b.flatten(b.input)
+    y = b.attention(b.linear(x, 16), b.linear(x, 16), b.linear(x, 16), 2, bias=bias)
+    frame = [isa.decode(words) for words in assert_exact(b.graph(y), a).instructions]
+    assert {i.measured for i in frame if i.opcode == Opcode.VECTOR and i.op == isa.VectorOp.SOFTMAX} == {
+        measured
+    }
+    assert any(i.maxima for i in frame if i.opcode == Opcode.MATRIX) == bool(measured)
+
+
 def test_rows_without_lanes_run_on_fixed8():
     b = Builder(0, (4, 1, 8))
     x = b.linear(b.flatten(b.input), 48)
