@@ -14,8 +14,8 @@ class Binary:
     """Weights -1 and 1, times an activation -128..255. Two neighbouring products are the sum or the difference of their
     operands, or its inversion: one term.
 
-    Cost: half a LUT for each bit of the sum per product, 8.9 with accumulators (UltraScale+, depth 16); and an adder and a
-    subtractor for each pair of operands, for all rows together.
+    Cost: half a LUT for each bit of an operand per product: 8.9; and an adder and a subtractor for each pair of operands,
+    for all rows together.
     """
 
     lanes = 1

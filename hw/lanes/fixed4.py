@@ -11,7 +11,10 @@ __all__ = ["Fixed4"]
 
 
 class Fixed4:
-    """Weights -8..7 (codes -7..7), times an activation of `operand_bits` bits, as two digits of radix 4 (`terms.digit`)."""
+    """Weights -8..7 (codes -7..7), times an activation of `operand_bits` bits, as two digits of radix 4 (`terms.digit`).
+
+    Cost: two LUTs for each bit of an operand per product: 29.9 with 9 bits, two less for each bit less.
+    """
 
     lanes = 1
     maximum = False

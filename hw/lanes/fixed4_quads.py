@@ -19,7 +19,7 @@ class Fixed4Quads:
     """Weights -7..7 of two lanes, times activations -32..31 of two columns (or keys and values -8..7, times -31..31), in
     cascades of multipliers (`Chain`).
 
-    Cost: a quarter of a multiplier per product (a half in an odd last column).
+    Cost: a quarter of a multiplier per product (a half in an odd last column) and 3.9 LUTs.
     """
 
     lanes = 2

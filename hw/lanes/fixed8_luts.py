@@ -11,7 +11,10 @@ __all__ = ["Fixed8Luts"]
 
 
 class Fixed8Luts:
-    """Weights -128..127 of a lane, times an activation -128..255, as four digits of radix 4 (`terms.digit`)."""
+    """Weights -128..127 of a lane, times an activation -128..255, as four digits of radix 4 (`terms.digit`).
+
+    Cost: 59.8 LUTs per product.
+    """
 
     lanes = 1
     maximum = True

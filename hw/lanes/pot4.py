@@ -16,7 +16,11 @@ NEAR_BITS = 12
 
 
 class PoT4:
-    """Weights 0 and plus or minus 1, 2, ... 64, times an activation: a shift, and an inversion for the sign."""
+    """Weights 0 and plus or minus 1, 2, ... 64, times an activation -128..255: a shift, and an inversion for the
+    sign.
+
+    Cost: 34.0 LUTs per product.
+    """
 
     lanes = 1
     maximum = False

@@ -32,7 +32,8 @@ LATENCY = CHUNK_LATENCY + 1
 
 
 class Kind(Protocol):
-    """What a lane kind's file provides; its class docstring states cost and reference."""
+    """What a lane kind's file provides. Its class docstring states the legal ranges and the cost (LUTs of UltraScale+ per product,
+    accumulators included, in rows of depth 16). Within these ranges sums are those of `arch.schemes.decode`'s codes times operands."""
 
     lanes: int
     """Lanes in one row module."""

@@ -11,8 +11,9 @@ __all__ = ["SP2"]
 
 
 class SP2:
-    """Weights 0 and plus or minus 1, 2, 4, 5, 6, 8, times an activation: two shifts and one addition.
+    """Weights 0 and plus or minus 1, 2, 4, 5, 6, 8, times an activation -128..255: two shifts and one addition.
 
+    Cost: that of Fixed-4, 29.9 LUTs per product.
     The magnitude is a + 4 * b with a, b in 0, 1, 2 (8 = 4 * 2). Source: Chang et al., "Mix and Match", HPCA 2021.
     """
 

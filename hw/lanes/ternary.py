@@ -13,7 +13,7 @@ __all__ = ["Ternary"]
 class Ternary:
     """Weights -1, 0 and 1, times an activation -128..255: the activation, nothing, or its inversion.
 
-    Cost: a LUT for each bit of the sum per product, 14.2 with accumulators (UltraScale+, depth 16).
+    Cost: a LUT for each bit of an operand per product: 14.2.
     """
 
     lanes = 1
