@@ -13,7 +13,7 @@ from terrazzo.quant.rows import accumulator_range
 from terrazzo.quant.trainable import Trainable
 from terrazzo.sim import reference
 
-MIXED = {Scheme.FIXED8: 4, Scheme.FIXED4: 2, Scheme.POT4: 1, Scheme.SP2_4: 1}
+MIXED = {Scheme.FIXED8: 3} | {scheme: 1 for scheme in Scheme if scheme != Scheme.FIXED8}
 
 
 def shaken(model, seed, size=0.05):
