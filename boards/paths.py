@@ -37,6 +37,8 @@ class ModulePaths:
     """The longest from register to register in the module and through modules below it, but for those inside of one."""
     through: Path | None
     """The longest from an input port to an output port; None where all ports have a register on the way."""
+    passes: int
+    """How many modules below it a path from register to register goes through, into an input and out of an output, at most."""
 
 
 def paths(
@@ -62,6 +64,7 @@ def paths(
                 own=_path(max(own[name].edges.values(), key=_length, default=_NOTHING)),
                 whole=_path(module.whole),
                 through=_path(max(through, key=_length)) if through else None,
+                passes=module.passes,
             )
         )
     return sorted(rows, key=lambda row: (-row.own.levels, row.module))
@@ -93,6 +96,9 @@ class Module:
         self.through: dict[str, dict[str, int]] = defaultdict(dict)
         """By output and input bit: lengths."""
         self.whole = _NOTHING
+        self._passed: dict[str, int] = {}
+        self.passes = 0
+        """Modules below that a path from register to register goes through, at most."""
         for end in self.into:
             instance, _, port = end.rpartition(".")
             if instance:
@@ -110,6 +116,7 @@ class Module:
         """Paths that end in a register: `rest` goes on from `end`."""
         if rest is None:
             return
+        self.passes = max(self.passes, self.passed(end))
         for start, edge in self.arrivals(end).items():
             path = Edge(edge.length + rest.length, edge.start, rest.end or edge.end)
             if start == REGISTER:
@@ -138,6 +145,23 @@ class Module:
                 add(first, Edge(before.length + edge.length, before.start, edge.end))
         self._arrivals[end] = found
         return found
+
+    def passed(self, end: str) -> int:
+        """Modules below that the paths from registers to an end go through, at most; -1 where there are none."""
+        if end not in self._passed:
+            most = -1
+            for start, _ in self.into[end]:
+                instance, _, port = start.rpartition(".")
+                if not instance:
+                    most = max(most, 0 if start == REGISTER else -1)
+                    continue
+                child = self.below[instance]
+                most = max(most, 0 if port in child.leaving else -1)
+                for first in child.through.get(port, {}):
+                    before = self.passed(f"{instance}.{first}") if f"{instance}.{first}" in self.into else -1
+                    most = max(most, before + 1 if before >= 0 else -1)
+            self._passed[end] = most
+        return self._passed[end]
 
     def outputs(self, instance: str, port: str) -> dict[str, Edge]:
         """The longest paths to an output of a module below, likewise."""

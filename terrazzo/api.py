@@ -490,6 +490,7 @@ def path_rows(modules: Iterable[ModulePaths]) -> list[dict]:
             "first": paths.whole.start,
             "last": paths.whole.end,
             "through": paths.through.levels if paths.through else 0,
+            "passes": paths.passes,
         }
         for paths in modules
     ]

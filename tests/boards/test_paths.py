@@ -103,6 +103,12 @@ def test_paths_across_borders():
     assert module.whole == Edge(1 + 5 + 4 + 2, "from", "b.kept")
     assert module.leaving["y"] == Edge(1 + 5 + 4 + 5 + 1, "from", "y")
     assert module.entering["x"].length == 4 and module.through == {"y": {"x": 8}}
+    assert module.passes == 1  # through a into b; on from b it ends in a port
+    tail = Logic(
+        {(REGISTER, "m.x"): Edge(1, "r", "m.x"), ("m.y", "c.i"): Edge(1, "m.y", "c.i")},
+        {"m": "parent", "c": "child"},
+    )
+    assert Composed(tail, {"parent": module, "child": Composed(child, {})}).passes == 1
 
 
 class Adders(wiring.Component):

@@ -29,7 +29,12 @@ def counted(monkeypatch):
     monkeypatch.setitem(performance.ROWS, ROW, row)
     longest = [
         paths.ModulePaths(
-            module=f"terrazzo_top_{name}", instances=1, own=path(4), whole=path(levels), through=None
+            module=f"terrazzo_top_{name}",
+            instances=1,
+            own=path(4),
+            whole=path(levels),
+            through=None,
+            passes=0,
         )
         for name, levels in (("a", 10), ("b", 12), ("c", 11))
     ]
