@@ -21,6 +21,7 @@ MIXTURES = {
     "fixed8": ({F8: 16}, 1.0),
     "8:4:2:2": ({F8: 8, F4: 4, P4: 2, S4: 2}, 2.0),
     "8:4:4:0": ({F8: 8, F4: 4, P4: 4}, 2.0),
+    "4:2:2:0:4:4": ({F8: 4, F4: 2, P4: 2, Scheme.TERNARY: 4, Scheme.BINARY: 4}, 2.0),
 }
 """Lanes, and the points of top-1 that may be lost."""
 
@@ -38,7 +39,10 @@ def digits_model(request):
     return frontend.import_module(module, torch.zeros(1, 1, 8, 8), request.param), preprocessing
 
 
-@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize(
+    "mixture",
+    [pytest.param(name, marks=pytest.mark.full if name.count(":") > 3 else ()) for name in MIXTURES],
+)
 def test_top1_and_onnxruntime(digits_model, mixture):
     model, preprocessing = digits_model
     lanes, points = MIXTURES[mixture]

@@ -13,13 +13,14 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from terrazzo.arch.schemes import Scheme
+from terrazzo.arch.schemes import Scheme, codebook
 from terrazzo.boards import demo_accelerator
 from terrazzo.compiler import compile
 from terrazzo.onnx_layers import compare
 from terrazzo.quant import imported
 from terrazzo.quant.frontend import UnsupportedModel
 from terrazzo.quant.onnx_import import import_onnx, load
+from terrazzo.quant.prescribed import schemes_for
 from terrazzo.sim import functional, reference
 from tests import onnx_models as models
 
@@ -445,6 +446,15 @@ def test_rows_take_the_lane_mixture_where_it_holds_their_codes(tmp_path):
         plain.constants[f"{plain.operators[0].name}/weight"],
         graph.constants[f"{graph.operators[0].name}/weight"],
     )
+
+
+def test_rows_take_the_narrowest_lanes_that_hold_their_codes():
+    """Each scheme eight times, in disorder: binary rows fit everywhere, so that only one assignment holds all of them."""
+    random = np.random.default_rng(0)
+    books = {scheme: codebook(scheme) for scheme in Scheme if scheme not in (Scheme.POT4, Scheme.SP2_4)}
+    rows = [random.choice(book, 16) for book in books.values() for _ in range(8)]
+    found = schemes_for(np.array(rows)[random.permutation(32)], dict.fromkeys(books, 8), 1)
+    assert {scheme: (found == scheme).sum() for scheme in books} == dict.fromkeys(books, 8)
 
 
 def _mnist(count):
