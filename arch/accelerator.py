@@ -22,7 +22,7 @@ NORM_BYTES = 8
 """One LayerNorm record: g s16, b s48 (little endian)."""
 TABLE_ROW_BYTES = 8
 TABLE_PAGE_ENTRIES = 1024
-_OPTIONAL = ("operand_slots", "row_maxima")
+_OPTIONAL = ("norm_rows", "row_scales", "index_rows", "table_pages", "operand_slots", "row_maxima")
 """Parameters that may be 0: the machine is without that part (`arch.options`)."""
 
 
@@ -114,15 +114,15 @@ class Accelerator:
     param_rows: int
     """Rows of drain parameters: one row holds `drain` records."""
     norm_rows: int
-    """Rows of LayerNorm parameters: one row holds `vector` records."""
+    """Rows of LayerNorm parameters: one row holds `vector` records. 0: there is no LAYERNORM."""
     operand_chunks: int
     """Capacity of the operand buffer in chunks (depth bytes for every column); a power of two."""
     row_scales: int
-    """Rows of the softmax row-scale memory: one row holds (m, n) for every column."""
+    """Rows of the softmax row-scale memory: one row holds (m, n) for every column. 0: there is no SOFTMAX."""
     index_rows: int
-    """Entries of the index memory, 16 bits each; a multiple of 4."""
+    """Entries of the index memory, 16 bits each; a multiple of 4. 0: there are no gathers and no COMPACT."""
     table_pages: int
-    """Unary tables of 1024 bytes held at once."""
+    """Unary tables of 1024 bytes held at once; 0..4."""
     instructions: int
     """Capacity of the instruction memory."""
     bus_bytes: int

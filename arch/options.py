@@ -6,14 +6,37 @@ from collections.abc import Iterator
 
 from . import isa
 from .accelerator import Accelerator
-from .isa import Instruction, LoadTarget, Opcode
+from .isa import Instruction, LoadTarget, Opcode, ParamMode, VectorOp
 
-__all__ = ["Need", "needs", "refusal"]
+__all__ = ["Need", "missing", "needs", "refusal"]
 
 Need = tuple[str, Opcode, str, int | None]
 """A parameter, and the field value that needs the part it stands for: opcode, field, value (None: any but 0)."""
 
 _NEEDS: dict[str, tuple[tuple[Opcode, str, int | None], ...]] = {
+    "norm_rows": (
+        (Opcode.LOAD, "target", LoadTarget.NORM),
+        (Opcode.LOAD, "target", LoadTarget.RSQRT),
+        (Opcode.VECTOR, "op", VectorOp.LAYERNORM),
+    ),
+    "row_scales": (
+        (Opcode.LOAD, "target", LoadTarget.EXP),
+        (Opcode.LOAD, "target", LoadTarget.RECIP),
+        (Opcode.MATRIX, "param_mode", ParamMode.TOKEN),
+        (Opcode.VECTOR, "op", VectorOp.SOFTMAX),
+    ),
+    "index_rows": (
+        (Opcode.LOAD, "target", LoadTarget.INDEX),
+        (Opcode.LOAD, "gather", 1),
+        (Opcode.MATRIX, "gather", 1),
+        (Opcode.VECTOR, "op", VectorOp.COMPACT),
+        (Opcode.VECTOR, "op", VectorOp.GATHER),
+    ),
+    "table_pages": (
+        (Opcode.LOAD, "target", LoadTarget.TABLE),
+        (Opcode.MATRIX, "table", 1),
+        (Opcode.VECTOR, "table", 1),
+    ),
     "operand_slots": (
         (Opcode.LOAD, "target", LoadTarget.REGISTER),
         *((Opcode[e.name], f"{slot}_field", None) for e in isa.Engine for slot in isa.SLOTS),
@@ -27,6 +50,11 @@ def needs(accelerator: Accelerator) -> Iterator[Need]:
     for name, values in _NEEDS.items():
         if not getattr(accelerator, name):
             yield from ((name, *value) for value in values)
+
+
+def missing(accelerator: Accelerator, opcode: Opcode, field: str) -> set[int]:
+    """The values of a field that `accelerator` cannot execute."""
+    return {value for _, of, name, value in needs(accelerator) if (of, name) == (opcode, field)} - {None}
 
 
 def refusal(accelerator: Accelerator, instruction: Instruction) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import C, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -175,7 +175,8 @@ class Compute(wiring.Component):
                 with m.If(pending.private):
                     m.d.sync += [index.eq(start), base.eq(start)]
 
-        # Gather: the entry of the next issue is read ahead of it.
+        gather = ins.gather if self.accelerator.index_rows else C(0)
+        # The entry of the next issue is read ahead of it.
         entry, next_entry = Signal(16, reset_less=True), Signal(16)
         m.d.comb += [next_entry.eq(entry), self.index.entry.eq(next_entry)]
         m.d.sync += entry.eq(next_entry)
@@ -202,7 +203,7 @@ class Compute(wiring.Component):
             self.block.step_top.eq(Mux(tile_end, step_top_end, step_top)),
             self.address.eq(Mux(high, index + private, index) if taps > 1 else index),
             self.address_high.eq(Mux(ins.private & ~high, index + private, index) if taps > 1 else index),
-            self.row.eq(Mux(ins.gather, ins.weight + self.index.value, row)),
+            self.row.eq(Mux(gather, ins.weight + self.index.value, row)),
         ]
         if self.accelerator.lanes.fixed4_digits:
             m.d.comb += pass_last.eq(~ins.digits | low)

@@ -7,7 +7,7 @@ p16 done.
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -50,9 +50,10 @@ def chosen(values, index):
 
 
 class Output(wiring.Component):
-    """Arithmetic of one output channel in one column. Inputs and outputs carry their cycle."""
+    """Arithmetic of one output channel in one column, with `table` a unary table. Inputs and outputs carry their cycle."""
 
-    def __init__(self):
+    def __init__(self, table: bool = True):
+        self.table = table
         super().__init__(
             {
                 "p2_sum": In(signed(ACCUMULATOR_BITS)),
@@ -89,8 +90,9 @@ class Output(wiring.Component):
         p4_product = register(register(self.p2_sum) * register(self.p2_m))
         p5_total = register(p4_product + self.p4_constant)
         p7 = delayed(m, shifted(p5_total, self.p5_n, 16), 2)
-        index = Mux(self.p7_wide, saturate(p7, 10) ^ 0x200, (saturate(p7, 8) ^ 0x80)[:8])
-        m.d.comb += self.p8_index.eq(register(index))
+        if self.table:
+            index = Mux(self.p7_wide, saturate(p7, 10) ^ 0x200, (saturate(p7, 8) ^ 0x80)[:8])
+            m.d.comb += self.p8_index.eq(register(index))
 
         p6_scaled = register(self.p5_residual * self.p5_residual_m)
         p7_scaled = register(p6_scaled + self.p6_residual_round)
@@ -99,7 +101,8 @@ class Output(wiring.Component):
         p10 = delayed(m, Mux(self.p8_add, saturate(p8 + p8_scaled, 16), p8), 2)
         entries = Array(self.p9_row.word_select(i, 8).as_signed() for i in range(TABLE_ROW_BYTES))
         p10_entry = register(entries[register(self.p8_index[:3])])
-        p11 = register(clamped(Mux(self.p10_table, p10_entry, p10), self.p10_lo, self.p10_hi))
+        p10_value = Mux(self.p10_table, p10_entry, p10) if self.table else p10
+        p11 = register(clamped(p10_value, self.p10_lo, self.p10_hi))
         m.d.comb += self.p13.eq(delayed(m, p11, 2))
 
         p12_product = register(p11 * self.p11_m)
@@ -284,7 +287,8 @@ class Drain(wiring.Component):
                     m.d.sync += slot.eq(self.i.payload)
 
         outputs = self.arithmetic(m, steps)
-        self.tables(m, outputs)
+        if self.accelerator.table_pages:
+            self.tables(m, outputs)
         self.residuals(m, steps, outputs)
         self.writes(m, steps, outputs)
         if self.accelerator.row_maxima:
@@ -310,27 +314,18 @@ class Drain(wiring.Component):
         """The outputs of every bank and column, with their parameters and sums."""
         accelerator, columns, drain = self.accelerator, self.accelerator.columns, self.accelerator.drain
         params = memory.Memory(shape=RecordLayout.size * drain, depth=accelerator.param_rows, init=[])
-        scales = memory.Memory(
-            shape=row_scale_layout(accelerator).size, depth=accelerator.row_scales, init=[]
-        )
-        m.submodules.params, m.submodules.row_scales = params, scales
+        m.submodules.params = params
         self.loaded(params, isa.LoadTarget.PARAM, m)
-        read, read_scales, write_scales = params.read_port(), scales.read_port(), scales.write_port()
+        read = params.read_port()
         mode = self.field(0, "param_mode")
         row = Mux(
             mode == isa.ParamMode.CHANNEL, steps.output, Mux(mode == isa.ParamMode.TOKEN, steps.tile, 0)
         )
         p0_row = (self.field(0, "param") + row)[:ROW_BITS]
-        m.d.comb += [
-            read.addr.eq(p0_row),
-            read_scales.addr.eq(p0_row),
-            write_scales.en.eq(self.row_scales.valid),
-            write_scales.addr.eq(self.row_scales.row),
-            write_scales.data.eq(self.row_scales.scales),
-        ]
+        m.d.comb += read.addr.eq(p0_row)
         p2_records = data.View(data.ArrayLayout(RecordLayout, drain), delayed(m, read.data, 1))
-        p2_scales = data.View(row_scale_layout(accelerator), delayed(m, read_scales.data, 1))
-        p2_token = self.field(2, "param_mode") == isa.ParamMode.TOKEN
+        p2_scales = data.View(row_scale_layout(accelerator), self.scales(m, p0_row))
+        p2_token = (self.field(2, "param_mode") == isa.ParamMode.TOKEN) & (accelerator.row_scales > 0)
         p4_token, p5_token = delayed(m, p2_token, 2), delayed(m, p2_token, 3)
         p4_rounds = [delayed(m, ((1 << scale.n) >> 1)[:48], 2) for scale in p2_scales]
         p5_scale_n = [delayed(m, scale.n, 3) for scale in p2_scales]
@@ -358,7 +353,8 @@ class Drain(wiring.Component):
             m.d.comb += controls[name].eq(value)
         outputs, groups = [], accelerator.lanes.total // drain
         for i in range(accelerator.plain_drain):
-            record, kind = p2_records[i % drain], Output if i < drain else PlainOutput
+            record = p2_records[i % drain]
+            kind = (Output, accelerator.table_pages > 0) if i < drain else (PlainOutput,)
             group = Signal(8, name=f"group_{i}")
             sums = Signal.like(self.sums[0], name=f"p2_sums_{i}")
             entry = Mux(self.field(2, "permute"), record.entry, p2_group)
@@ -367,7 +363,7 @@ class Drain(wiring.Component):
             p4_constant, p5_n = delayed(m, record.constant, 2), delayed(m, record.n, 3)
             outputs.append([])
             for c in range(columns):
-                output = Shared(kind)
+                output = Shared(*kind)
                 m.submodules[f"output_{i}_{c}"] = output
                 m.d.comb += [
                     output.p2_sum.eq(sums[c]),
@@ -382,6 +378,21 @@ class Drain(wiring.Component):
                 ]
                 outputs[-1].append(output)
         return outputs
+
+    def scales(self, m: Module, p0_row: Value) -> Value:
+        """Row scales, in p2; 0 where there are none."""
+        size, rows = row_scale_layout(self.accelerator).size, self.accelerator.row_scales
+        if not rows:
+            return C(0, size)
+        m.submodules.row_scales = scales = memory.Memory(shape=size, depth=rows, init=[])
+        read, write = scales.read_port(), scales.write_port()
+        m.d.comb += [
+            read.addr.eq(p0_row),
+            write.en.eq(self.row_scales.valid),
+            write.addr.eq(self.row_scales.row),
+            write.data.eq(self.row_scales.scales),
+        ]
+        return delayed(m, read.data, 1)
 
     def tables(self, m: Module, outputs: list[list[Shared]]) -> None:
         """The unary tables: a copy for each output that is not plain, because a block RAM has one port beside that which

@@ -49,6 +49,9 @@ class Items(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         accelerator, instruction = self._accelerator, self.i.payload
+        if not accelerator.index_rows:
+            self._pass(m, self.i.valid)
+            return m
         shift = accelerator.line_bytes.bit_length() - 1
         beats = Array(accelerator.beats(load_bytes(accelerator, target)) for target in isa.LoadTarget)
         ins = Signal(instruction_layout(isa.Opcode.LOAD), reset_less=True)
@@ -61,23 +64,10 @@ class Items(wiring.Component):
             offset.eq(ins.offset + (distance << shift)),
             self.busy.eq(1),
         ]
-
-        def describe(source):
-            return [
-                getattr(self.o.payload, name).eq(getattr(source, name))
-                for name in ("target", "region", "row", "rows", "signal", "tag")
-            ]
-
         with m.FSM():
             with m.State("IDLE"):
-                m.d.comb += [
-                    self.busy.eq(0),
-                    *describe(instruction),
-                    self.o.payload.offset.eq(instruction.offset),
-                    self.o.payload.last.eq(1),
-                    self.o.valid.eq(self.i.valid & ~instruction.gather),
-                    self.i.ready.eq(self.o.ready),
-                ]
+                m.d.comb += self.busy.eq(0)
+                self._pass(m, self.i.valid & ~instruction.gather)
                 m.d.sync += ins.eq(instruction)
                 with m.If(self.i.valid & self.o.ready & instruction.gather):
                     m.next = "LOOK"
@@ -94,7 +84,7 @@ class Items(wiring.Component):
                 last = ins.rows <= ins.item_rows
                 beyond = (1 << ADDRESS_BITS) - accelerator.line_bytes
                 m.d.comb += [
-                    *describe(ins),
+                    *self._described(ins),
                     self.o.payload.offset.eq(Mux(offset >> ADDRESS_BITS, beyond, offset)),
                     self.o.payload.rows.eq(Mux(last, ins.rows, ins.item_rows)),
                     self.o.payload.last.eq(last),
@@ -110,3 +100,18 @@ class Items(wiring.Component):
                     with m.If(last):
                         m.next = "IDLE"
         return m
+
+    def _pass(self, m: Module, valid) -> None:
+        """The instruction as it is."""
+        m.d.comb += [
+            *self._described(self.i.payload),
+            self.o.payload.offset.eq(self.i.payload.offset),
+            self.o.payload.last.eq(1),
+            self.o.valid.eq(valid),
+            self.i.ready.eq(self.o.ready),
+        ]
+
+    def _described(self, source) -> list:
+        """What a transfer takes over from its instruction."""
+        names = ("target", "region", "row", "rows", "signal", "tag")
+        return [getattr(self.o.payload, name).eq(getattr(source, name)) for name in names]

@@ -70,7 +70,6 @@ class Top(wiring.Component):
         accelerator = self._accelerator
         control, program = Control(accelerator), Memory(accelerator)
         dispatch, scratchpad = Dispatch(accelerator), Scratchpad(accelerator)
-        index = IndexMemory(accelerator)
         engines = {
             "load": load.Engine(accelerator),
             "matrix": matrix.Engine(accelerator),
@@ -78,7 +77,6 @@ class Top(wiring.Component):
             "store": store.Engine(accelerator),
         }
         m.submodules.control, m.submodules.program, m.submodules.scratchpad = control, program, scratchpad
-        m.submodules.index = index
         for name, block in {"dispatch": dispatch, **engines}.items():
             m.submodules[name] = ResetInserter(control.clear)(block)
 
@@ -129,15 +127,17 @@ class Top(wiring.Component):
         wiring.connect(m, vector_engine.row_scales, matrix_engine.row_scales)
         if accelerator.row_maxima:
             wiring.connect(m, matrix_engine.row_maxima, vector_engine.row_maxima)
-        wiring.connect(m, vector_engine.index_write, index.write)
-        m.d.comb += index.claimed.eq(vector_engine.compacting)
-        for name, engine in zip(INDEX_READERS, (load_engine, matrix_engine, vector_engine), strict=True):
-            wiring.connect(m, engine.index_read, getattr(index, name))
         destinations = (
             (matrix_engine.load, _MATRIX_TARGETS),
             (vector_engine.load, _VECTOR_TARGETS),
-            (index.load, (isa.LoadTarget.INDEX,)),
         )
+        if accelerator.index_rows:
+            m.submodules.index = index = IndexMemory(accelerator)
+            wiring.connect(m, vector_engine.index_write, index.write)
+            m.d.comb += index.claimed.eq(vector_engine.compacting)
+            for name, engine in zip(INDEX_READERS, (load_engine, matrix_engine, vector_engine), strict=True):
+                wiring.connect(m, engine.index_read, getattr(index, name))
+            destinations += ((index.load, (isa.LoadTarget.INDEX,)),)
         if accelerator.operand_slots:
             m.submodules.registers = registers = Registers(accelerator)
             m.d.comb += dispatch.registers.eq(registers.values)

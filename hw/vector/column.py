@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ...arch import isa
 from ...arch.accelerator import Accelerator
 from ...arch.numerics import LOGIT_BITS
+from ...arch.options import missing
 from ..decode import instruction_layout
 from ..lanes.sums import groups, register, total
 from ..requantize import Requantizer, saturate, shifted
@@ -89,8 +90,14 @@ class Column(wiring.Component):
         self.now = now = SimpleNamespace(
             **{name: register(m, getattr(self.instruction, name), name) for name in FIELDS}
         )
+        without = missing(self.accelerator, isa.Opcode.VECTOR, "op")
         for op in isa.VectorOp:
-            setattr(self, op.name.lower(), register(m, self.instruction.op == op, op.name.lower()))
+            name, none = op.name.lower(), op in without
+            setattr(self, name, C(0) if none else register(m, self.instruction.op == op, name))
+        if not self.accelerator.row_scales:
+            now.bias = C(0)
+        if not self.accelerator.table_pages:
+            now.table = C(0)
         moments = {
             s: Mux(steps[s].bank, self.moments[1].as_value(), self.moments[0].as_value()) for s in (4, 5, 6)
         }
@@ -100,10 +107,12 @@ class Column(wiring.Component):
         products = []
         for i, code in enumerate(read):
             factor = Mux(steps[3].measure, code, Mux(self.multiply, held[i], now.channels))
+            factor = factor if self.accelerator.norm_rows else held[i]
             products.append(register(m, code * factor, f"product_{i}_4"))
         codes, masked = self.biased(m, read, held)
-        peak = self.peak(m, codes)
-        self.accumulate(m, codes, products)
+        peak = self.peak(m, codes) if self.accelerator.row_scales else None
+        if self.accelerator.norm_rows:
+            self.accumulate(m, codes, products)
 
         outputs = []
         for i, (code, product) in enumerate(zip(codes, products, strict=True)):
@@ -113,11 +122,12 @@ class Column(wiring.Component):
             t = self.scaled(m, i, centred, residual, moments)
             for stage in range(6, 9):
                 code = register(m, code, f"code_{i}_{stage}")
-                if stage == 7:
+                if stage == 7 and self.accelerator.row_scales:
                     self.exponent_index(m, i, peak, code[:16].as_signed(), masked[i])
             outputs.append(self.requantized(m, i, code, t))
         m.d.comb += [self.outputs[i].eq(output) for i, output in enumerate(outputs)]
-        self.accumulate_exponentials(m, outputs)
+        if self.accelerator.row_scales:
+            self.accumulate_exponentials(m, outputs)
         return m
 
     def read_codes(self, m: Module) -> tuple[list[Value], list[Value]]:
@@ -218,13 +228,13 @@ class Column(wiring.Component):
         for stage in range(9, 12):
             t = register(m, t, f"scaled_{i}_{stage}")
         v = requantizer.v
-        narrow, wide = Cat(saturate(v, 8)), Cat(saturate(v, 10))
-        index = Mux(now.table_wide, wide ^ 512, narrow ^ 128)
-        m.d.comb += self.unary_index[i].eq(index)
+        if self.accelerator.table_pages:
+            narrow, wide = Cat(saturate(v, 8)), Cat(saturate(v, 10))
+            m.d.comb += self.unary_index[i].eq(Mux(now.table_wide, wide ^ 512, narrow ^ 128))
         v = register(m, Mux(now.residual & self.elementwise, saturate(v + t, 16), v), f"v_{i}_12")
         v = Mux(now.table, self.unary[i], register(m, v, f"v_{i}_13"))
         below = v < now.lo
-        if i == 0:
+        if i == 0 and self.accelerator.index_rows:
             m.d.comb += self.kept.eq(register(m, ~below, "kept_14"))
         clamped = Mux(below, now.lo, Mux(v > now.hi, now.hi, v))
         result = Mux(self.softmax, self.exp[i], clamped)

@@ -89,7 +89,7 @@ class Engine(wiring.Component):
         m.d.comb += writer.outputs_valid.eq(output_step.valid & ~output_step.measure)
 
         columns = [Shared(Column, a) for _ in range(a.columns)]
-        norm = self.norm(m, now, steps[6])
+        norm = self.norm(m, now, steps[6]) if a.norm_rows else None
         shared = Array(column.codes.as_value() for column in columns)[steps[3].column]
         for c, column in enumerate(columns):
             m.submodules[f"column_{c}"] = column
@@ -97,16 +97,22 @@ class Engine(wiring.Component):
                 column.instruction.eq(now),
                 column.steps.eq(steps),
                 column.word.eq(self.read.data.word_select(c, a.depth * 8)),
-                column.norm.eq(norm),
                 column.shared.eq(shared),
                 writer.outputs[c].eq(column.outputs),
             ]
-        self.tables(m, now, columns)
-        self.moments(m, now, steps[6], columns)
-        self.scales(m, now, steps[16], columns)
+            if a.norm_rows:
+                m.d.comb += column.norm.eq(norm)
+        if a.table_pages:
+            self.unary(m, now, columns)
+        if a.norm_rows:
+            self.moments(m, now, steps[6], columns)
+        if a.row_scales:
+            self.exponentials(m, columns)
+            self.scales(m, now, steps[16], columns)
         if a.row_maxima:
             self.maxima(m, now, steps[6], columns)
-        self.compactor(m, now, steps[14], columns)
+        if a.index_rows:
+            self.compactor(m, now, steps[14], columns)
         return m
 
     def norm(self, m: Module, now: data.View, step: data.View) -> data.View:
@@ -142,20 +148,24 @@ class Engine(wiring.Component):
         ]
         return table
 
-    def tables(self, m: Module, now: data.View, columns: list[Shared]) -> None:
-        """Unary tables and EXP, with a reader for every lane."""
+    def unary(self, m: Module, now: data.View, columns: list[Shared]) -> None:
+        """Unary tables, with a reader for every lane."""
         a = self.accelerator
-        unary = self.table(m, isa.LoadTarget.TABLE, TABLE_PAGE_ENTRIES * a.table_pages, 8, a.vector_lanes)
-        exp = self.table(m, isa.LoadTarget.EXP, 256, 8, a.vector_lanes)
-        for c, column in enumerate(columns):
-            for i in range(a.vector):
-                lane = c * a.vector + i
-                m.d.comb += [
-                    unary.index[lane].eq(Cat(column.unary_index[i], now.table_page)),
-                    column.unary[i].eq(unary.value[lane]),
-                    exp.index[lane].eq(column.exp_index[i]),
-                    column.exp[i].eq(exp.value[lane]),
-                ]
+        table = self.table(m, isa.LoadTarget.TABLE, TABLE_PAGE_ENTRIES * a.table_pages, 8, a.vector_lanes)
+        for lane in range(a.vector_lanes):
+            column, i = columns[lane // a.vector], lane % a.vector
+            m.d.comb += [
+                table.index[lane].eq(Cat(column.unary_index[i], now.table_page)),
+                column.unary[i].eq(table.value[lane]),
+            ]
+
+    def exponentials(self, m: Module, columns: list[Shared]) -> None:
+        """EXP, likewise."""
+        a = self.accelerator
+        table = self.table(m, isa.LoadTarget.EXP, 256, 8, a.vector_lanes)
+        for lane in range(a.vector_lanes):
+            column, i = columns[lane // a.vector], lane % a.vector
+            m.d.comb += [table.index[lane].eq(column.exp_index[i]), column.exp[i].eq(table.value[lane])]
 
     def moments(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
         """From the columns' sums (`step` in stage 6) to their moments."""

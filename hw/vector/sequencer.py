@@ -9,6 +9,7 @@ from amaranth.utils import ceil_log2
 
 from ...arch import isa
 from ...arch.accelerator import Accelerator
+from ...arch.options import missing
 from ..decode import instruction_layout
 from ..ports import ROW_BITS, EngineSignature, IndexRead
 from .gather import Gatherer
@@ -78,8 +79,10 @@ class Sequencer(wiring.Component):
         self.counting = Signal(range(self.accelerator.columns + SOFTMAX_LATENCY + 1))
         self.counts, self.counts_long = Signal(), Signal()
         """Whether `counting` is above 0, and above SOFTMAX_LATENCY."""
-        names = ("layernorm", "softmax", "compact", "gather")
-        self.layernorm, self.softmax, self.compact, self.gather = (Signal(name=name) for name in names)
+        without = missing(self.accelerator, isa.Opcode.VECTOR, "op")
+        names = {isa.VectorOp[n.upper()]: n for n in ("layernorm", "softmax", "compact", "gather")}
+        for op, name in names.items():
+            setattr(self, name, C(0) if op in without else Signal(name=name))
         self.issued, self.end_of_pass = Signal(), Signal()  # the latter is a register beside `number`
         issued_step = self.issued & ~self.at_residual
         self.last_tile = Signal()
@@ -114,8 +117,8 @@ class Sequencer(wiring.Component):
         with m.If(control.i.valid & control.i.ready):
             m.d.sync += [now.eq(control.i.payload), self.busy.eq(1), self.setup.eq(1)]
             m.d.sync += [now[name].eq(value) for name, value in prepared(control.i.payload).items()]
-            for name in names:
-                m.d.sync += getattr(self, name).eq(control.i.payload.op == isa.VectorOp[name.upper()])
+            for op in names.keys() - without:
+                m.d.sync += getattr(self, names[op]).eq(control.i.payload.op == op)
         with m.If(done):
             m.d.sync += self.busy.eq(0)
         return m
@@ -176,6 +179,8 @@ class Sequencer(wiring.Component):
 
     def gathered(self, m: Module, issued_step: Value) -> tuple[Value, Value]:
         """GATHER's input: a position's first row, and its column."""
+        if not self.accelerator.index_rows:
+            return C(0), C(0)
         m.submodules.gatherer = gatherer = Gatherer(self.accelerator)
         connect(m, flipped(self.entries), gatherer.entries)
         m.d.comb += [

@@ -69,7 +69,7 @@ def test_hash_names_every_parameter():
         ),
         ({"operand_slots": 1}, r"operand_slots must be 0 or 3, not 1"),
         ({"instructions": 0}, r"instructions must be positive, not 0"),
-        ({"operand_slots": -1}, r"operand_slots must be 0 or more, not -1"),
+        ({"norm_rows": -1}, r"norm_rows must be 0 or more, not -1"),
         ({"burst_beats": 512}, r"burst_beats must be at most 256, not 512"),
         ({"private": 4}, r"private must be at most 2 \* fixed8 / depth \(2\) and 16, not 4"),
         (

@@ -237,6 +237,11 @@ def problems(graph: Graph, accelerator: Accelerator) -> list[str]:
         ),
         ({"param_rows": 4}, "layer .*: a block of outputs must fit: .* parameter rows in 4"),
         ({"norm_rows": 4}, "norm memory: must have at least 8 rows .* not 4. Raise norm_rows"),
+        ({"norm_rows": 0}, "norm memory: must have at least .* rows .* not 0. Raise norm_rows"),
+        (
+            {"row_scales": 0},
+            "layer attention.*: row_scales must be at least 3 for 9 tokens, not 0. Raise row_scales",
+        ),
         (
             {"row_scales": 2},
             "layer attention.*: row_scales must be at least 3 for 9 tokens, not 2. Raise row_scales",

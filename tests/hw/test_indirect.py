@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from terrazzo.arch import isa
-from terrazzo.arch.isa import Engine, Instruction, LoadTarget, Opcode, Region
+from terrazzo.arch.isa import Engine, Instruction, LoadTarget, Opcode, Region, VectorOp
 from terrazzo.arch.layout import Layout
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.arch.program import Program
@@ -192,35 +192,72 @@ def test_illegal_operands(bench, name):
         machine.run(0, bytes(LIMIT))
 
 
-WITH_SLOTS = (
-    (load(0, 0, 1, a_field=2), "LOAD.a_field must not be 2"),
-    (Instruction(Opcode.MATRIX, dict(b_field=63, b_register=3)), "MATRIX.b_field must not be 63"),
-    (Instruction(Opcode.VECTOR, dict(c_field=1)), "VECTOR.c_field must not be 1"),
-    (store(0, 0, 1, c_field=32), "STORE.c_field must not be 32"),
-    (load(0, 0, 1, target=LoadTarget.REGISTER), "LOAD.target must not be 8"),
-)
+OPTIONAL = dict(operand_slots=0, norm_rows=0, row_scales=0, index_rows=0, table_pages=0)
+"""A machine without all that it may be without, and what it refuses."""
+REFUSED = (
+    (load(0, 0, 1, a_field=2), "LOAD.a_field must not be 2 on a machine with operand_slots=0"),
+    (
+        Instruction(Opcode.MATRIX, dict(b_field=63, b_register=3)),
+        "MATRIX.b_field must not be 63 on a machine with operand_slots=0",
+    ),
+    (
+        Instruction(Opcode.VECTOR, dict(c_field=1)),
+        "VECTOR.c_field must not be 1 on a machine with operand_slots=0",
+    ),
+    (store(0, 0, 1, c_field=32), "STORE.c_field must not be 32 on a machine with operand_slots=0"),
+    *(
+        (load(0, 0, 1, target=target), f"LOAD.target must not be {int(target)} on a machine with {name}=0")
+        for target, name in (
+            (LoadTarget.REGISTER, "operand_slots"),
+            (LoadTarget.NORM, "norm_rows"),
+            (LoadTarget.RSQRT, "norm_rows"),
+            (LoadTarget.EXP, "row_scales"),
+            (LoadTarget.RECIP, "row_scales"),
+            (LoadTarget.INDEX, "index_rows"),
+            (LoadTarget.TABLE, "table_pages"),
+        )
+    ),
+    *(
+        (Instruction(Opcode.VECTOR, dict(op=op)), f"VECTOR.op must not be {int(op)} on a machine with {name}=0")
+        for op, name in (
+            (VectorOp.LAYERNORM, "norm_rows"),
+            (VectorOp.SOFTMAX, "row_scales"),
+            (VectorOp.COMPACT, "index_rows"),
+            (VectorOp.GATHER, "index_rows"),
+        )
+    ),
+    *(
+        (Instruction(opcode, {field: value}), f"{opcode.name}.{field} must not be {value} on a machine with {name}=0")
+        for opcode, field, value, name in (
+            (Opcode.MATRIX, "param_mode", 2, "row_scales"),
+            (Opcode.MATRIX, "gather", 1, "index_rows"),
+            (Opcode.MATRIX, "table", 1, "table_pages"),
+            (Opcode.VECTOR, "table", 1, "table_pages"),
+        )
+    ),
+    (load(0, 0, 1, gather=1, item_rows=1), "LOAD.gather must not be 1 on a machine with index_rows=0"),
+)  # fmt: skip
 
 
-def test_machine_without_operand_slots(bench):
-    """Slots that name a field, and count registers, are refused by hardware and functional simulator; a slot that names
-    none, whatever else it says, is not."""
-    b = bench(operand_slots=0)
+def test_machine_without_optional_parts(bench):
+    """Hardware and functional simulator refuse what needs them; a slot that names no field, whatever else it says, not."""
+    b = bench(**OPTIONAL)
     allowed = load(0, 0, 1, b_register=15, c_shift=15, signal=ORDER)
 
     async def host(ctx):
-        for instruction, _ in WITH_SLOTS:
-            await b.setup(ctx, [allowed, instruction, END])
+        await b.set_regions(ctx)
+        for instruction, _ in REFUSED:
+            b.put_program([allowed, instruction, END])
+            await b.load(ctx)
             await b.command(ctx, Control.START)
             assert await b.error(ctx) == (Cause.ILLEGAL_INSTRUCTION, 1)
             await b.command(ctx, Control.CLEAR)
 
     b.simulate(host, deadline=20000)
     machine = Machine(b.accelerator)
-    for instruction, reason in WITH_SLOTS:
+    for instruction, reason in REFUSED:
         machine.load(as_program(b.accelerator, [allowed, instruction, END], np.zeros(LIMIT, np.uint8)))
-        with pytest.raises(
-            MachineError, match=rf"^instruction 1: {reason} on a machine with operand_slots=0"
-        ):
+        with pytest.raises(MachineError, match=f"^instruction 1: {reason}$"):
             machine.run(0, bytes(LIMIT))
 
 

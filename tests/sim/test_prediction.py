@@ -9,6 +9,7 @@ import pytest
 from terrazzo import compiler
 from terrazzo.arch import isa
 from terrazzo.arch.accelerator import Accelerator, Lanes
+from terrazzo.arch.isa import VectorOp
 from terrazzo.arch.memory import MemoryModel
 from terrazzo.hw import top
 from terrazzo.sim.compare import compare
@@ -142,3 +143,23 @@ def test_private_windows(machine_seed):
     found = [isa.decode(words) for words in program.instructions]
     widths = {i.tap_chunks for i in found if i.opcode == isa.Opcode.MATRIX and i.private}
     assert len(widths) > 1
+
+
+@pytest.mark.full
+def test_machine_without_optional_parts():
+    """A network of convolutions needs neither LAYERNORM, SOFTMAX, tables, gathers nor operand slots."""
+    without = dict(norm_rows=0, row_scales=0, index_rows=0, table_pages=0, operand_slots=0)
+    small = dataclasses.replace(
+        machine(0), lanes=Lanes(fixed8=4, fixed4=2), columns=2, depth=4, drain=1, vector=2, ports=1, **without
+    )
+    b = Builder(5, (6, 5, 7), small.lanes, small.drain)
+    x = b.conv(b.input, 6, (3, 3), padding=(1, 1, 1, 1), dtype="s16")
+    y = b.conv(b.maxpool(b.input, (3, 3), (1, 1), (1, 1, 1, 1)), 6, (1, 1), dtype="s16", residual=x)
+    z = b.elementwise(b.elementwise(y, "s16", residual=x))
+    graph = b.graph(b.avgpool(b.multiply(z, b.conv(z, 6, (6, 5))), (2, 2), (2, 1)))
+    program, memory = compiler.compile(graph, small), MemoryModel(latency=30)
+    found = [isa.decode(words) for words in program.instructions]
+    assert {i.op for i in found if i.opcode == isa.Opcode.VECTOR} == {VectorOp.ELEMENTWISE, VectorOp.MULTIPLY}
+    result = compare(graph, program, random_codes(graph, 2, 5), memory, verilog=top.verilog(small))
+    assert result.messages() == []
+    assert result.predicted_layers == result.rtl_layers
