@@ -97,7 +97,7 @@ def fixed8_accelerator() -> Accelerator:
 
 
 def deit_accelerator() -> Accelerator:
-    """5,120 Fixed-8 multipliers for transformers of 197 tokens: 40 tiles of 5. The scratchpad holds a DeiT-Base; 12 lanes
+    """5,120 Fixed-8 multipliers for transformers of 197 tokens, without gathers: 40 tiles of 5. The scratchpad holds a DeiT-Base; 12 lanes
     in LUTs leave DSPs for drain and vector engine."""
     return dataclasses.replace(
         ZCU102.default,
@@ -107,6 +107,7 @@ def deit_accelerator() -> Accelerator:
         vector=8,
         scratchpad_regions=4,
         weight_rows=1024,
+        index_rows=0,
         instructions=2560,
         ports=4,
         operand_slots=0,
@@ -144,7 +145,6 @@ def mobilenet_accelerator() -> Accelerator:
         param_rows=2048,
         norm_rows=0,
         row_scales=0,
-        index_rows=0,
         table_pages=0,
         instructions=512,
     )
@@ -167,13 +167,13 @@ def zc706_accelerator() -> Accelerator:
 
 
 def quads_accelerator() -> Accelerator:
-    """6,400 Fixed-4 multipliers by four in a DSP, 4,864 in LUTs, of which 8,192 take keys and values, and 1,024 Fixed-8 ones, for
+    """6,656 Fixed-4 multipliers by four in a DSP, 4,608 in LUTs, of which 8,192 take keys and values, and 1,024 Fixed-8 ones, for
     transformers of 4-bit rows and activations, in blocks of 96 lanes, which divide the layers of all DeiTs. The image's 8 bits are
     two digits."""
     return dataclasses.replace(
         mixed_accelerator(),
         lanes=Lanes(
-            fixed8=8, fixed4=88, fixed4_quads=50, fixed4_dynamic=64, fixed4_operand_bits=5, fixed4_digits=True
+            fixed8=8, fixed4=88, fixed4_quads=52, fixed4_dynamic=64, fixed4_operand_bits=5, fixed4_digits=True
         ),
         weight_rows=1536,
         param_rows=2048,

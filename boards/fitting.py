@@ -68,6 +68,17 @@ class KindCosts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PartCosts:
+    """Of an optional part, from columns of `pynq_accelerator` with each of them and the modules that vanish without all."""
+
+    element: Cost
+    """Of one vector lane."""
+    output: Cost
+    """Of one drain output."""
+    once: Cost
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
     """From `synthesis.count`'s modules of the demo's accelerator (both flows), of `deit_accelerator` (xcup) and of ulx3s-85f's
     default (ecp5)."""
@@ -87,19 +98,19 @@ class Costs:
     """Of one byte of an operand that Fixed-4 lanes take as digits; an array of 2 columns x depth 8 has 120 LUTs more (xcup; on
     ecp5 not measured)."""
     output: Cost
-    """Of one drain output (drain * columns of them)."""
+    """Of one drain output (drain * columns of them), optional parts apart."""
     plain: Cost
     """Of one that is plain (as many again with plain_steps 2); 229 LUTs (xcup) without the choice of its sum."""
     maximum: Cost
     """Of one drain output that row maxima are of: with 8 columns and drain 4, 607 LUTs in the drain and 18 in each vector column
     (xcup; as guessed from these on ecp5)."""
     element: Cost
-    """Of one vector lane (vector * columns of them), its share of the column included."""
+    """Of one vector lane (vector * columns of them), its share of the column included, optional parts apart."""
     word: Cost
     """Of one byte of a scratchpad row: fetch, alignment, multiplexers, write masks. Each private chunk is counted as much
     again, though it has neither address generators nor write masks; no synthesis has measured it."""
-    slots: Cost
-    """Of all operand slots and count registers."""
+    parts: Mapping[str, PartCosts]
+    """Of parts that a machine may be without, by the parameter that is 0 then."""
     base: Cost
     """Control, queues, load, store, address generators."""
 
@@ -124,13 +135,19 @@ COSTS = {
         choice=(9, 0, 0),
         operand_bit=(2, 0.9, 0),
         digit=(7.5, 0.5, 0),
-        output=(728, 570, 3),
+        output=(582, 421, 3),
         plain=(240, 180, 1),
         maximum=(24, 15, 0),
-        element=(1010, 670, 4),
+        element=(413, 214, 3),
         word=(110, 110, 0),
-        slots=(3_400, 1_600, 0),
-        base=(9_100, 6_900, 16),
+        parts={
+            "norm_rows": PartCosts(element=(330, 270, 0), output=(0, 0, 0), once=(600, 900, 5)),
+            "row_scales": PartCosts(element=(190, 175, 0), output=(110, 80, 0), once=(290, 300, 1)),
+            "index_rows": PartCosts(element=(20, 0, 0), output=(0, 0, 0), once=(560, 330, 3)),
+            "table_pages": PartCosts(element=(57, 11, 0), output=(36, 69, 0), once=(0, 0, 0)),
+            "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(3_550, 1_800, 0)),
+        },
+        base=(7_500, 5_170, 7),
     ),
     # Lanes on multipliers from rows of 4 columns x depth 16: Fixed-8, whose DSP48E1s make a product each and are added in LUTs,
     # 3,071 LUT, 1,720 FF, 128 DSP; Fixed-4 quads 816, 1,088, 32. Fixed-8 in LUTs, multipliers of drain and vector engine, and the
@@ -152,13 +169,19 @@ COSTS = {
         choice=(9, 0, 0),
         operand_bit=(2, 0.9, 0),
         digit=(7.5, 0.5, 0),
-        output=(728, 570, 4),
+        output=(582, 421, 4),
         plain=(240, 180, 1),
         maximum=(24, 15, 0),
-        element=(1010, 670, 5),
+        element=(413, 214, 4),
         word=(110, 110, 0),
-        slots=(3_400, 1_600, 0),
-        base=(10_500, 15_100, 20),
+        parts={
+            "norm_rows": PartCosts(element=(330, 270, 1), output=(0, 0, 0), once=(600, 900, 5)),
+            "row_scales": PartCosts(element=(190, 175, 0), output=(110, 80, 0), once=(290, 300, 1)),
+            "index_rows": PartCosts(element=(20, 0, 0), output=(0, 0, 0), once=(560, 330, 3)),
+            "table_pages": PartCosts(element=(57, 11, 0), output=(36, 69, 0), once=(0, 0, 0)),
+            "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(3_550, 1_800, 0)),
+        },
+        base=(8_900, 13_370, 11),
     ),
     "ecp5": Costs(
         kinds={
@@ -177,13 +200,19 @@ COSTS = {
         choice=(18, 0, 0),
         operand_bit=(4, 1, 0),
         digit=(11, 0.5, 0),
-        output=(1124, 570, 4),
+        output=(929, 421, 4),
         plain=(400, 200, 2),
         maximum=(36, 15, 0),
-        element=(1240, 820, 5),
+        element=(469, 260, 4),
         word=(190, 170, 0),
-        slots=(4_500, 1_600, 0),
-        base=(13_700, 9_000, 22),
+        parts={
+            "norm_rows": PartCosts(element=(430, 330, 1), output=(0, 0, 0), once=(780, 900, 5)),
+            "row_scales": PartCosts(element=(240, 215, 0), output=(145, 80, 0), once=(380, 300, 1)),
+            "index_rows": PartCosts(element=(26, 0, 0), output=(0, 0, 0), once=(730, 330, 3)),
+            "table_pages": PartCosts(element=(75, 15, 0), output=(50, 69, 0), once=(0, 0, 0)),
+            "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(4_500, 1_800, 0)),
+        },
+        base=(11_810, 7_270, 13),
     ),
 }
 """By flow."""
@@ -210,7 +239,7 @@ def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
     yield 3, a.index_rows // 4, 64  # a copy per reader
     yield 1, a.instructions, stored_bits(a)
     yield a.ports, BUFFER_LINES, a.bus_bytes * 8 + 1
-    yield 1, 1024, 36  # reciprocal square roots
+    yield int(a.norm_rows > 0), 1024, 36  # reciprocal square roots
     table_words = a.table_pages * TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
     yield a.vector_lanes + a.drain * a.columns, table_words, TABLE_ROW_BYTES * 8
 
@@ -246,13 +275,22 @@ def _logic(a: Accelerator, board: Board) -> tuple[float, float, float]:
         (a.plain_drain * a.columns if a.row_maxima else 0, costs.maximum),
         (a.vector_lanes, costs.element),
         (a.scratchpad_row_bytes * a.private, costs.word),
-        (a.operand_slots != 0, costs.slots),
+        *_part_terms(a, costs),
         (1, costs.base),
     ]
     lut, ff, dsp = (sum(count * cost[i] for count, cost in terms) for i in range(3))
     if a.columns & (a.columns - 1):
         dsp += DIVISION_DSPS * (a.columns + 2)
     return lut, ff, dsp
+
+
+def _part_terms(a: Accelerator, costs: Costs) -> Iterator[tuple[int, Cost]]:
+    """How often each cost of the optional parts occurs."""
+    for name, part in costs.parts.items():
+        if getattr(a, name):
+            yield a.vector_lanes, part.element
+            yield a.drain * a.columns, part.output
+            yield 1, part.once
 
 
 def with_luts(accelerator: Accelerator, board: Board, dsp: float) -> Accelerator:

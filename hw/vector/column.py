@@ -207,10 +207,16 @@ class Column(wiring.Component):
     def scaled(self, m: Module, i: int, centred: Value, residual: Value, moments: dict) -> Value:
         """LayerNorm's t, or the residual at the output's scale, in stage 8."""
         now = self.now
-        value = Mux(self.layernorm, centred, residual)
         scale = Mux(self.layernorm, moments[5].r, now.residual_m)
         shift = (Mux(self.layernorm, moments[6].k, now.residual_n) - 1)[:6]
-        product = register(m, value * scale, f"scaled_{i}_6")
+        if self.accelerator.norm_rows:
+            # 28 bits, one more than a multiplier's: the lowest one apart.
+            value = Mux(self.layernorm, centred, residual)
+            product = ((value[1:].as_signed() * scale) << 1) + Mux(value[0], scale, 0)
+            product = product[: len(value) + len(scale)].as_signed()
+        else:
+            product = residual * scale
+        product = register(m, product, f"scaled_{i}_6")
         halves = register(m, shifted(product, shift, T_BITS + 2), f"scaled_{i}_7")
         return register(m, saturate((halves + 1) >> 1, T_BITS), f"scaled_{i}_8")
 
