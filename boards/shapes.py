@@ -46,7 +46,7 @@ def shapes(
     What multipliers there are beyond `dsp` is in LUTs: Fixed-8 lanes that need them, and Fixed-4 lanes that could share
     them where operands are narrow. They have as many ports as fill no line beyond a row of the scratchpad, and for
     depthwise layers as many private chunks as lanes take and the drain keeps up with. They have no operand slots, which
-    the compiler never uses.
+    the compiler never uses, and LAYERNORM, SOFTMAX and unary tables only where the graph needs them.
     """
     widths = {name: (fixed[name],) if name in fixed else values for name, values in WIDTHS.items()}
     base = board.default.to_dict() | {
@@ -54,6 +54,8 @@ def shapes(
         "scratchpad_regions": REGIONS,
         "operand_slots": 0,
     }
+    needed = {"norm_rows": work.norms, "row_scales": work.attention, "table_pages": work.tables}
+    base |= {name: 0 for name, users in needed.items() if not users}
     for chosen in itertools.product(*widths.values()):
         values = base | dict(zip(widths, chosen, strict=True))
         columns, depth, drain = (values[name] for name in ("columns", "depth", "drain"))

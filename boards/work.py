@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 
 from ..arch.accelerator import Accelerator
-from ..arch.graph import Attention, Conv, Graph, LayerNorm, Linear, reads
+from ..arch.graph import Attention, Conv, Graph, LayerNorm, Linear, drained, reads
 from ..compiler.needed import needed
 from ..compiler.widths import CODES, NARROW, code_limits, dynamic_lanes, refusing, within
 
@@ -34,6 +34,9 @@ class Work:
         self.attention: collections.Counter[tuple] = collections.Counter()
         """Positions, keys, channels of a head, code limits of keys, queries, values and exponentials; counted by heads."""
         self.norms: collections.Counter[tuple[int, int]] = collections.Counter()
+        drains = [drained(operator) for operator in graph.operators]
+        self.tables = any(drain is not None and drain.table for drain in drains)
+        """Whether there are unary tables."""
         self.alive = 0
         """Bytes of activations that an operator reads and writes, at most, and half as many for what overlaps it."""
         self.limits = code_limits(graph)

@@ -14,7 +14,7 @@ from terrazzo.boards.shapes import scratchpad_bytes, shapes, sized
 from terrazzo.boards.work import Work
 from terrazzo.compiler import compile
 from terrazzo.sim.cycle import predict
-from terrazzo.synthetic import deit
+from terrazzo.synthetic import deit, resnet18
 
 FIXED8 = {Scheme.FIXED8: 1}
 MIXED = {Scheme.FIXED8: 1, Scheme.FIXED4: 1}
@@ -83,6 +83,19 @@ def test_hand_made_machines_are_tried():
         fixed = {"columns": made.columns, "depth": made.depth, "drain": made.drain, "vector": made.vector}
         tried = {shape.lanes for shape in shapes(ZCU102, Work(graph), mixture, fixed, 2394)}
         assert made.lanes in tried
+
+
+def test_parts_that_a_graph_does_not_need_are_left_out():
+    """None of them in a network of convolutions, slots in none; what is fixed is kept."""
+    fixed = {"columns": 4, "depth": 8, "drain": 2, "vector": 2}
+    parts = ("norm_rows", "row_scales", "table_pages", "operand_slots")
+    for graph, given, expected in (
+        (resnet18(bits=5), {}, (0, 0, 0, 0)),
+        (resnet18(bits=5), {"norm_rows": 8}, (8, 0, 0, 0)),
+        (deit(32, 1, 2, image=64), {}, (*(getattr(ZCU102.default, name) for name in parts[:3]), 0)),
+    ):
+        shape = next(shapes(ZCU102, Work(graph), FIXED8, fixed | given, 2394))
+        assert tuple(getattr(shape, name) for name in parts) == expected
 
 
 def test_memories():
