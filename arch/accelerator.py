@@ -216,6 +216,8 @@ class Accelerator:
             yield f"operand_slots must be 0 or 3, not {self.operand_slots}"
         if self.ports not in (1, 2, 4):
             yield f"ports must be 1, 2 or 4, not {self.ports}"
+        if self.row_maxima and not self.row_scales:
+            yield f"row_maxima must be 0 with row_scales=0, not {self.row_maxima}"
         if self.index_rows % 4:
             yield f"index_rows must be a multiple of 4, not {self.index_rows}"
         limited = "weight_rows param_rows norm_rows row_scales index_rows instructions row_maxima"

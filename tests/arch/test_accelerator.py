@@ -95,6 +95,7 @@ def test_hash_names_every_parameter():
         ({"plain_steps": 3}, r"plain_steps must be 1 or 2, not 3"),
         ({"plain_steps": 2, "drain": 4}, r"drain must be at most 2 with plain_steps=2, not 4"),
         ({"weight_rows": 0}, r"weight_rows must be positive, not 0"),
+        ({"row_scales": 0}, r"row_maxima must be 0 with row_scales=0, not 8"),
         ({"row_maxima": -1}, r"row_maxima must be 0 or more, not -1"),
     ],
 )
