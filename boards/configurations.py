@@ -110,6 +110,7 @@ def deit_accelerator() -> Accelerator:
         index_rows=0,
         instructions=2560,
         ports=4,
+        row_maxima=256,
         operand_slots=0,
     )
 
@@ -145,6 +146,7 @@ def mobilenet_accelerator() -> Accelerator:
         param_rows=2048,
         norm_rows=0,
         row_scales=0,
+        row_maxima=0,
         table_pages=0,
         instructions=512,
     )
