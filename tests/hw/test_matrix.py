@@ -47,6 +47,13 @@ def test_row_maxima(name):
     assert len(set(bench.memory.maxima.values())) > 5
 
 
+@pytest.mark.parametrize("unsigned", [0, 1])
+def test_digits(unsigned):
+    """Operands of 8 bits on all lanes of every kind, wherever they come from."""
+    forced = {"digits": 1, "maximum": 0, "gather": 0, "steps": 6, "destination": 0, "param_mode": 0}
+    check("digits", 30 + unsigned, 3, unsigned=unsigned, **forced)
+
+
 def chained(accelerator, random):
     """Instructions of which each reads what the one before wrote: keys, values, a tensor."""
     linear = {
