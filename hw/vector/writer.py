@@ -46,7 +46,7 @@ class Writer(wiring.Component):
         m.submodules.tickets = tickets = memory.Memory(shape=ticket_layout(a), depth=QUEUE_STEPS, init=[])
         m.submodules.outputs = outputs = memory.Memory(shape=self.outputs.shape(), depth=QUEUE_STEPS, init=[])
         issued, arrived, head = (Signal(range(QUEUE_STEPS), name=n) for n in ("issued", "arrived", "head"))
-        waiting = Signal(range(QUEUE_STEPS + 1))
+        waiting, some = Signal(range(QUEUE_STEPS + 1)), Signal()
         for queue, value, valid, place in (
             (tickets, self.ticket, self.ticket_valid, issued),
             (outputs, self.outputs, self.outputs_valid, arrived),
@@ -58,13 +58,14 @@ class Writer(wiring.Component):
         m.d.comb += [
             ticket.addr.eq(head),
             output.addr.eq(head),
-            write.valid.eq(waiting.any() & ~self.halt),
+            write.valid.eq(some & ~self.halt),
             self.written.eq(write.valid & write.ready),
             self.stalled.eq(write.valid & ~write.ready),
         ]
         m.d.sync += [
             head.eq(head + self.written),
             waiting.eq(waiting + self.outputs_valid - self.written),
+            some.eq(self.outputs_valid | (waiting > self.written)),
         ]
 
         slots = a.depth // a.vector
