@@ -159,6 +159,7 @@ def compare(
     codes: np.ndarray,
     memory: MemoryModel | None = None,
     *,
+    computed: Graph | None = None,
     verilog: str | None = None,
     wave: str | Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
@@ -167,7 +168,7 @@ def compare(
 
     The cycle model predicts before the RTL runs. Where outputs differ, the RTL runs again with taps to find the first
     wrong write. `wave` receives an FST: around the difference, or else the first frame. `verilog` replaces the
-    generated text.
+    generated text. `computed` is `graph` without what the program leaves out (`compiler.needed`), to find a wrong layer by.
     """
     require_tools()
     memory = memory or MemoryModel()
@@ -196,7 +197,7 @@ def compare(
     difference = None
     if len(wrong[0]):
         progress("looking for the first wrong instruction")
-        difference = _against_reference(graph, program, codes, int(wrong[0][0]))
+        difference = _against_reference(computed or graph, program, codes, int(wrong[0][0]))
     if (rtl.outputs != executed).any():
         progress("looking for the first wrong write")
         first = int(np.flatnonzero((rtl.outputs != executed).any(axis=(1, 2)))[0])

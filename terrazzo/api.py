@@ -30,6 +30,7 @@ from .boards.synthesis import FLOWS, Resources
 from .boards.synthesis import count as count_resources
 from .boards.synthesis import verilog as board_verilog
 from .compiler import Judge, compile, compiled, listing
+from .compiler.needed import needed
 from .examples.digits import models as digits_models
 from .hw import bundle, top
 from .quant import data, frontend, onnx_export, onnx_import, parallel, quantizer
@@ -608,7 +609,9 @@ def compare(
     """Run reference, functional, cycle model and Verilog side by side."""
     raw, _, _ = _images(graph, images, count)
     codes = reference.quantize_batch(graph, raw)
-    return comparison.compare(graph, program, codes, memory or MemoryModel(), wave=wave, progress=progress)
+    return comparison.compare(
+        graph, program, codes, memory or MemoryModel(), computed=needed(graph), wave=wave, progress=progress
+    )
 
 
 def boards() -> list[dict]:

@@ -22,6 +22,7 @@ from .boards import BOARDS, demo_accelerator
 from .boards.synthesis import count as count_resources
 from .boards.synthesis import verilog as board_verilog
 from .compiler import compile
+from .compiler.needed import needed
 from .hw import bundle, top
 from .quant import data, frontend
 from .sim import compare, cycle, reference
@@ -199,7 +200,9 @@ def _simulated(
 ) -> tuple[dict, list[str]]:
     """All simulators on `images`; the bundle of Verilog and testbench."""
     codes = reference.quantize_batch(graph, images)
-    result = compare.compare(graph, program, codes, MEMORY, verilog=verilog, progress=progress)
+    result = compare.compare(
+        graph, program, codes, MEMORY, computed=needed(graph), verilog=verilog, progress=progress
+    )
     expected = reference.run(graph, codes[:1])
     outputs = expected.reshape(1, program.output.positions, program.output.channels)
     bundle.write_bundle(out / "bundle", program.accelerator, program, codes[:1], outputs, verilog)
