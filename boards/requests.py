@@ -14,7 +14,7 @@ from ..arch.accelerator import Accelerator, AcceleratorError
 from .board import Board, BoardError
 from .fitting import estimate
 
-__all__ = ["fit", "require_interface"]
+__all__ = ["apart", "fit", "require_interface"]
 
 
 def fit(board: Board, request: Mapping) -> Accelerator:
@@ -72,13 +72,13 @@ def _with_nearest(
     owners = {name: (wanted["lanes"], name[6:]) if "." in name else (wanted, name) for name in names}
     asked = {name: owner[inner] for name, (owner, inner) in owners.items()}
     options = {
-        name: sorted(_near(value), key=functools.partial(_apart, value)) for name, value in asked.items()
+        name: sorted(_near(value), key=functools.partial(apart, value)) for name, value in asked.items()
     }
     named = [name for name in names if any(re.search(rf"\b{re.escape(name)}\b", text) for text in problems)]
     tries = itertools.product(*(options[name] if name in named else options[name][:1] for name in names))
 
     def distance(values: tuple[int, ...]) -> float:
-        return sum(_apart(one, other) for one, other in zip(asked.values(), values, strict=True))
+        return sum(apart(one, other) for one, other in zip(asked.values(), values, strict=True))
 
     for values in sorted(itertools.islice(tries, 20_000), key=distance):
         changed = {**wanted, "lanes": dict(wanted["lanes"])}
@@ -101,7 +101,8 @@ def _near(value: int) -> set[int]:
     }
 
 
-def _apart(one: int, other: int) -> float:
+def apart(one: int, other: int) -> float:
+    """How far values of a parameter are from each other, in powers of two; 0 is as far from 1 as 1 from 2."""
     return abs(math.log2(max(one, 0.5) / max(other, 0.5)))
 
 

@@ -18,7 +18,7 @@ from .bandwidth import frame_bytes
 from .board import Board, BoardError, Resources
 from .fitting import estimate
 from .mixtures import Mixture, RowBlock, reassigned, row_block
-from .requests import require_interface
+from .requests import apart, require_interface
 from .shapes import INSTRUCTIONS, grown, is_roomy, shapes, sized
 from .work import Work
 
@@ -275,7 +275,7 @@ def _nothing_fits(
         )
 
         def distance(shape: Accelerator) -> float:
-            return sum(abs(math.log2(getattr(shape, name) / value)) for name, value in fixed.items())
+            return sum(apart(getattr(shape, name), value) for name, value in fixed.items())
 
         nearest = min(free, key=distance, default=None)
         if nearest is not None:

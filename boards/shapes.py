@@ -48,6 +48,8 @@ def shapes(
     depthwise layers as many private chunks as lanes take and the drain keeps up with. They have no operand slots, which
     the compiler never uses, and LAYERNORM, SOFTMAX and unary tables only where the graph needs them.
     """
+    if any(fixed.get(name, 1) < 1 for name in (*WIDTHS, "bus_bytes", "scratchpad_regions")):
+        return
     widths = {name: (fixed[name],) if name in fixed else values for name, values in WIDTHS.items()}
     base = board.default.to_dict() | {
         "instructions": INSTRUCTIONS,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from terrazzo.arch.schemes import Scheme
-from terrazzo.boards import ZCU102, BoardError, estimate, mixed_accelerator, quads_accelerator
+from terrazzo.boards import BOARDS, ZCU102, BoardError, estimate, mixed_accelerator, quads_accelerator
 from terrazzo.boards.mixtures import reassigned
 from terrazzo.boards.search import Budget, Version, search
 from terrazzo.boards.shapes import scratchpad_bytes, shapes, sized
@@ -116,6 +116,16 @@ def test_memories():
     only = sized(shape, ZCU102, holds, {"scratchpad_rows", "weight_rows"})
     assert only == [shape]
     assert sized(shape, ZCU102, lambda need: False, {}) == []
+
+
+@pytest.mark.parametrize("fixed", [{"operand_slots": 1}, {"row_scales": 0, "row_maxima": 8, "drain": 0}])
+def test_illegal_parameters_are_refused(fixed):
+    """Also where one of them, or its nearest legal value, is 0."""
+    asked = ", ".join(f"{name}={value}" for name, value in fixed.items())
+    nearest = ", ".join(rf"{name}=\d+" for name in fixed)
+    match = rf"with {asked}, but no accelerator has these parameters; the nearest that fits has {nearest}$"
+    with pytest.raises(BoardError, match=match):
+        search(versions(deit(32, 1, 2, image=64), FIXED8), BOARDS["ulx3s-85f"], fixed=fixed)
 
 
 def test_what_cannot_fit_or_run_is_refused(graph):
