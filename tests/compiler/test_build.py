@@ -237,6 +237,7 @@ def problems(graph: Graph, accelerator: Accelerator) -> list[str]:
         ),
         ({"param_rows": 4}, "layer .*: a block of outputs must fit: .* parameter rows in 4"),
         ({"norm_rows": 4}, "norm memory: must have at least 8 rows .* not 4. Raise norm_rows"),
+        ({"table_pages": 0}, "table memory: must have at least 128 rows .* not 0. Raise table_pages"),
         ({"norm_rows": 0}, "norm memory: must have at least .* rows .* not 0. Raise norm_rows"),
         (
             {"row_scales": 0},

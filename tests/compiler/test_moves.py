@@ -123,6 +123,7 @@ def test_many_biases_come_when_they_are_needed(windows):
             "scratchpad_rows must be at least 8, so that one region holds what it gathers from, not 4",
         ),
         ({"index_rows": 4}, "a gather needs index_rows of at least 8 and positions below 65536, not 4 and"),
+        ({"index_rows": 0}, "a gather needs index_rows of at least 8 and positions below 65536, not 0 and"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message):
