@@ -152,7 +152,8 @@ class Control(wiring.Component):
 
         # The first fault stays until CLEAR.
         watchdog, elapsed = values["WATCHDOG"], Signal(32)
-        m.d.sync += elapsed.eq(Mux(self.run_start | load_program, 1, elapsed + 1))
+        # A cycle ahead, since `late` is compared for the next one.
+        m.d.sync += elapsed.eq(Mux(self.run_start | load_program, 2, elapsed + 1))
         late, watched = Signal(), Signal()
         m.d.sync += [
             late.eq((elapsed >= watchdog) & ~(self.run_start | load_program)),

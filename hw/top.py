@@ -146,7 +146,10 @@ class Top(wiring.Component):
         self._connect_load(m, load_engine.bus, scratchpad.load, destinations)
 
         self._connect_dram(m, program, load_engine, engines["store"])
-        m.d.comb += [self.trace_run_start.eq(control.run_start), self.trace_run_end.eq(dispatch.end)]
+        m.d.comb += [
+            self.trace_run_start.eq(control.run_start),
+            self.trace_run_end.eq(dispatch.end & ~control.halt),
+        ]
         for name, engine in engines.items():
             i = engine.control.i
             m.d.comb += [
