@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 
 from . import isa
 from .accelerator import Accelerator
@@ -42,13 +43,18 @@ _NEEDS: dict[str, tuple[tuple[Opcode, str, int | None], ...]] = {
         *((Opcode[e.name], f"{slot}_field", None) for e in isa.Engine for slot in isa.SLOTS),
     ),
     "row_maxima": ((Opcode.MATRIX, "maxima", 1), (Opcode.VECTOR, "measured", 1)),
+    "plain_steps": ((Opcode.MATRIX, "plain", 1),),
+    "private": ((Opcode.MATRIX, "private", 1),),
+    "lanes.fixed4_digits": ((Opcode.MATRIX, "digits", 1),),
 }
+_WITHOUT = {"plain_steps": 1, "private": 1}
+"""What a parameter is on a machine without the part, where that is not 0."""
 
 
 def needs(accelerator: Accelerator) -> Iterator[Need]:
     """What `accelerator` cannot execute, because it is without the part: such an instruction is illegal."""
     for name, values in _NEEDS.items():
-        if not getattr(accelerator, name):
+        if attrgetter(name)(accelerator) == _WITHOUT.get(name, 0):
             yield from ((name, *value) for value in values)
 
 
@@ -62,5 +68,7 @@ def refusal(accelerator: Accelerator, instruction: Instruction) -> str | None:
     for name, opcode, field, value in needs(accelerator):
         given = getattr(instruction, field)
         if opcode == instruction.opcode and (given == value or (value is None and given)):
-            return f"{opcode.name}.{field} must not be {given} on a machine with {name}={getattr(accelerator, name)}"
+            return (
+                f"{opcode.name}.{field} must not be {given} on a machine with {name}={_WITHOUT.get(name, 0)}"
+            )
     return None

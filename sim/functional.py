@@ -233,8 +233,6 @@ class Machine(Memories):
         return _wrapped(acc.reshape(len(operand), groups * blocks, lanes))
 
     def _check_plain(self, i: Instruction) -> None:
-        if self.accelerator.plain_steps == 1:
-            self._fail("plain needs a machine with plain_steps 2")
         if i.permute or i.table or i.residual or i.second or i.dst_channel or i.private:
             self._fail("plain outputs have no permute, table, residual, second, dst_channel or private")
         if i.destination != Destination.SCRATCHPAD or i.param_mode == ParamMode.CHANNEL:
@@ -244,7 +242,7 @@ class Machine(Memories):
         a, width = self.accelerator, i.tap_chunks
         if i.mode != FetchMode.CONV or i.gather or i.permute:
             self._fail("private needs CONV, and neither gather nor permute")
-        if width & (width - 1) or not 1 <= width <= a.private or a.private == 1:
+        if width & (width - 1) or not 1 <= width <= a.private:
             self._fail(f"tap_chunks must be a power of two up to {a.private} with private, not {width}")
         if i.src % width or i.src_stride % width:
             self._fail(f"src and src_stride must be multiples of tap_chunks ({width}) with private")
@@ -259,8 +257,6 @@ class Machine(Memories):
             self._fail(f"chunks must be below {a.operand_chunks // a.private} with {width} private chunks")
 
     def _check_digits(self, i: Instruction) -> None:
-        if not self.accelerator.lanes.fixed4_digits:
-            self._fail("digits needs a machine with lanes.fixed4_digits")
         if i.gather or i.maximum or i.private:
             self._fail("digits excludes gather, maximum and private")
         if i.chunks > self.accelerator.operand_chunks:

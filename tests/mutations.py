@@ -479,6 +479,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         _INDIRECT,
     ),
     Mutation(
+        "dispatch: a machine executes what it is without",
+        "hw/dispatch.py",
+        "legal &= fields[name] != int(value)",
+        "legal &= 1",
+        _INDIRECT,
+    ),
+    Mutation(
         "items: the last item is as long as the others",
         "hw/items.py",
         "Mux(last, ins.rows, ins.item_rows)",

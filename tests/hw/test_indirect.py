@@ -233,7 +233,14 @@ REFUSED = (
             (Opcode.MATRIX, "gather", 1, "index_rows"),
             (Opcode.MATRIX, "table", 1, "table_pages"),
             (Opcode.VECTOR, "table", 1, "table_pages"),
+            (Opcode.MATRIX, "maxima", 1, "row_maxima"),
+            (Opcode.VECTOR, "measured", 1, "row_maxima"),
+            (Opcode.MATRIX, "digits", 1, "lanes.fixed4_digits"),
         )
+    ),
+    *(
+        (Instruction(Opcode.MATRIX, {field: 1}), f"MATRIX.{field} must not be 1 on a machine with {name}=1")
+        for field, name in (("plain", "plain_steps"), ("private", "private"))
     ),
     (load(0, 0, 1, gather=1, item_rows=1), "LOAD.gather must not be 1 on a machine with index_rows=0"),
 )  # fmt: skip

@@ -281,10 +281,13 @@ MATRIX = {"positions": 1, "groups": 1, "blocks": 1, "chunks": 1, "steps": 1, "we
         (Instruction(Opcode.MATRIX, {**MATRIX, "steps": 5, "maximum": 1}), "must not exceed the lanes"),
         (
             Instruction(Opcode.MATRIX, {**MATRIX, "digits": 1}),
-            r"digits needs a machine with lanes\.fixed4_digits",
+            r"MATRIX\.digits must not be 1 on a machine with lanes\.fixed4_digits=0",
         ),
         (Instruction(Opcode.MATRIX, {**MATRIX, "steps": 2, "skip": 2}), r"skip must be below steps \(2\)"),
-        (Instruction(Opcode.MATRIX, {**MATRIX, "plain": 1}), "plain needs a machine with plain_steps 2"),
+        (
+            Instruction(Opcode.MATRIX, {**MATRIX, "plain": 1}),
+            "plain must not be 1 on a machine with plain_steps=1",
+        ),
         (
             Instruction(Opcode.MATRIX, {**MATRIX, "positions": 9, "steps": 8}),
             "output stride must be at least",
