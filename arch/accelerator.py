@@ -144,6 +144,12 @@ class Accelerator:
     row_maxima: int = 0
     """Rows of the memory of logits' maxima, which the drain takes for softmax: one row holds one for every column. 0: softmax
     reads its logits twice."""
+    broadcast_stages: int = 1
+    """Registers of an operand on its way to the lanes, 1..8: with two or more, choosing it among private chunks and what prepares it for
+    a kind of lane are in different cycles, and the tool may place copies on the way. Each more is a cycle of a MATRIX instruction."""
+    tree_stages: int = 1
+    """Cycles of the tree in which a lane joins the sums of each 4 or 8 products of its depth, 1..4; with more, fewer additions follow
+    each other in a cycle. Each more is a cycle of a MATRIX instruction."""
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -214,6 +220,10 @@ class Accelerator:
             yield f"burst_beats must be at most {min(256, 4096 // self.bus_bytes)}, not {self.burst_beats}"
         if self.operand_slots not in (0, 3):
             yield f"operand_slots must be 0 or 3, not {self.operand_slots}"
+        if not 1 <= self.broadcast_stages <= 8:
+            yield f"broadcast_stages must be 1..8, not {self.broadcast_stages}"
+        if not 1 <= self.tree_stages <= 4:
+            yield f"tree_stages must be 1..4, not {self.tree_stages}"
         if self.ports not in (1, 2, 4):
             yield f"ports must be 1, 2 or 4, not {self.ports}"
         if self.row_maxima and not self.row_scales:

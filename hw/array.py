@@ -16,14 +16,17 @@ from .compute import ChunkLayout
 from .delay import delayed
 from .shared import Shared
 
-__all__ = ["MOVE_CYCLES", "Array"]
+__all__ = ["Array", "move_cycles"]
 
-MOVE_CYCLES = 1 + lanes.LATENCY
-"""Cycles from a block's last chunk at the ports to the last cycle of the shadow registers' old value."""
+
+def move_cycles(accelerator: Accelerator) -> int:
+    """From a block's last chunk at the ports to the last cycle of the shadow registers' old value."""
+    return accelerator.broadcast_stages + lanes.LATENCY + accelerator.tree_stages - 1
 
 
 class Array(wiring.Component):
-    """`chunk`, `operand` and `weights` are of one cycle; inputs are registered here (the broadcast).
+    """`chunk` and `operand` are of one cycle and go through `broadcast_stages` registers; `weights` come as many cycles less one
+    later, and go through one.
 
     All lanes take chunk number `chunk.bank` of `operand` (`columns` words each). With `chunk.private` lane l takes
     number l // depth, and multiplies byte l % depth by its weight number `chunk.tap`; and with two taps the same byte of
@@ -55,11 +58,13 @@ class Array(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         share = self.accelerator.depth // self.accelerator.private_taps
+        stages = self.accelerator.broadcast_stages
+        early = delayed(m, self.chunk, stages - 1)
         operands, prepared = self.operands(m), {}
-        digits = self.digits(m, operands[0]) if self.accelerator.lanes.fixed4_digits else None
-        chunk = delayed(m, self.chunk, 1)
-        valid = delayed(m, self.chunk.valid, 1, reset_less=False)
-        move = delayed(m, valid & chunk.last, lanes.LATENCY, reset_less=False)
+        digits = self.digits(m, early, operands[0]) if self.accelerator.lanes.fixed4_digits else None
+        chunk = delayed(m, early, 1)
+        valid = delayed(m, self.chunk.valid, stages, reset_less=False)
+        move = delayed(m, valid & chunk.last, move_cycles(self.accelerator) - stages, reset_less=False)
 
         for lane, row in self.rows().items():
             place = lane // share if lane // share < len(operands) else 0
@@ -67,7 +72,7 @@ class Array(wiring.Component):
                 taken = digits if row.digits else operands[place]
                 prepared[place, row.arithmetic] = row.arithmetic.operands.prepared(m, taken)
             m.submodules[f"row_{lane}"] = row
-            weights = Cat(delayed(m, self.weight(lane + i), 1) for i in range(row.lanes))
+            weights = Cat(delayed(m, self.weight(early, lane + i), 1) for i in range(row.lanes))
             m.d.comb += [
                 row.operand.eq(prepared[place, row.arithmetic]),
                 row.weights.eq(weights),
@@ -86,8 +91,10 @@ class Array(wiring.Component):
         return m
 
     def operands(self, m: Module) -> list[list[list[Value]]]:
-        """What each private chunk's worth of lanes multiplies, [column][i]; other lanes take the first."""
+        """What each private chunk's worth of lanes multiplies, [column][i], broadcast_stages - 1 cycles after the ports; other lanes
+        take the first."""
         columns, depth, private = self.accelerator.columns, self.accelerator.depth, self.accelerator.private
+        stages = self.accelerator.broadcast_stages - 1
         operands = [[] for _ in range(private)]
         for column in range(columns):
             own = [self.operand[i * columns + column] for i in range(private)]
@@ -96,38 +103,44 @@ class Array(wiring.Component):
                 chosen = Signal.like(word)
                 m.d.comb += chosen.eq(Mux(self.chunk.private, word, common) if private > 1 else word)
                 codes = [chosen[i * 8 : i * 8 + 8] for i in range(depth)]
-                operand.append([Cat(code, code[7] & ~self.chunk.unsigned).as_signed() for code in codes])
+                signs = [code[7] & ~self.chunk.unsigned for code in codes]
+                operand.append(
+                    [
+                        delayed(m, Cat(code, sign), stages).as_signed()
+                        for code, sign in zip(codes, signs, strict=True)
+                    ]
+                )
         return operands
 
-    def digits(self, m: Module, operand: list[list[Value]]) -> list[list[Value]]:
+    def digits(self, m: Module, chunk: data.View, operand: list[list[Value]]) -> list[list[Value]]:
         """What Fixed-4 lanes multiply, [column][i]: with `chunk.digits` the high digit of a byte, with its sign, or the low one."""
-        high = self.chunk.digits & ~self.chunk.low
+        high = chunk.digits & ~chunk.low
         chosen = []
         for c, column in enumerate(operand):
             digits = []
             for i, code in enumerate(column):
                 digit = Signal(signed(9), name=f"digit_{c}_{i}")
-                above = Mux(self.chunk.digits, (high & code[8]).replicate(5), code[4:])
+                above = Mux(chunk.digits, (high & code[8]).replicate(5), code[4:])
                 m.d.comb += digit.eq(Cat(Mux(high, code[4:8], code[:4]), above))
                 digits.append(digit)
             chosen.append(digits)
         return chosen
 
-    def weight(self, lane: int):
+    def weight(self, chunk: data.View, lane: int) -> Value:
         """What the lane multiplies its operand by."""
         a, word = self.accelerator, self.weights[lane]
         if a.private == 1 or lane >= a.private_chunks * a.depth:
             return word
         codes = [C(0, 8)] * a.depth
         if a.private_taps == 1:
-            codes[lane % a.depth] = word.word_select(self.chunk.tap[: exact_log2(a.depth)], 8)
+            codes[lane % a.depth] = word.word_select(chunk.tap[: exact_log2(a.depth)], 8)
         else:
-            pair = word.word_select(self.chunk.tap[1 : exact_log2(a.depth)], 16)
+            pair = word.word_select(chunk.tap[1 : exact_log2(a.depth)], 16)
             codes[lane % a.depth], codes[(lane + a.depth // 2) % a.depth] = (
                 pair[:8],
-                Mux(self.chunk.single, 0, pair[8:]),
+                Mux(chunk.single, 0, pair[8:]),
             )
-        return Mux(self.chunk.private, Cat(codes), word)
+        return Mux(chunk.private, Cat(codes), word)
 
     def paired(self, chunks: list) -> list:
         """The private chunks, or with two taps halves of the first tap's and of the second's together: byte l % depth
@@ -148,11 +161,10 @@ class Array(wiring.Component):
             lane = start
             while lane < start + count:
                 other = lane >= start + count - a.lanes.others.get(scheme, 0)
-                narrow = ()
+                bits, digits = lanes.OPERAND_BITS, False
                 if scheme == Scheme.FIXED4:
-                    bits = lanes.OPERAND_BITS if other else a.lanes.fixed4_operand_bits
-                    narrow = bits, a.lanes.fixed4_digits
-                rows[lane] = Shared(lanes.Row, scheme, a.columns, a.depth, other, *narrow)
+                    bits, digits = bits if other else a.lanes.fixed4_operand_bits, a.lanes.fixed4_digits
+                rows[lane] = Shared(lanes.Row, scheme, a.columns, a.depth, other, bits, digits, a.tree_stages)
                 lane += rows[lane].lanes
             start += count
         return rows

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from ..arch import isa
 from ..arch.accelerator import Accelerator
-from .array import MOVE_CYCLES, Array
+from .array import Array, move_cycles
 from .compute import Compute
 from .delay import delayed
 from .drain import SUMS_CYCLE, Drain
@@ -17,12 +17,10 @@ from .operand import Buffer
 from .ports import EngineSignature, IndexRead, LoadPort, ReadPort, RowMaximaPort, RowScalePort, WritePort
 from .weights import Memory
 
-__all__ = ["BLOCK_CYCLES", "Engine"]
+__all__ = ["Engine"]
 
 MEMORY_CYCLES = 1
 """From an issue's addresses to weights and operand at the array."""
-BLOCK_CYCLES = MEMORY_CYCLES + MOVE_CYCLES + 1 - SUMS_CYCLE - 1
-"""From compute's `block` to the drain's, so that the first step reads the sums in their first cycle."""
 
 
 class Engine(wiring.Component):
@@ -49,6 +47,8 @@ class Engine(wiring.Component):
         m = Module()
         accelerator, control = self.accelerator, self.control
         halt = delayed(m, control.halt, 1, reset_less=False)
+        # So that a block's first step reads the sums in their first cycle.
+        block_cycles = MEMORY_CYCLES + move_cycles(accelerator) + 1 - SUMS_CYCLE - 1
         m.submodules.fetch = fetch = Fetch(accelerator)
         m.submodules.operand = operand = Buffer(accelerator)
         m.submodules.weights = weights = self.weights
@@ -83,9 +83,9 @@ class Engine(wiring.Component):
             compute.counts.eq(fetch.counts),
             operand.address.eq(compute.address),
             operand.address_high.eq(compute.address_high),
-            weights.row.eq(compute.row),
+            weights.row.eq(delayed(m, compute.row, accelerator.broadcast_stages - 1)),
             array.chunk.eq(delayed(m, compute.chunk, MEMORY_CYCLES, reset_less=False)),
-            drain.block.eq(delayed(m, compute.block, BLOCK_CYCLES, reset_less=False)),
+            drain.block.eq(delayed(m, compute.block, block_cycles, reset_less=False)),
             *(port.eq(word) for port, word in zip(array.operand, operand.data, strict=True)),
             *(port.eq(row) for port, row in zip(array.weights, weights.weights, strict=True)),
             *(port.eq(sums) for port, sums in zip(drain.sums, array.sums, strict=True)),

@@ -22,10 +22,10 @@ class Binary:
     maximum = False
     operands = Twins(terms.delay)
 
-    def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
+    def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:
         signs = codes[0]
         twins = [Cat(signs[i : i + 2]) for i in range(0, len(signs), 2)]
-        return [terms.term_sums(m, operand, twins, lambda pair: {0: Twin.of(pair)})]
+        return [terms.term_sums(m, operand, twins, registers, lambda pair: {0: Twin.of(pair)})]
 
 
 class Twin(terms.Term):

@@ -22,8 +22,8 @@ class Fixed4:
     def __init__(self, operand_bits: int = OPERAND_BITS):
         self.operands = Late(terms.delay, operand_bits)
 
-    def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
-        return [terms.term_sums(m, operand, codes[0], digits)]
+    def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:
+        return [terms.term_sums(m, operand, codes[0], registers, digits)]
 
 
 def digits(code: Value) -> dict[int, terms.Digit]:

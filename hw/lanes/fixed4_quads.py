@@ -26,8 +26,8 @@ class Fixed4Quads:
     maximum = False
     operands = Pairs(chain_delay, OPERAND_BITS, QUAD.field_bits)
 
-    def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
+    def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:
         late = late_codes(m, codes)
-        pairs = [chain_sums(m, QUAD, x, late, f"columns_{c}") for c, x in enumerate(operand)]
+        pairs = [chain_sums(m, QUAD, x, late, registers, f"columns_{c}") for c, x in enumerate(operand)]
         # Lowest first: lane 0 in the left and the right column, lane 1 in them.
         return [[field for pair in pairs for field in pair[2 * lane :][:2]] for lane in range(2)]

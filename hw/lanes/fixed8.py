@@ -10,7 +10,7 @@ from ..delay import delayed
 from ..shared import Shared
 from .chain import PAIR, TAPS, Chain, Packing
 from .operands import Late
-from .sums import register, total
+from .sums import register, tree
 
 __all__ = ["Fixed8Pair", "chain_delay", "chain_sums", "late_codes"]
 
@@ -30,9 +30,9 @@ class Fixed8Pair:
     maximum = True
     operands = Late(chain_delay)
 
-    def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
+    def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:
         late = late_codes(m, codes)
-        columns = [chain_sums(m, PAIR, x, late, f"column_{c}") for c, x in enumerate(operand)]
+        columns = [chain_sums(m, PAIR, x, late, registers, f"column_{c}") for c, x in enumerate(operand)]
         return [list(lane) for lane in zip(*columns, strict=True)]
 
 
@@ -41,8 +41,10 @@ def late_codes(m: Module, codes: Sequence[Sequence[Value]]) -> list[list[Value]]
     return [[delayed(m, code, chain_delay(i)) for i, code in enumerate(lane)] for lane in codes]
 
 
-def chain_sums(m: Module, packing: Packing, operand: Sequence[Value], codes, name: str) -> list[Value]:
-    """The fields' sums over all elements, registered, from as many chains as are needed: signed."""
+def chain_sums(
+    m: Module, packing: Packing, operand: Sequence[Value], codes, registers: int, name: str
+) -> list[Value]:
+    """The fields' sums over all elements, registered, from as many chains as are needed: signed. Their tree has `registers` more."""
     words = []
     for start in range(0, len(operand), TAPS):
         taps = slice(start, start + TAPS)
@@ -53,7 +55,9 @@ def chain_sums(m: Module, packing: Packing, operand: Sequence[Value], codes, nam
             chain.operand.eq(Cat(operand[taps])),
         ]
         words.append(packing.split(chain.sum))
-    *lower, highest = (total(fields) for fields in zip(*words, strict=True))
+    *lower, highest = (
+        tree(m, fields, registers, f"{name}_tree_{i}") for i, fields in enumerate(zip(*words, strict=True))
+    )
     # The half ranges together are half the range of the sum: the number of chains is a power of two.
     sums = [Cat(field[:-1], ~field[-1]).as_signed() for field in lower]
     return [register(m, value, f"{name}_{i}") for i, value in enumerate([*sums, highest])]

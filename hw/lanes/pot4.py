@@ -26,8 +26,8 @@ class PoT4:
     maximum = False
     operands = Late(terms.delay)
 
-    def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
-        return [terms.term_sums(m, operand, codes[0], lambda code: {0: Power.of(code)})]
+    def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:
+        return [terms.term_sums(m, operand, codes[0], registers, lambda code: {0: Power.of(code)})]
 
 
 class Power(terms.Term):

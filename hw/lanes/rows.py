@@ -26,9 +26,9 @@ __all__ = ["ACCUMULATOR_BITS", "KINDS", "LATENCY", "OTHERS", "Kind", "Row"]
 
 ACCUMULATOR_BITS = 27
 CHUNK_LATENCY = 7
-"""Cycles from weights to the chunk sums of a kind."""
+"""Cycles from weights to the chunk sums of a kind, with one tree stage."""
 LATENCY = CHUNK_LATENCY + 1
-"""Cycles from a block's last chunk at the inputs to its final value in `sums`."""
+"""Cycles from a block's last chunk at the inputs to its final value in `sums`, with one tree stage; each more is one more."""
 
 
 class Kind(Protocol):
@@ -43,11 +43,11 @@ class Kind(Protocol):
     operands: Operands
 
     def chunk_sums(
-        self, m: Module, operand: Sequence[Sequence[Value]], codes: Sequence[Sequence[Value]]
+        self, m: Module, operand: Sequence[Sequence[Value]], codes: Sequence[Sequence[Value]], registers: int
     ) -> list[list[Value]]:
-        """Registered chunk sums [lane][column], CHUNK_LATENCY cycles after `codes` [lane][i] (stored bit patterns,
+        """Registered chunk sums [lane][column], CHUNK_LATENCY + registers cycles after `codes` [lane][i] (stored bit patterns,
         `arch.schemes`), of `operand` (as `operands` prepares it). One chunk per cycle. There may be more columns
-        than the array has: operands that are zero."""
+        than the array has: operands that are zero. `registers` are those in the tree that joins the sums of parts of the depth."""
 
 
 KINDS: dict[Scheme, Kind] = {
@@ -76,10 +76,10 @@ class Row(wiring.Component):
 
     In a cycle with `valid`, `weights` (per lane `depth` codes, lane 0 and code 0 lowest) are one chunk; element i of
     its `operand`, as the kind's `operands` prepares it, comes `delay(i)` cycles later; `first` restarts the
-    accumulators with it. `sums[lane][column]` includes the chunk LATENCY cycles later, and keeps its value in cycles
+    accumulators with it. `sums[lane][column]` includes the chunk LATENCY + tree_stages - 1 cycles later, and keeps its value in cycles
     without a valid chunk. One chunk per cycle; no back-pressure. Operands are -128..255 unless the kind, or `operand_bits` of Fixed-4, allow less;
     sums must fit 27 bits (proved per row by the quantizer).
-    A reset leaves chunks that are under way; they are in the accumulators LATENCY cycles later.
+    A reset leaves chunks that are under way; they are in the accumulators as many cycles later.
     With `maximum` (kinds that have it) the accumulators take the largest chunk sum instead of adding. With `shift` (rows for
     `digits`) they are multiplied by 16 before the chunk is added.
     """
@@ -92,6 +92,7 @@ class Row(wiring.Component):
         other: bool = False,
         operand_bits: int = OPERAND_BITS,
         digits: bool = False,
+        tree_stages: int = 1,
     ):
         self.kind = kind
         self.columns = columns
@@ -99,6 +100,7 @@ class Row(wiring.Component):
         self.arithmetic = arithmetic(kind, other, operand_bits)
         self.lanes = self.arithmetic.lanes
         self.digits = digits
+        self.registers = tree_stages - 1
         ports = {
             "operand": In(self.arithmetic.operands.layout(columns, depth)),
             "weights": In(self.lanes * depth * storage_bits(kind)),
@@ -121,7 +123,7 @@ class Row(wiring.Component):
             [self.weights[lane * lane_bits + i * bits :][:bits] for i in range(self.depth)]
             for lane in range(self.lanes)
         ]
-        chunks = self.arithmetic.chunk_sums(m, operand, codes)
+        chunks = self.arithmetic.chunk_sums(m, operand, codes, self.registers)
 
         valid = self.delayed(m, self.valid, "valid")
         first = self.delayed(m, self.first, "first")
@@ -153,6 +155,6 @@ class Row(wiring.Component):
 
     def delayed(self, m: Module, value: Value, name: str) -> Value:
         """A control bit as it accompanies the chunk sums."""
-        for stage in range(1, CHUNK_LATENCY + 1):
+        for stage in range(1, CHUNK_LATENCY + self.registers + 1):
             value = register(m, value, f"{name}_{stage}")
         return value

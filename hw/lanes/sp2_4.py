@@ -21,8 +21,8 @@ class SP2:
     maximum = False
     operands = Late(terms.delay)
 
-    def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
-        return [terms.term_sums(m, operand, codes[0], digits)]
+    def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:
+        return [terms.term_sums(m, operand, codes[0], registers, digits)]
 
 
 def digits(code: Value) -> dict[int, terms.Digit]:

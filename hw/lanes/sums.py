@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from amaranth.hdl import Module, Signal, Value
+from amaranth.utils import ceil_log2
 
-__all__ = ["groups", "register", "total"]
+__all__ = ["groups", "register", "total", "tree"]
 
 
 def register(m: Module, value: Value, name: str) -> Signal:
@@ -27,4 +28,16 @@ def total(values: Sequence[Value]) -> Value:
     values = list(values)
     while len(values) > 1:
         values = [pair[0] + pair[1] if len(pair) == 2 else pair[0] for pair in groups(values, 2)]
+    return values[0]
+
+
+def tree(m: Module, values: Sequence[Value], registers: int, name: str) -> Value:
+    """`total` of `values`, `registers` cycles later: they stand behind the tree's levels, as evenly as there are such."""
+    values = list(values)
+    levels = ceil_log2(len(values))
+    behind = [-(-(i + 1) * levels // (registers + 1)) for i in range(registers)]
+    for level in range(levels + 1):
+        for at in range(behind.count(level)):
+            values = [register(m, value, f"{name}_{level}_{at}_{i}") for i, value in enumerate(values)]
+        values = [total(pair) for pair in groups(values, 2)]
     return values[0]

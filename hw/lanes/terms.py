@@ -16,7 +16,7 @@ from amaranth.utils import bits_for
 
 from ..delay import delayed
 from .operands import OPERAND_BITS
-from .sums import groups, register, total
+from .sums import groups, register, total, tree
 
 __all__ = ["LATENCY", "Digit", "Term", "delay", "digit", "largest", "masked", "term_sums"]
 
@@ -25,7 +25,7 @@ TAPS = 8
 STAGE_TAPS = 2
 """Terms added in a cycle."""
 LATENCY = 1 + TAPS // STAGE_TAPS + 2
-"""From codes to the sums of `term_sums`: decoding, the running sums, and two cycles to join these."""
+"""From codes to the sums of `term_sums` without more registers: decoding, the running sums, and two cycles to join these."""
 
 
 def delay(i: int) -> int:
@@ -83,9 +83,10 @@ def term_sums(
     m: Module,
     operand: Sequence[Sequence[Value]],
     codes: Sequence[Value],
+    registers: int,
     terms: Callable[[Value], Mapping[int, Term]],
 ) -> list[Signal]:
-    """Per column, LATENCY cycles after `codes`: the sum over i and shifts s of terms(codes[i])[s](x[i]) << s.
+    """Per column, LATENCY + registers cycles after `codes`: the sum over i and shifts s of terms(codes[i])[s](x[i]) << s.
 
     `operand` [column][i], which is what `terms` multiply, comes delay(i) cycles after the codes.
     """
@@ -102,7 +103,7 @@ def term_sums(
         shift: [term[shift].registered(m, f"term_{shift}_{i}") for i, term in enumerate(lane)]
         for shift in shifts
     }
-    return [column_sum(m, x, planes, carries, f"column_{c}") for c, x in enumerate(operand)]
+    return [column_sum(m, x, planes, carries, registers, f"column_{c}") for c, x in enumerate(operand)]
 
 
 def column_sum(
@@ -110,6 +111,7 @@ def column_sum(
     operand: Sequence[Value],
     planes: Mapping[int, Sequence[Term]],
     carries: Mapping[int, Sequence[Value]],
+    registers: int,
     name: str,
 ) -> Signal:
     """One column of `term_sums`."""
@@ -118,7 +120,7 @@ def column_sum(
         sums = []
         for at, taps in enumerate(groups(list(zip(operand, plane, strict=True)), TAPS)):
             sums.append(running_sum(m, taps, carries[shift][at], f"{name}_shift_{shift}_{at}"))
-        joined[shift] = total(sums)
+        joined[shift] = tree(m, sums, registers, f"{name}_tree_{shift}")
     return register(m, digits_total(m, joined, name), f"{name}_sum")
 
 

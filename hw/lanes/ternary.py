@@ -20,8 +20,8 @@ class Ternary:
     maximum = False
     operands = Late(terms.delay)
 
-    def chunk_sums(self, m: Module, operand, codes) -> list[list[Value]]:
-        return [terms.term_sums(m, operand, codes[0], lambda code: {0: Sign.of(code)})]
+    def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:
+        return [terms.term_sums(m, operand, codes[0], registers, lambda code: {0: Sign.of(code)})]
 
 
 class Sign(terms.Term):

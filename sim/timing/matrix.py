@@ -38,13 +38,13 @@ _SECOND, _SECOND_DST, _SECOND_STRIDE = COLUMN["second"], COLUMN["second_dst"], C
 _LINEAR, _CONV, _JOIN = map(int, (FetchMode.LINEAR, FetchMode.CONV, FetchMode.JOIN))
 _SCRATCHPAD = int(Destination.SCRATCHPAD)
 
-# Parameters.
-_COLUMN_COUNT, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS, _BANKS, _TAPS = range(8)
+# Parameters; BLOCK is from a block's last issue to `block` at the drain.
+_COLUMN_COUNT, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS, _BANKS, _TAPS, _BLOCK = range(
+    9
+)
 
 # Fixed pipelines, in cycles.
 _LANES_LATENCY = 8
-_BLOCK = 1 + _LANES_LATENCY
-"""From a block's last issue to `block` at the drain."""
 _RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 2, 14, 15, 16
 """From a drain step's p0."""
 _WHEEL = 32
@@ -143,8 +143,9 @@ def config(accelerator: Accelerator) -> np.ndarray:
     """The parameters that the functions below take as `cfg`."""
     a = accelerator
     logs = [value.bit_length() - 1 for value in (a.depth, a.drain, a.scratchpad_rows)]
-    private = (a.private, a.private_taps)
-    return np.array([a.columns, *logs, a.scratchpad_regions, a.operand_chunks, *private], dtype=np.int64)
+    private, block = (a.private, a.private_taps), a.broadcast_stages + _LANES_LATENCY + a.tree_stages - 1
+    values = [a.columns, *logs, a.scratchpad_regions, a.operand_chunks, *private, block]
+    return np.array(values, dtype=np.int64)
 
 
 @numba.njit
@@ -467,7 +468,7 @@ def _compute(s, T, cfg, slot_free):
             tile_end = block_last and s[_C_GROUP] + 1 == T[ins, _GROUPS]
             countdown = (T[ins, _STEPS] - tile_end * T[ins, _SKIP] << T[ins, _SECOND]) - 1
             finish = tile_end and s[_C_LEFT] <= cfg[_COLUMN_COUNT]
-            at = (s[_CYCLE] + _BLOCK) & (_WHEEL - 1)
+            at = (s[_CYCLE] + cfg[_BLOCK]) & (_WHEEL - 1)
             s[_BLOCKS_AT + at] = 1 | np.int64(tile_end) << 1 | np.int64(finish) << 2
             if block_last:
                 s[_C_BLOCK] = 0

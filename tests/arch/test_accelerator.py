@@ -97,6 +97,8 @@ def test_hash_names_every_parameter():
         ({"weight_rows": 0}, r"weight_rows must be positive, not 0"),
         ({"row_scales": 0}, r"row_maxima must be 0 with row_scales=0, not 8"),
         ({"row_maxima": -1}, r"row_maxima must be 0 or more, not -1"),
+        ({"tree_stages": 5}, r"tree_stages must be 1\.\.4, not 5"),
+        ({"broadcast_stages": 9}, r"broadcast_stages must be 1\.\.8, not 9"),
     ],
 )
 def test_relations_are_checked(change, message):

@@ -49,6 +49,7 @@ CONFIGURATIONS = {
         depth=16,
         lanes=Lanes(fixed8=4, fixed4=8, fixed4_quads=4, fixed4_dynamic=6, fixed4_operand_bits=5),
         plain_steps=2,
+        tree_stages=2,
     ),
     "plain": dataclasses.replace(SMALL, depth=8, lanes=Lanes(fixed8=4, pot4=6), plain_steps=2, row_maxima=8),
     "private_2": dataclasses.replace(SMALL, lanes=Lanes(fixed8=8, sp2_4=2), private=2),
@@ -72,7 +73,7 @@ CONFIGURATIONS = {
         operand_chunks=64,
         row_maxima=8,
     ),
-    "two_taps": dataclasses.replace(SMALL, private=2),
+    "two_taps": dataclasses.replace(SMALL, private=2, broadcast_stages=3),
     "two_taps_4": dataclasses.replace(
         SMALL, columns=4, lanes=Lanes(fixed8=8, pot4=2), operand_chunks=32, private=4
     ),
@@ -89,6 +90,8 @@ CONFIGURATIONS = {
             fixed4_operand_bits=5,
             fixed4_digits=True,
         ),
+        broadcast_stages=2,
+        tree_stages=3,
     ),
 }
 

@@ -49,6 +49,8 @@ def machine(seed: int) -> Accelerator:
             plain_steps=PLAIN[seed],
             operand_slots=3 if columns == 3 else 0,
             row_maxima=MAXIMA[seed],
+            broadcast_stages=seed - (MACHINES - 3),
+            tree_stages=seed - (MACHINES - 3),
         )
     random = np.random.default_rng(1000 + seed)
     private = PRIVATE[seed]
