@@ -22,7 +22,15 @@ NORM_BYTES = 8
 """One LayerNorm record: g s16, b s48 (little endian)."""
 TABLE_ROW_BYTES = 8
 TABLE_PAGE_ENTRIES = 1024
-_OPTIONAL = ("norm_rows", "row_scales", "index_rows", "table_pages", "operand_slots", "row_maxima")
+_OPTIONAL = (
+    "norm_rows",
+    "row_scales",
+    "index_rows",
+    "table_pages",
+    "operand_slots",
+    "row_maxima",
+    "row_moments",
+)
 """Parameters that may be 0: the machine is without that part (`arch.options`)."""
 
 
@@ -150,6 +158,9 @@ class Accelerator:
     tree_stages: int = 1
     """Cycles of the tree in which a lane joins the sums of each 4 or 8 products of its depth, 1..4; with more, fewer additions follow
     each other in a cycle. Each more is a cycle of a MATRIX instruction."""
+    row_moments: int = 0
+    """Rows of the memory of sums of outputs and of their squares, which the drain takes for LayerNorm: one row holds those of
+    every column. 0: LayerNorm reads its input twice."""
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -228,9 +239,11 @@ class Accelerator:
             yield f"ports must be 1, 2 or 4, not {self.ports}"
         if self.row_maxima and not self.row_scales:
             yield f"row_maxima must be 0 with row_scales=0, not {self.row_maxima}"
+        if self.row_moments and not self.norm_rows:
+            yield f"row_moments must be 0 with norm_rows=0, not {self.row_moments}"
         if self.index_rows % 4:
             yield f"index_rows must be a multiple of 4, not {self.index_rows}"
-        limited = "weight_rows param_rows norm_rows row_scales index_rows instructions row_maxima"
+        limited = "weight_rows param_rows norm_rows row_scales index_rows instructions row_maxima row_moments"
         for name in limited.split():
             if getattr(self, name) > 65536:
                 yield f"{name} must be at most 65536, not {getattr(self, name)}"
@@ -263,6 +276,11 @@ class Accelerator:
     def plain_drain(self) -> int:
         """Plain outputs drained per column and cycle."""
         return self.drain * self.plain_steps
+
+    @property
+    def moment_steps(self) -> int:
+        """Drain steps of a tile, at least, whose row moments can be taken: their columns go to the memory one by one."""
+        return max(self.columns, 4)
 
     @property
     def vector_lanes(self) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "Instruction",
     "IsaError",
     "LoadTarget",
+    "Moments",
     "Opcode",
     "ParamMode",
     "Region",
@@ -138,6 +139,16 @@ class Destination(enum.IntEnum):
     """Weight memory of the first lanes: a lane per token, words of channels."""
     VALUES = 2
     """Weight memory of the first lanes: a lane per channel, words of tokens."""
+
+
+class Moments(enum.IntEnum):
+    """What a MATRIX drain does with the sums of its outputs and of their squares."""
+
+    NONE = 0
+    WRITE = 1
+    """They become the row moments."""
+    ADD = 2
+    """They are added to the row moments, which those of other channels are in."""
 
 
 class VectorOp(enum.IntEnum):
@@ -275,7 +286,11 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("dst_block", 8, "lanes of a block: tiles of tokens (KEYS), drain steps of channels (VALUES)"),
         Field("dst_part", 8, "place in a block of the first tile (KEYS) or step (VALUES); below dst_block"),
         Field("second", 1, "write a second, 8-bit output to the scratchpad"),
-        Field("second_dst", 16, "first row of the second output (second) or of the row maxima (maxima)"),
+        Field(
+            "second_dst",
+            16,
+            "first row of the second output (second), row maxima (maxima) or row moments (moments)",
+        ),
         Field("second_stride", 12, "rows per tile of the second output (second), or valid channels (maxima)"),
         Field("second_m", 16, "multiplier of the second output"),
         Field("second_n", 6, "shift of the second output, at least 1"),
@@ -290,6 +305,9 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("skip", 8, "drain steps that the last block of a tile does without; below steps"),
         Field("digits", 1, "Fixed-4 lanes take operands as digits of base 16: each block's chunks twice"),
         Field("maxima", 1, "keep the largest output of every position (logits) for SOFTMAX"),
+        Field(
+            "moments", 2, "sums of the outputs of every position and of squares for LAYERNORM", kind=Moments
+        ),
     ),
     Opcode.VECTOR: (
         Field("op", 3, "what to compute", kind=VectorOp),
@@ -319,10 +337,13 @@ _FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("residual_n", 6, "shift of the residual, at least 1"),
         Field("param", 16, "first row of LayerNorm parameters (LAYERNORM) or of row scales (SOFTMAX)"),
         Field(
-            "index", 16, "first entry of the index memory (COMPACT, GATHER) or row of the maxima (SOFTMAX)"
+            "index",
+            16,
+            "first entry of the index memory (COMPACT, GATHER), row of the maxima (SOFTMAX) or moments (LAYERNORM)",
         ),
         Field("count_register", 4, "count register that takes the number of kept positions (COMPACT)"),
         Field("measured", 1, "one pass, with the row maxima of the drain (SOFTMAX without bias)"),
+        Field("summed", 1, "one pass, with the row moments of the drain (LAYERNORM)"),
     ),
 }
 
@@ -409,7 +430,7 @@ def decode(words: np.ndarray) -> Instruction:
 
 
 def disassemble(instruction: Instruction) -> str:
-    """One line: the opcode and every field that is not zero, enumerations by name."""
+    """One line: the opcode and every field that is not zero, enumerations by name (but NONE)."""
     parts = []
     for field in fields(instruction.opcode)[1:]:
         value = getattr(instruction, field.name)
@@ -420,7 +441,8 @@ def disassemble(instruction: Instruction) -> str:
             if pairs:
                 parts.append(f"{field.name}={','.join(pairs)}")
         elif field.kind is not None:
-            parts.append(f"{field.name}={field.kind(value).name}")
+            name = field.kind(value).name
+            parts += [] if name == "NONE" else [f"{field.name}={name}"]
         elif value:
             parts.append(f"{field.name}={value}")
     return " ".join([instruction.opcode.name, *parts])

@@ -14,6 +14,8 @@ __all__ = [
     "LOGIT_BIAS_RANGE",
     "LOGIT_BITS",
     "MASKED",
+    "SQUARES_BITS",
+    "SUM_BITS",
     "RowScale",
     "average_pool_scale",
     "clamp",
@@ -35,6 +37,8 @@ __all__ = [
 
 ACCUMULATOR_BITS = 27
 LOGIT_BITS = 12
+SUM_BITS, SQUARES_BITS = 28, 42
+"""Sums of up to 4,095 s16 codes, signed, and of their squares."""
 LOGIT_BIAS_RANGE = (-30719, 30720)
 """Biases that cannot saturate a sum with a logit."""
 MASKED = -32768

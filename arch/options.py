@@ -7,7 +7,7 @@ from operator import attrgetter
 
 from . import isa
 from .accelerator import Accelerator
-from .isa import Instruction, LoadTarget, Opcode, ParamMode, VectorOp
+from .isa import Instruction, LoadTarget, Moments, Opcode, ParamMode, VectorOp
 
 __all__ = ["Need", "missing", "needs", "refusal"]
 
@@ -46,6 +46,11 @@ _NEEDS: dict[str, tuple[tuple[Opcode, str, int | None], ...]] = {
     "plain_steps": ((Opcode.MATRIX, "plain", 1),),
     "private": ((Opcode.MATRIX, "private", 1),),
     "lanes.fixed4_digits": ((Opcode.MATRIX, "digits", 1),),
+    "row_moments": (
+        (Opcode.MATRIX, "moments", Moments.WRITE),
+        (Opcode.MATRIX, "moments", Moments.ADD),
+        (Opcode.VECTOR, "summed", 1),
+    ),
 }
 _WITHOUT = {"plain_steps": 1, "private": 1}
 """What a parameter is on a machine without the part, where that is not 0."""

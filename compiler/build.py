@@ -75,6 +75,7 @@ _REMEDIES = {
     Memory.INDEX: "Raise index_rows",
     Memory.ROW_SCALE: "Raise row_scales",
     Memory.ROW_MAXIMA: "Raise row_maxima",
+    Memory.ROW_MOMENTS: "Raise row_moments",
 }
 
 
@@ -114,14 +115,16 @@ def compiled(
     pieces: dict[Memory, int] = {}
     """Memories whose data is streamed, and the way in _PIECES."""
     free: dict[Memory, tuple[int, int]] = {}
-    ahead, blocks, spills, early, whole, made = 3, True, None, True, None, {}
+    ahead, blocks, spills, early, whole, made, summed = 3, True, None, True, None, {}, True
     largest = _LARGEST if accelerator.private > 1 else 0
     room = rows = capacity(accelerator, Memory.SCRATCHPAD)
     """Rows of the scratchpad that a schedule may use; fewer where they could not be packed."""
     while True:
         limits = {memory: max(1, free[memory][1] // _PIECES[way]) for memory, way in pieces.items()}
         alone = frozenset(memory for memory, way in pieces.items() if _PIECES[way] == 1)
-        tensors = Tensors(graph, accelerator, limits, ahead, made, blocks, largest, alone)
+        tensors = Tensors(
+            graph, accelerator, limits, ahead, made, blocks, largest, alone, summed and spills is None
+        )
         lower(tensors, spills, early)
         if tensors.problems:
             if not _larger(pieces, tensors.short):
@@ -135,6 +138,9 @@ def compiled(
             placed = _fastest(tensors) if spills is None else _placed(tensors, tensors.items)
             items, free, found = placed.items, placed.free, placed.plan
         except Overflow as overflow:
+            if overflow.memory == Memory.ROW_MOMENTS:
+                summed = False
+                continue
             if overflow.memory == Memory.SCRATCHPAD and largest == _LARGEST:
                 largest = _SMALL
                 continue

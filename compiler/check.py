@@ -220,6 +220,8 @@ def _matrix(a: Accelerator, i: Instruction) -> list[tuple[Memory, np.ndarray, bo
         found.append((Memory.WEIGHT, rows, True))
     if i.maxima:
         found.append((Memory.ROW_MAXIMA, np.arange(i.second_dst, i.second_dst + tiles), True))
+    if i.moments:
+        found.append((Memory.ROW_MOMENTS, np.arange(i.second_dst, i.second_dst + tiles), True))
     if i.second:
         rows = _tiles(i.second_dst, i.second_stride, tiles, -(-channels // a.depth))
         found.append((Memory.SCRATCHPAD, rows, True))
@@ -238,6 +240,8 @@ def _vector(a: Accelerator, i: Instruction, index: np.ndarray) -> list[tuple[Mem
     if i.op == VectorOp.LAYERNORM:
         found.append((Memory.NORM, np.arange(i.param, i.param + -(-i.channels // a.vector)), False))
         found.append((Memory.RSQRT, np.arange(256), False))
+        if i.summed:
+            found.append((Memory.ROW_MOMENTS, np.arange(i.index, i.index + tiles), False))
     elif i.op == VectorOp.SOFTMAX:
         found.append((Memory.EXP, np.arange(32), False))
         found.append((Memory.RECIP, np.arange(64), False))

@@ -15,6 +15,8 @@ _SOFTMAX_LATENCY = 40
 """From a step's read to its write, or to the row scales besides `columns` cycles."""
 _PASSES = {VectorOp.ELEMENTWISE: 1, VectorOp.LAYERNORM: 2, VectorOp.SOFTMAX: 2, VectorOp.MULTIPLY: 2}
 """How often the vector engine walks through the channels."""
+_LATER_TILE = 4
+"""Cycles besides `columns` from tile to tile of a LAYERNORM by row moments."""
 _GATHER = 4
 """Least cycles for a position that is moved."""
 
@@ -40,6 +42,8 @@ def cycles(accelerator: Accelerator, item: Item) -> int:
         latency = _SOFTMAX_LATENCY + a.columns if get("op") == VectorOp.SOFTMAX else _VECTOR_LATENCY
         if get("measured"):
             return latency + tiles * (-(-get("channels") // a.depth) * a.depth // a.vector)
+        if get("summed"):
+            return latency + a.columns + tiles * max(steps, a.columns + _LATER_TILE)
         return latency + tiles * steps * _PASSES[VectorOp(get("op"))]
     chunks, drain = get("chunks"), get("steps") * (2 if get("second") else 1)
     fetch, across = chunks, get("stride_x")

@@ -54,6 +54,7 @@ class Memory(enum.Enum):
     INDEX = LoadTarget.INDEX
     ROW_SCALE = None
     ROW_MAXIMA = "maxima"
+    ROW_MOMENTS = "moments"
     OUTSIDE = "outside"
     """The SCRATCH region in DRAM, in rows of the scratchpad."""
 
@@ -73,6 +74,7 @@ def capacity(accelerator: Accelerator, memory: Memory) -> int:
         Memory.INDEX: a.index_rows // INDEX_ROW_ENTRIES,
         Memory.ROW_SCALE: a.row_scales,
         Memory.ROW_MAXIMA: a.row_maxima,
+        Memory.ROW_MOMENTS: a.row_moments,
         Memory.OUTSIDE: (1 << 32) // a.pitch(a.scratchpad_row_bytes),
     }[memory]
 

@@ -11,7 +11,7 @@ from ..arch import numerics
 from ..arch.accelerator import TABLE_ROW_BYTES
 from ..arch.isa import FetchMode, Opcode, Region, VectorOp
 from ..arch.schemes import Scheme
-from . import attention, bands, moves, vector, windows
+from . import attention, bands, moments, moves, vector, windows
 from .cuts import Schedule
 from .ir import At, Content, Item, Memory, Page, Place, Span, capacity
 from .matrix import Operand, Output, Params, emit
@@ -353,6 +353,10 @@ class _Lowering:
         values = {"op": VectorOp.LAYERNORM, "n": operator.n, "constant": operator.eps, "param": At(norm)}
         values |= {"lo": operator.lo, "hi": operator.hi}
         reads = (Span(norm, 0, norm.rows), Span(rsqrt, 0, rsqrt.rows))
+        sums = moments.kept(tensors, operator.input, x)
+        if sums is not None:
+            values |= {"summed": 1, "index": At(sums)}
+            reads = (*reads, Span(sums, 0, -(-x.reach(a) // a.columns)))
         vector.append(tensors, tag, x, y, values, reads)
 
     def elementwise(self, tag: int, operator: g.Elementwise) -> None:

@@ -9,7 +9,7 @@ from .ir import Buffer, Item, Memory, capacity
 
 __all__ = ["arrange", "dependencies"]
 
-_LIMITED = (Memory.SCRATCHPAD, Memory.ROW_SCALE, Memory.ROW_MAXIMA)
+_LIMITED = (Memory.SCRATCHPAD, Memory.ROW_SCALE, Memory.ROW_MAXIMA, Memory.ROW_MOMENTS)
 """Memories that hold what items write, and could overflow when more of it is alive at once."""
 
 

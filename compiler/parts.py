@@ -193,7 +193,7 @@ def _part(a: Accelerator, item: Item, first: int, end: int, tiles: int) -> Item:
         advance("dst", "dst_stride")
         if values["op"] == VectorOp.SOFTMAX:
             advance("param", 1)
-        if values.get("measured"):
+        if values.get("measured") or values.get("summed"):
             advance("index", 1)
     else:
         _destination(a, values, first, advance)
@@ -201,7 +201,7 @@ def _part(a: Accelerator, item: Item, first: int, end: int, tiles: int) -> Item:
             advance("param", 1)
         if values.get("second"):
             advance("second_dst", "second_stride")
-        if values.get("maxima"):
+        if values.get("maxima") or values.get("moments"):
             advance("second_dst", 1)
     reads = tuple(_span(span, moved, first, end, tiles) for span in item.reads)
     if windows:

@@ -88,7 +88,8 @@ def _use(a: Accelerator, item: Item, begin: int, end: int) -> _Use:
     reads = [span for span in item.reads if span.buffer.memory == Memory.SCRATCHPAD]
     writes = [span for span in item.writes if span.buffer.memory == Memory.SCRATCHPAD]
     if item.opcode == Opcode.VECTOR:
-        written = 0.5 if values["op"] in _TWO_PASSES else 1 / max(1, len(reads))
+        twice = values["op"] in _TWO_PASSES and not values.get("summed")
+        written = 0.5 if twice else 1 / max(1, len(reads))
         return _Use(begin, end, [(s, 1 / len(reads)) for s in reads], [(s, written) for s in writes])
     tiles = -(-values["positions"] // a.columns) * values["groups"]
     drained = min(1.0, tiles * values["blocks"] * values["steps"] / cycles)

@@ -29,6 +29,7 @@ class Tensors:
         blocks: bool = False,
         largest: float = 0.0,
         alone: frozenset[Memory] = frozenset(),
+        summed: bool = False,
     ):
         self.graph, self.accelerator = graph, accelerator
         self.heads_ahead = heads_ahead
@@ -44,6 +45,8 @@ class Tensors:
         self.limits = {memory: capacity(accelerator, memory) for memory in Memory} | (limits or {})
         self.alone = alone
         """Memories of which some instruction needs more than half, so that all may take as much; they should not."""
+        self.summed = summed
+        """Whether LayerNorm's statistics may be taken by the drain."""
         self.items: list[Item] = []
         self.places: dict[str, Place] = {}
         self.copies: dict[tuple, Place] = {}

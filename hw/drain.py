@@ -20,7 +20,17 @@ from .decode import instruction_layout
 from .delay import delayed
 from .lanes.sums import groups as pairs_of
 from .maxima import Maxima
-from .ports import ROW_BITS, LoadPort, ReadPort, RowMaximaPort, RowScalePort, WritePort, row_scale_layout
+from .moments import RowMoments
+from .ports import (
+    ROW_BITS,
+    LoadPort,
+    ReadPort,
+    RowMaximaPort,
+    RowMomentsPort,
+    RowScalePort,
+    WritePort,
+    row_scale_layout,
+)
 from .requantize import saturate, shifted
 from .shared import Shared
 from .weights import PART_BITS, DrainWrite, word_parts
@@ -50,10 +60,11 @@ def chosen(values, index):
 
 
 class Output(wiring.Component):
-    """Arithmetic of one output channel in one column, with `table` a unary table. Inputs and outputs carry their cycle."""
+    """Arithmetic of one output channel in one column, with `table` a unary table, and with `squares` the output and its square,
+    where the instruction says so (`p11_square`), in place of a second output. Inputs and outputs carry their cycle."""
 
-    def __init__(self, table: bool = True):
-        self.table = table
+    def __init__(self, table: bool = True, squares: bool = False):
+        self.table, self.squares = table, squares
         super().__init__(
             {
                 "p2_sum": In(signed(ACCUMULATOR_BITS)),
@@ -78,6 +89,7 @@ class Output(wiring.Component):
                 "p13_hi": In(signed(8)),
                 "p13": Out(signed(16)),
                 "p14_second": Out(signed(8)),
+                **({"p11_square": In(1), "p12": Out(signed(16)), "p12_square": Out(31)} if squares else {}),
             }
         )
 
@@ -105,7 +117,9 @@ class Output(wiring.Component):
         p11 = register(clamped(p10_value, self.p10_lo, self.p10_hi))
         m.d.comb += self.p13.eq(delayed(m, p11, 2))
 
-        p12_product = register(p11 * self.p11_m)
+        p12_product = register(p11 * (Mux(self.p11_square, p11, self.p11_m) if self.squares else self.p11_m))
+        if self.squares:
+            m.d.comb += [self.p12.eq(register(p11)), self.p12_square.eq(p12_product)]
         p13_second = shifted(register(p12_product + self.p12_constant), self.p13_n, 8)
         m.d.comb += self.p14_second.eq(register(clamped(p13_second, self.p13_lo, self.p13_hi)))
         return m
@@ -253,6 +267,7 @@ class Drain(wiring.Component):
                 "done_signal": Out(16),
                 "done_tag": Out(10),
                 **({"row_maxima": Out(RowMaximaPort(accelerator))} if accelerator.row_maxima else {}),
+                **({"row_moments": Out(RowMomentsPort(accelerator))} if accelerator.row_moments else {}),
             }
         )
 
@@ -293,6 +308,8 @@ class Drain(wiring.Component):
         self.writes(m, steps, outputs)
         if self.accelerator.row_maxima:
             self.maxima(m, steps, outputs)
+        if self.accelerator.row_moments:
+            self.moments(m, steps, outputs)
         return m
 
     def field(self, cycle: int, name: str):
@@ -347,6 +364,8 @@ class Drain(wiring.Component):
             "p13_lo": self.field(13, "second_lo"),
             "p13_hi": self.field(13, "second_hi"),
         }
+        if accelerator.row_moments:
+            shared["p11_square"] = self.field(11, "moments").any()
         controls = {}
         for name, value in shared.items():
             controls[name] = Signal(value.shape(), name=name)
@@ -354,7 +373,11 @@ class Drain(wiring.Component):
         outputs, groups = [], accelerator.lanes.total // drain
         for i in range(accelerator.plain_drain):
             record = p2_records[i % drain]
-            kind = (Output, accelerator.table_pages > 0) if i < drain else (PlainOutput,)
+            kind = (
+                (Output, accelerator.table_pages > 0, accelerator.row_moments > 0)
+                if i < drain
+                else (PlainOutput,)
+            )
             group = Signal(8, name=f"group_{i}")
             sums = Signal.like(self.sums[0], name=f"p2_sums_{i}")
             entry = Mux(self.field(2, "permute"), record.entry, p2_group)
@@ -445,6 +468,24 @@ class Drain(wiring.Component):
                 for c, output in enumerate(bank)
             ),
         ]
+
+    def moments(self, m: Module, steps: Steps, outputs: list[list[Shared]]) -> None:
+        """The sums of every column's outputs and of their squares in a tile."""
+        m.submodules.moments = moments = RowMoments(self.accelerator)
+        wiring.connect(m, moments.o, wiring.flipped(self.row_moments))
+        m.d.comb += [
+            moments.valid.eq(steps.valid & self.field(0, "moments").any()),
+            moments.first.eq(steps.output == 0),
+            moments.last.eq(steps.tile_last),
+            moments.add.eq(self.field(0, "moments") == isa.Moments.ADD),
+            moments.row.eq(self.field(0, "second_dst") + steps.tile),
+        ]
+        for i, bank in enumerate(outputs[: self.accelerator.drain]):
+            for c, output in enumerate(bank):
+                m.d.comb += [
+                    moments.p12_codes[c][i].eq(output.p12),
+                    moments.p12_squares[c][i].eq(output.p12_square),
+                ]
 
     def writes(self, m: Module, steps: Steps, outputs: list[list[Shared]]) -> None:
         """Rows, masks and data of all destinations."""

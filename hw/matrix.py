@@ -14,7 +14,16 @@ from .delay import delayed
 from .drain import SUMS_CYCLE, Drain
 from .fetch import Fetch
 from .operand import Buffer
-from .ports import EngineSignature, IndexRead, LoadPort, ReadPort, RowMaximaPort, RowScalePort, WritePort
+from .ports import (
+    EngineSignature,
+    IndexRead,
+    LoadPort,
+    ReadPort,
+    RowMaximaPort,
+    RowMomentsPort,
+    RowScalePort,
+    WritePort,
+)
 from .weights import Memory
 
 __all__ = ["Engine"]
@@ -40,6 +49,7 @@ class Engine(wiring.Component):
                 "row_scales": In(RowScalePort(accelerator)),
                 "index_read": Out(IndexRead()),
                 **({"row_maxima": Out(RowMaximaPort(accelerator))} if accelerator.row_maxima else {}),
+                **({"row_moments": Out(RowMomentsPort(accelerator))} if accelerator.row_moments else {}),
             }
         )
 
@@ -66,6 +76,8 @@ class Engine(wiring.Component):
         connect(m, flipped(self.row_scales), drain.row_scales)
         if accelerator.row_maxima:
             connect(m, drain.row_maxima, flipped(self.row_maxima))
+        if accelerator.row_moments:
+            connect(m, drain.row_moments, flipped(self.row_moments))
         accept = control.i.valid & fetch.i.ready & compute.i.ready
         m.d.comb += [
             control.i.ready.eq(fetch.i.ready & compute.i.ready),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from amaranth.hdl import signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from ..arch import isa
 from ..arch.accelerator import NORM_BYTES, PARAM_BYTES, TABLE_ROW_BYTES, Accelerator
-from ..arch.numerics import LOGIT_BITS
+from ..arch.numerics import LOGIT_BITS, SQUARES_BITS, SUM_BITS
 from .decode import instruction_layout
 
 __all__ = [
@@ -19,11 +20,13 @@ __all__ = [
     "ReadPort",
     "RegisterWrite",
     "RowMaximaPort",
+    "RowMomentsPort",
     "RowScalePort",
     "WritePort",
     "load_bytes",
     "row_maxima_layout",
     "row_scale_layout",
+    "sums_layout",
 ]
 
 ROW_BITS = 16
@@ -136,6 +139,20 @@ class RowMaximaPort(wiring.Signature):
         super().__init__(
             {"valid": Out(1), "row": Out(ROW_BITS), "maxima": Out(row_maxima_layout(accelerator))}
         )
+
+
+def sums_layout() -> data.StructLayout:
+    """S = sum of x and Q = sum of x * x over the channels of a column."""
+    return data.StructLayout({"sum": signed(SUM_BITS), "squares": SQUARES_BITS})
+
+
+class RowMomentsPort(wiring.Signature):
+    """The sums of a column in a tile from the drain, facing it; always accepted. `entry` is the row of the memory of row
+    moments times the power of two that the columns fill, plus the column."""
+
+    def __init__(self, accelerator: Accelerator):
+        bits = ROW_BITS + ceil_log2(accelerator.columns)
+        super().__init__({"valid": Out(1), "entry": Out(bits), "moments": Out(sums_layout())})
 
 
 class IndexRead(wiring.Signature):

@@ -127,6 +127,8 @@ class Top(wiring.Component):
         wiring.connect(m, vector_engine.row_scales, matrix_engine.row_scales)
         if accelerator.row_maxima:
             wiring.connect(m, matrix_engine.row_maxima, vector_engine.row_maxima)
+        if accelerator.row_moments:
+            wiring.connect(m, matrix_engine.row_moments, vector_engine.row_moments)
         destinations = (
             (matrix_engine.load, _MATRIX_TARGETS),
             (vector_engine.load, _VECTOR_TARGETS),

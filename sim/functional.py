@@ -197,6 +197,8 @@ class Machine(Memories):
             self._write_weights(i, v, tiles * a.columns)
         if i.maxima:
             self._keep_maxima(i, v, tiles)
+        if i.moments:
+            self._keep_moments(i, v, tiles)
         if i.second:
             v = numerics.requantize(v, i.second_m, i.second_n, i.second_constant, i.second_lo, i.second_hi)
             self._write(i.second_dst, i.second_stride, v, False)
@@ -218,6 +220,27 @@ class Machine(Memories):
         self.row_maxima[rows] = np.where(present, largest.reshape(tiles, -1), self.row_maxima[rows])
         record = self.row_maxima[rows].astype("<i2").view(np.uint8)
         self._note("ROW_MAXIMA", rows, np.repeat(present, 2, axis=1), record)
+
+    def _keep_moments(self, i: Instruction, v: np.ndarray, tiles: int) -> None:
+        """Sums of every position's outputs and of their squares to the row moments."""
+        a, steps = self.accelerator, i.groups * i.blocks * i.steps - i.skip
+        if i.second or i.maxima or i.plain or i.destination != Destination.SCRATCHPAD:
+            self._fail("moments go with outputs to the scratchpad, and without second, maxima and plain")
+        if steps < a.moment_steps:
+            self._fail(f"a tile must have at least {a.moment_steps} drain steps with moments, not {steps}")
+        sums = np.zeros((tiles * a.columns, 2), np.int64)
+        sums[: len(v)] = np.stack([v.sum(axis=1), (v * v).sum(axis=1)], axis=1)
+        sums = sums.reshape(tiles, a.columns, 2)
+        rows = self._rows("ROW_MOMENTS", i.second_dst + np.arange(tiles), a.row_moments)
+        if i.moments == isa.Moments.ADD:
+            sums = sums + self.row_moments[rows]
+        half = 1 << (numerics.SUM_BITS - 1)
+        sums[..., 0] = (sums[..., 0] + half) % (2 * half) - half
+        sums[..., 1] %= 1 << numerics.SQUARES_BITS
+        present = (np.arange(tiles * a.columns) < i.positions).reshape(tiles, -1)
+        self.row_moments[rows] = np.where(present[..., None], sums, self.row_moments[rows])
+        record = self.row_moments[rows].reshape(tiles, -1).view(np.uint8)
+        self._note("ROW_MOMENTS", rows, np.repeat(present, 16, axis=1), record)
 
     def _accumulate(self, i: Instruction, operand: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Accumulators (positions, groups * blocks, lanes), int64."""
@@ -329,6 +352,8 @@ class Machine(Memories):
             return self._softmax(i, x)
         if i.op == VectorOp.LAYERNORM:
             a = self.accelerator
+            if i.summed:
+                self._check_moments(i, x)
             rows = self._rows("NORM", i.param + np.arange(-(-i.channels // a.vector)), a.norm_rows)
             g, b = (v[rows].ravel()[: i.channels] for v in (self.norm_g, self.norm_b))
             rsqrt = self.tables[LoadTarget.RSQRT].view("<u2").ravel()
@@ -338,6 +363,15 @@ class Machine(Memories):
             x, i = _wrapped(x * self._factor(i)), dataclasses.replace(i, values=i.values | {"residual": 0})
         y = self._finish(i, (x * i.m + i.constant) >> i.n)
         self._write_vector(i, y, self.accelerator.vector, bool(i.dst_wide))
+
+    def _check_moments(self, i: Instruction, x: np.ndarray) -> None:
+        """The row moments must be those of the codes."""
+        rows = i.index + np.arange(-(-i.positions // self.accelerator.columns))
+        rows = self._rows("ROW_MOMENTS", rows, self.accelerator.row_moments)
+        sums = self.row_moments[rows].reshape(-1, 2)[: i.positions]
+        wrong = np.flatnonzero((sums != np.stack([x.sum(axis=1), (x * x).sum(axis=1)], axis=1)).any(axis=1))
+        if len(wrong):
+            self._fail(f"row moments must be those of the codes; they are not at position {wrong[0]}")
 
     def _factor(self, i: Instruction) -> np.ndarray:
         """The second operand of MULTIPLY, (positions or 1, channels)."""

@@ -25,12 +25,13 @@ class Write:
 
     instruction: int
     memory: str
-    """SCRATCHPAD, WEIGHT, PARAM, NORM, TABLE, EXP, RECIP, RSQRT, INDEX, REGISTER, ROW_SCALE, ROW_MAXIMA or OUTPUT (DRAM,
-    rows of a transfer)."""
+    """SCRATCHPAD, WEIGHT, PARAM, NORM, TABLE, EXP, RECIP, RSQRT, INDEX, REGISTER, ROW_SCALE, ROW_MAXIMA, ROW_MOMENTS or
+    OUTPUT (DRAM, rows of a transfer)."""
     rows: np.ndarray
     """(N,) row numbers."""
     mask: np.ndarray
-    """(N, row bytes) bool: bytes written. A row scale has 4 bytes per column: m u16, n u16; a row maximum 2."""
+    """(N, row bytes) bool: bytes written. A row scale has 4 bytes per column: m u16, n u16; a row maximum 2; row moments 16: sum s64,
+    squares s64."""
     data: np.ndarray
     """(N, row bytes) uint8."""
 
@@ -55,6 +56,8 @@ class Memories:
         self.row_m = np.zeros((a.row_scales, a.columns), np.int64)
         self.row_n = np.ones((a.row_scales, a.columns), np.int64)
         self.row_maxima = np.zeros((a.row_maxima, a.columns), np.int64)
+        self.row_moments = np.zeros((a.row_moments, a.columns, 2), np.int64)
+        """Sums of codes and of their squares."""
         self.index = np.zeros(a.index_rows, np.int64)
         self.registers = np.zeros(isa.REGISTERS, np.int64)
         page_rows = TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES

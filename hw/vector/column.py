@@ -14,9 +14,10 @@ from ...arch.numerics import LOGIT_BITS
 from ...arch.options import missing
 from ..decode import instruction_layout
 from ..lanes.sums import groups, register, total
+from ..ports import sums_layout
 from ..requantize import Requantizer, saturate, shifted
 from ..shared import Shared
-from .layernorm import moments_layout, sums_layout
+from .layernorm import moments_layout
 from .softmax import TOTAL_BITS
 from .steps import STAGES, step_layout
 

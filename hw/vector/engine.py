@@ -16,6 +16,7 @@ from ..ports import (
     ReadPort,
     RegisterWrite,
     RowMaximaPort,
+    RowMomentsPort,
     RowScalePort,
     WritePort,
     row_maxima_layout,
@@ -27,6 +28,7 @@ from .layernorm import Moments
 from .sequencer import Sequencer
 from .softmax import RowScales
 from .steps import OUTPUT_STAGE, STAGES, step_layout
+from .summed import Summed
 from .table import Table
 from .writer import Writer
 
@@ -57,6 +59,7 @@ class Engine(wiring.Component):
                 "compacting": Out(1),
                 "register_write": Out(RegisterWrite()),
                 **({"row_maxima": In(RowMaximaPort(accelerator))} if accelerator.row_maxima else {}),
+                **({"row_moments": In(RowMomentsPort(accelerator))} if accelerator.row_moments else {}),
             }
         )
 
@@ -105,7 +108,9 @@ class Engine(wiring.Component):
         if a.table_pages:
             self.unary(m, now, columns)
         if a.norm_rows:
-            self.moments(m, now, steps[6], columns)
+            moments = self.moments(m, now, steps[6], columns)
+            if a.row_moments:
+                self.summed(m, sequencer, moments)
         if a.row_scales:
             self.exponentials(m, columns)
             self.scales(m, now, steps[16], columns)
@@ -167,9 +172,9 @@ class Engine(wiring.Component):
             column, i = columns[lane // a.vector], lane % a.vector
             m.d.comb += [table.index[lane].eq(column.exp_index[i]), column.exp[i].eq(table.value[lane])]
 
-    def moments(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
+    def moments(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> Moments:
         """From the columns' sums (`step` in stage 6) to their moments."""
-        m.submodules.moments = moments = Moments(self.accelerator.columns)
+        m.submodules.moments = moments = Moments(self.accelerator.columns, self.accelerator.row_moments > 0)
         rsqrt = self.table(m, isa.LoadTarget.RSQRT, 1024, 16, 1)
         m.d.comb += [
             moments.capture.eq(step.valid & step.measure & step.last & (now.op == isa.VectorOp.LAYERNORM)),
@@ -182,6 +187,20 @@ class Engine(wiring.Component):
         for c, column in enumerate(columns):
             m.d.comb += moments.sums[c].eq(column.sums)
             m.d.comb += [column.moments[bank].eq(moments.moments[bank][c]) for bank in range(2)]
+        return moments
+
+    def summed(self, m: Module, sequencer: Sequencer, moments: Moments) -> None:
+        """From the memory of row moments to the columns' moments."""
+        m.submodules.summed = summed = Summed(self.accelerator)
+        connect(m, flipped(self.row_moments), summed.write)
+        m.d.comb += [
+            summed.start.eq(self.control.i.valid & self.control.i.ready),
+            summed.row.eq(self.control.i.payload.index),
+            summed.prepare.eq(sequencer.prepare),
+            moments.word_valid.eq(summed.valid),
+            moments.word_bank.eq(summed.bank),
+            moments.word.eq(summed.sums),
+        ]
 
     def scales(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
         """From the columns' totals (`step` in stage 16) to row scales."""

@@ -8,16 +8,12 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ..lanes.sums import register
+from ..ports import sums_layout
 from .softmax import leading_one
 
-__all__ = ["Moments", "moments_layout", "sums_layout"]
+__all__ = ["Moments", "moments_layout"]
 
 VARIANCE_BITS = 54
-
-
-def sums_layout() -> data.StructLayout:
-    """S = sum of x and Q = sum of x * x over the channels of a column."""
-    return data.StructLayout({"sum": signed(28), "squares": 42})
 
 
 def moments_layout() -> data.StructLayout:
@@ -31,10 +27,13 @@ class Moments(wiring.Component):
     `sums` are taken in the cycle of `capture`; `moments[bank]` is complete columns + 8 cycles later and holds until
     the next capture for the same bank. Captures must be at least `columns` cycles apart; `channels` and `eps`
     must be stable from a capture until its moments are complete. `index` and `value` go to the RSQRT table.
+
+    With `summed` sums may also come a column per cycle, in `columns` cycles with `word_valid` and `word_bank`: moments are
+    complete columns + 8 cycles after the first one, and none of the bank's change until three cycles after it.
     """
 
-    def __init__(self, columns: int):
-        self.columns = columns
+    def __init__(self, columns: int, summed: bool = False):
+        self.columns, self.summed = columns, summed
         super().__init__(
             {
                 "capture": In(1),
@@ -45,6 +44,7 @@ class Moments(wiring.Component):
                 "index": Out(10),
                 "value": In(16),
                 "moments": Out(data.ArrayLayout(data.ArrayLayout(moments_layout(), columns), 2)),
+                **({"word_valid": In(1), "word_bank": In(1), "word": In(sums_layout())} if summed else {}),
             }
         )
 
@@ -58,12 +58,20 @@ class Moments(wiring.Component):
 
         with m.If(self.capture):
             m.d.sync += [shadow.eq(self.sums), left.eq(columns), bank.eq(self.bank)]
-            for b in range(2):
+            for b in range(0 if self.summed else 2):
                 with m.If(self.bank == b):
                     m.d.sync += [banks[b][c].sum.eq(self.sums[c].sum) for c in range(columns)]
         with m.Elif(left.any()):
             m.d.sync += [shadow[c].eq(shadow[c + 1]) for c in range(columns - 1)]
             m.d.sync += left.eq(left - 1)
+
+        active = left.any()
+        if self.summed:
+            word = Signal()
+            m.d.sync += word.eq(self.word_valid)
+            with m.If(self.word_valid):
+                m.d.sync += [shadow[0].eq(self.word), bank.eq(self.word_bank)]
+            active = active | word
 
         head = shadow[0]
         # Products that are wider than a multiplier, in parts.
@@ -83,11 +91,13 @@ class Moments(wiring.Component):
             pair = register(m, pair, f"pair_{stage}")
         m.d.comb += self.index.eq(index)
 
-        active, target = left.any(), bank
+        target = bank
         for stage in range(1, 8):
             following, its_bank = Signal(name=f"active_{stage}"), Signal(name=f"bank_{stage}")
             m.d.sync += [following.eq(active), its_bank.eq(target)]
             active, target = following, its_bank
+            if stage == 1 and self.summed:
+                self.shift(m, banks, active, target, "sum", register(m, head.sum, "sum_1"))
         for b in range(2):
             with m.If(active & (target == b)):
                 for c in range(columns):
@@ -98,3 +108,11 @@ class Moments(wiring.Component):
                     ]
         m.d.comb += self.moments.eq(banks)
         return m
+
+    def shift(self, m: Module, banks: data.View, active, bank, name: str, value) -> None:
+        """A column's value into the last place of a bank, which moves the others on."""
+        for b in range(2):
+            with m.If(active & (bank == b)):
+                for c in range(self.columns):
+                    following = value if c == self.columns - 1 else banks[b][c + 1][name]
+                    m.d.sync += banks[b][c][name].eq(following)

@@ -11,10 +11,20 @@ from ...arch import isa
 from ...arch.accelerator import Accelerator
 from ...arch.options import missing
 from ..decode import instruction_layout
+from ..delay import delayed
 from ..ports import ROW_BITS, EngineSignature, IndexRead
 from .gather import Gatherer
 from .prepare import prepared
-from .steps import GATHER_LATENCY, LAYERNORM_LATENCY, QUEUE_STEPS, SOFTMAX_LATENCY, slot_bits, step_layout
+from .steps import (
+    GATHER_LATENCY,
+    LAYERNORM_LATENCY,
+    MOMENTS_LATENCY,
+    MOMENTS_WAIT,
+    QUEUE_STEPS,
+    SOFTMAX_LATENCY,
+    slot_bits,
+    step_layout,
+)
 
 __all__ = ["Sequencer", "ticket_layout"]
 
@@ -31,14 +41,14 @@ class Sequencer(wiring.Component):
 
     A pass is all steps of a tile. LAYERNORM and SOFTMAX have two: the first measures, the second writes. SOFTMAX
     alternates them, and has the second alone with `measured`; LAYERNORM measures a tile ahead, so that the moments of one tile are computed while another
-    is written. The others only have the second; a step with a second operand takes two reads. GATHER's passes are
+    is written. With `summed` it has the second alone, and `prepare` asks for the row moments of the next tile. The others only have the second; a step with a second operand takes two reads. GATHER's passes are
     over one position each; COMPACT has one step for each tile and writes nothing to the scratchpad.
 
     `instruction` is changed by `prepared`, and stable from the cycle of `setup` on. A read is in a register from the cycle
     after its step was issued until it is granted; `step` and `ticket` belong to the read that is granted in this cycle.
     Steps are not issued while QUEUE_STEPS of
     them wait to be written (`written`); the last of a pass until the unit that treats columns one by one (moments,
-    row scales, COMPACT) can take another tile; LAYERNORM's last tile until its moments are complete, and a position
+    row scales, COMPACT) can take another tile; LAYERNORM's last tile, with `summed` each one, until its moments are complete, and a position
     of GATHER until its row is known.
     """
 
@@ -59,6 +69,7 @@ class Sequencer(wiring.Component):
                 "halted": Out(1),
                 "written": In(1),
                 "write_stalled": In(1),
+                **({"prepare": Out(1)} if accelerator.row_moments else {}),
             }
         )
 
@@ -83,6 +94,8 @@ class Sequencer(wiring.Component):
         names = {isa.VectorOp[n.upper()]: n for n in ("layernorm", "softmax", "compact", "gather")}
         for op, name in names.items():
             setattr(self, name, C(0) if op in without else Signal(name=name))
+        self.summed = now.summed & self.layernorm if self.accelerator.row_moments else C(0)
+        """LAYERNORM without measuring."""
         self.issued, self.end_of_pass = Signal(), Signal()  # the latter is a register beside `number`
         issued_step = self.issued & ~self.at_residual
         self.last_tile = Signal()
@@ -195,12 +208,15 @@ class Sequencer(wiring.Component):
 
     def requests(self, m: Module) -> Value:
         """The register of the read that is asked for; returns whether the next step must wait for what came before it."""
+        incomplete = self.layernorm & ~self.measure & self.last_tile
+        if self.accelerator.row_moments:
+            incomplete = incomplete | self.summed
         held, waiting, now = Signal(), Signal(), Signal(self.following.shape(), name="now", reset_less=True)
         with m.If(self.end_of_pass & self.layernorm & self.measure):
             m.d.comb += held.eq(self.counts)
         with m.Elif(self.end_of_pass & ((self.softmax & ~self.measure) | self.compact)):
             m.d.comb += held.eq(self.counts_long)
-        with m.Elif(self.at_first & (self.gather | (self.layernorm & ~self.measure & self.last_tile))):
+        with m.Elif(self.at_first & (self.gather | incomplete)):
             m.d.comb += held.eq(self.counts)
         blocked = self.issuing & (held | (~self.measure & self.pending[-1]))
         granted, self.stands = self.read_valid & self.read_ready, Signal()
@@ -227,7 +243,7 @@ class Sequencer(wiring.Component):
         vector_log2, depth_log2 = ceil_log2(a.vector), ceil_log2(a.depth)
         chunks = (now.channels + (a.depth - 1)) >> depth_log2
         measures = self.softmax & ~now.measured if a.row_maxima else self.softmax
-        two_passes = self.layernorm | measures
+        two_passes = (self.layernorm & ~self.summed if a.row_moments else self.layernorm) | measures
         pads = self.softmax & ~self.measure
         before_last, fits = Mux(pads, self.padded_before, self.valid_before), now.channels <= a.vector
         unit = Mux(self.gather, 1, a.columns)
@@ -297,9 +313,18 @@ class Sequencer(wiring.Component):
             with m.If(~self.gather | column_last):
                 m.d.sync += self.dst_row.eq(self.dst_row + now.dst_stride)
 
+    def preparation(self, m: Module, issued_step: Value) -> Value:
+        """Asks for row moments: of the first tile MOMENTS_WAIT cycles after the setup, of another with the first step of the tile
+        before. Returns whether the cycles until they are complete begin."""
+        setup = self.summed & self.setup
+        following = self.summed & issued_step & self.at_first & ~self.last_tile
+        m.d.comb += self.prepare.eq(following | delayed(m, setup, MOMENTS_WAIT, reset_less=False))
+        return setup | following
+
     def completion(self, m: Module, issued_step: Value) -> None:
         """Counts of the steps to be written and of the cycles until what a step needs is complete."""
         columns, put = self.accelerator.columns, self.issued & self.following.ticket_valid
+        begins = self.preparation(m, issued_step) if self.accelerator.row_moments else None
         with m.If(put & ~self.written):
             m.d.sync += self.pending.eq(self.pending + 1)
         with m.If(~put & self.written):
@@ -310,6 +335,10 @@ class Sequencer(wiring.Component):
                 self.counts.eq(1),
                 self.counts_long.eq(1),
             ]
+        if begins is not None:
+            with m.Elif(begins):
+                cycles = columns + MOMENTS_LATENCY + Mux(self.setup, MOMENTS_WAIT, 0)
+                m.d.sync += [self.counting.eq(cycles), self.counts.eq(1)]
         with m.Elif(self.gather & (self.setup | (issued_step & self.at_first))):
             m.d.sync += [self.counting.eq(GATHER_LATENCY), self.counts.eq(1), self.counts_long.eq(0)]
         with m.Elif(self.counts & ~self.held_count):

@@ -15,6 +15,8 @@ from ...arch.accelerator import Accelerator
 __all__ = [
     "GATHER_LATENCY",
     "LAYERNORM_LATENCY",
+    "MOMENTS_LATENCY",
+    "MOMENTS_WAIT",
     "OUTPUT_STAGE",
     "QUEUE_STEPS",
     "SOFTMAX_LATENCY",
@@ -29,6 +31,11 @@ QUEUE_STEPS = 32
 """Steps that may be between the grant of their read and the grant of their write."""
 LAYERNORM_LATENCY = 8
 """The first step that uses a tile's moments may be granted columns + this + 1 cycles after the last that made them."""
+MOMENTS_LATENCY = 3
+"""The first step of a tile may be issued columns + this + 1 cycles after its row moments were asked for."""
+MOMENTS_WAIT = 8
+"""Cycles from the setup of a LAYERNORM until the first row moments are asked for: column c's are read 11 + c cycles after the
+`done` of the drain that wrote them, or later."""
 SOFTMAX_LATENCY = 22
 """A tile's row scales are written columns + this cycles after the grant of its last step; COMPACT's count sooner."""
 GATHER_LATENCY = 4

@@ -21,6 +21,7 @@ _DST, _DST_STRIDE, _DST_WIDE = COLUMN["dst"], COLUMN["dst_stride"], COLUMN["dst_
 _RESIDUAL, _RESIDUAL_ROW = COLUMN["residual"], COLUMN["residual_row"]
 _RESIDUAL_STRIDE, _RESIDUAL_WIDE = COLUMN["residual_stride"], COLUMN["residual_wide"]
 _BROADCAST, _BIAS, _MEASURED = COLUMN["broadcast"], COLUMN["bias"], COLUMN["measured"]
+_SUMMED = COLUMN["summed"]
 _ELEMENTWISE, _LAYERNORM, _SOFTMAX, _MULTIPLY, _COMPACT, _GATHER = map(int, VectorOp)
 
 # Parameters.
@@ -30,6 +31,8 @@ _COLUMNS, _DEPTH_LOG2, _VECTOR_LOG2, _ROWS_LOG2, _REGIONS = range(5)
 _OUTPUT_STAGE = 14
 _QUEUE_STEPS = 32
 _LAYERNORM_LATENCY = 8
+_MOMENTS_LATENCY = 3
+_MOMENTS_WAIT = 8
 _SOFTMAX_LATENCY = 22
 _GATHER_LATENCY = 4
 
@@ -112,8 +115,9 @@ def _last(s, op):
 
 
 @numba.njit
-def _blocked(s, op):
+def _blocked(s, now):
     """Whether the next step must wait for the write queue or for what `_COUNTING` counts."""
+    op = now[_OP]
     if s[_MEASURE] == 0 and s[_PENDING] == _QUEUE_STEPS:
         return True
     end = s[_NUMBER] == _last(s, op)
@@ -121,7 +125,7 @@ def _blocked(s, op):
         return end and s[_COUNTING] != 0
     if op == _COMPACT or (op == _SOFTMAX and s[_MEASURE] == 0):
         return end and s[_COUNTING] > _SOFTMAX_LATENCY
-    if op == _GATHER or (op == _LAYERNORM and s[_TO_WRITE] == 1):
+    if op == _GATHER or (op == _LAYERNORM and (s[_TO_WRITE] == 1 or now[_SUMMED] == 1)):
         return s[_NUMBER] == 0 and s[_COUNTING] != 0
     return False
 
@@ -145,7 +149,7 @@ def stalled(s, T, read_granted, write_granted):
         return False
     if (s[_WAITING] != 0 and not write_granted) or (s[_READ] != 0 and not read_granted):
         return True
-    return s[_ISSUING] == 1 and _blocked(s, T[s[_INDEX], _OP])
+    return s[_ISSUING] == 1 and _blocked(s, T[s[_INDEX]])
 
 
 @numba.njit
@@ -160,7 +164,8 @@ def _start(s, T, cfg):
     elif op == _GATHER and now[_SRC_WIDE] == 0:
         channels = (channels + 1) >> 1
     chunks = (channels + (1 << depth_log2) - 1) >> depth_log2
-    two_passes = op == _LAYERNORM or (op == _SOFTMAX and now[_MEASURED] == 0)
+    summed = op == _LAYERNORM and now[_SUMMED] == 1
+    two_passes = (op == _LAYERNORM and not summed) or (op == _SOFTMAX and now[_MEASURED] == 0)
     s[_SETUP] = 0
     s[_ISSUING] = 1
     s[_MEASURE] = two_passes
@@ -176,6 +181,8 @@ def _start(s, T, cfg):
     s[_DST_COLUMN] = 0
     if op == _GATHER:
         s[_COUNTING] = _GATHER_LATENCY
+    elif summed:
+        s[_COUNTING] = columns + _MOMENTS_LATENCY + _MOMENTS_WAIT
 
 
 @numba.njit
@@ -209,6 +216,8 @@ def _issue(s, T, cfg):
         s[_PENDING] += 1
     if op == _GATHER and number == 0:
         s[_COUNTING] = _GATHER_LATENCY
+    if op == _LAYERNORM and now[_SUMMED] == 1 and number == 0 and s[_TO_WRITE] != 1:
+        s[_COUNTING] = cfg[_COLUMNS] + _MOMENTS_LATENCY
     if number != _last(s, op):
         s[_NUMBER] = number + 1
         if number < s[_VALID_LAST]:
@@ -244,7 +253,7 @@ def step(s, T, cfg, start, read_granted, write_granted):
         done = s[_INDEX]
         s[_BUSY] = 0
     stands = s[_READ] != 0 and not read_granted
-    issues = s[_ISSUING] == 1 and not stands and not _blocked(s, T[s[_INDEX], _OP])
+    issues = s[_ISSUING] == 1 and not stands and not _blocked(s, T[s[_INDEX]])
     if s[_COUNTING] != 0 and not (stands and s[_READ_TIMED] == 1):
         s[_COUNTING] -= 1
     if read_granted:

@@ -158,6 +158,32 @@ def test_softmax_takes_one_pass_where_the_drain_keeps_maxima(rows, bias, measure
     assert any(i.maxima for i in frame if i.opcode == Opcode.MATRIX) == bool(measured)
 
 
+@pytest.mark.parametrize(
+    ("rows", "changes", "summed", "moments"),
+    [
+        (0, {}, {0}, {0}),
+        (2, {}, {0}, {0}),
+        (3, {}, {1}, {1}),
+        (8, {"weight_rows": 112}, {1}, {1, 2}),
+        (16, {"columns": 2, "vector": 2, "param_rows": 100}, {1}, {1, 2}),
+        (16, {"columns": 5, "lanes": Lanes(fixed8=8)}, {1}, {1}),
+    ],
+)
+def test_layernorm_takes_one_pass_where_the_drain_sums(rows, changes, summed, moments):
+    """9 tokens in 3 tiles of 4 columns; layers of which the memories hold a part are added up."""
+    a = dataclasses.replace(DEMO, row_moments=rows, **changes)
+    frame = [isa.decode(words) for words in assert_exact(transformer(a), a).instructions]
+    assert {i.summed for i in frame if i.opcode == Opcode.VECTOR and i.op == isa.VectorOp.LAYERNORM} == summed
+    assert {i.moments for i in frame if i.opcode == Opcode.MATRIX and i.wide and i.residual} == moments
+
+
+def test_layernorm_of_few_drain_steps_reads_its_input_twice():
+    """6 channels are 3 steps, of which no row moments can be taken."""
+    a = dataclasses.replace(DEMO, row_moments=8)
+    frame = [isa.decode(words) for words in assert_exact(transformer(a, dim=6), a).instructions]
+    assert not any(i.summed for i in frame)
+
+
 def test_rows_without_lanes_run_on_fixed8():
     b = Builder(0, (4, 1, 8))
     x = b.linear(b.flatten(b.input), 48)

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 from amaranth.sim import Simulator
+from amaranth.utils import ceil_log2
 
 from terrazzo.arch import isa, schemes
 from terrazzo.arch.accelerator import Accelerator, Lanes
@@ -40,9 +41,14 @@ CONFIGURATIONS = {
         lanes=Lanes(fixed8=4, fixed4=4, sp2_4=2, fixed4_quads=2, fixed4_dynamic=4),
         operand_chunks=32,
         row_maxima=9,
+        row_moments=8,
     ),
     "deep": dataclasses.replace(
-        SMALL, depth=8, drain=4, lanes=Lanes(fixed8=8, fixed4=4, pot4=4, fixed8_luts=2, fixed4_dynamic=4)
+        SMALL,
+        depth=8,
+        drain=4,
+        lanes=Lanes(fixed8=8, fixed4=4, pot4=4, fixed8_luts=2, fixed4_dynamic=4),
+        row_moments=16,
     ),
     "narrow": dataclasses.replace(
         SMALL,
@@ -51,7 +57,9 @@ CONFIGURATIONS = {
         plain_steps=2,
         tree_stages=2,
     ),
-    "plain": dataclasses.replace(SMALL, depth=8, lanes=Lanes(fixed8=4, pot4=6), plain_steps=2, row_maxima=8),
+    "plain": dataclasses.replace(
+        SMALL, depth=8, lanes=Lanes(fixed8=4, pot4=6), plain_steps=2, row_maxima=8, row_moments=8
+    ),
     "private_2": dataclasses.replace(SMALL, lanes=Lanes(fixed8=8, sp2_4=2), private=2),
     "private_4": dataclasses.replace(
         SMALL, columns=4, lanes=Lanes(fixed8=16, pot4=2), operand_chunks=32, private=4
@@ -72,12 +80,15 @@ CONFIGURATIONS = {
         lanes=Lanes(fixed8=8, ternary=2, binary=2),
         operand_chunks=64,
         row_maxima=8,
+        row_moments=9,
     ),
     "two_taps": dataclasses.replace(SMALL, private=2, broadcast_stages=3),
     "two_taps_4": dataclasses.replace(
         SMALL, columns=4, lanes=Lanes(fixed8=8, pot4=2), operand_chunks=32, private=4
     ),
-    "drain_1": dataclasses.replace(SMALL, drain=1, lanes=Lanes(fixed8=2, sp2_4=1, ternary=1), row_maxima=8),
+    "drain_1": dataclasses.replace(
+        SMALL, drain=1, lanes=Lanes(fixed8=2, sp2_4=1, ternary=1), row_maxima=8, row_moments=16
+    ),
     "digits": dataclasses.replace(
         SMALL,
         depth=8,
@@ -96,8 +107,8 @@ CONFIGURATIONS = {
 }
 
 
-MAXIMA_AFTER = 4
-"""Cycles after an instruction's `done` in which its last row maxima may come (hw/maxima.py)."""
+STATISTICS_AFTER = 16
+"""Cycles after an instruction's `done` in which its last row maxima (4) and row moments (8 + columns) may come."""
 
 
 @dataclasses.dataclass
@@ -231,7 +242,7 @@ class Bench:
             bits = self.accelerator.scratchpad_row_bytes * 8
             arriving["fetch"].append(sum(word << i * bits for i, word in enumerate(rows)))
             arriving["residual"].append(self.word(cycle.residual) if cycle.residual >= 0 else self.noise())
-            self.keep_maxima(ctx)
+            self.keep_statistics(ctx)
             if cycle.write >= 0:
                 self.write(cycle.write, ctx.get(dut.write.data), ctx.get(dut.write.mask))
             sent += started >= 0
@@ -242,16 +253,20 @@ class Bench:
             if self.halt_at is not None and len(self.cycles) > self.halt_at + 60:
                 return
             ctx.set(dut.index_read.value, int(self.memory.index[entry % len(self.memory.index)]))
-        for _ in range(MAXIMA_AFTER):
-            self.keep_maxima(ctx)
+        for _ in range(STATISTICS_AFTER):
+            self.keep_statistics(ctx)
             await ctx.tick()
 
-    def keep_maxima(self, ctx):
-        """What the row maxima are told in this cycle."""
+    def keep_statistics(self, ctx):
+        """What the row maxima and row moments are told in this cycle."""
         if self.accelerator.row_maxima and ctx.get(self.dut.row_maxima.valid):
             port = self.dut.row_maxima
             for c in range(self.accelerator.columns):
                 self.memory.maxima[ctx.get(port.row), c] = ctx.get(port.maxima[c])
+        if self.accelerator.row_moments and ctx.get(self.dut.row_moments.valid):
+            port = self.dut.row_moments
+            place = divmod(ctx.get(port.entry), 1 << ceil_log2(self.accelerator.columns))
+            self.memory.moments[place] = ctx.get(port.moments.sum), ctx.get(port.moments.squares)
 
     def noise(self) -> int:
         """What a read port shows when nothing was granted."""
@@ -409,4 +424,9 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
         v |= {"second_stride": pick(1, outputs - v["skip"] * (a.drain << plain))}
         if v["lo"] > v["hi"]:
             v["lo"], v["hi"] = -2048, 2047
+    drained = v["groups"] * v["blocks"] * v["steps"] - v["skip"]
+    kept = a.row_moments and destination == isa.Destination.SCRATCHPAD and drained >= a.moment_steps
+    if kept and not (plain or v["second"] or v.get("maxima")) and tiles <= a.row_moments:
+        v.setdefault("moments", pick(0, 2))
+        v |= {"second_dst": pick(0, a.row_moments - tiles)} if v["moments"] else {}
     return isa.Instruction(isa.Opcode.MATRIX, v)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from terrazzo.arch import schemes
-from terrazzo.arch.isa import Destination, FetchMode, ParamMode
+from terrazzo.arch.isa import Destination, FetchMode, Moments, ParamMode
 
 __all__ = ["Memories", "execute", "largest"]
 
@@ -43,6 +43,9 @@ class Memories:
         self.tables = random.integers(-128, 128, (a.table_pages, 1024))
         self.maxima = {}
         """Row maxima that instructions wrote, by row and column; of their rows no others, which hold anything."""
+
+        self.moments = {}
+        """Row moments, sum and sum of squares, that instructions wrote; None where there is anything."""
 
     def weight(self, row, lane, i):
         """A weight's value."""
@@ -133,7 +136,7 @@ def accumulate(memory, ins, x, j, lane):
 def execute(memory, ins):
     """Executes one instruction on `memory`."""
     a = memory.accelerator
-    writes, maxima = [], {}
+    writes, maxima, moments = [], {}, {}
     for t in range(-(-ins.positions // a.columns)):
         for g in range(ins.groups):
             x = [[taken(memory, ins, t, g, k, c) for k in range(ins.chunks)] for c in range(a.columns)]
@@ -145,6 +148,8 @@ def execute(memory, ins):
                         for c in range(a.columns):
                             v, found = drain(memory, ins, t, x[c], j, s, i, c)
                             writes += found
+                            total, squares = moments.get((t, c), (0, 0))
+                            moments[t, c] = total + v, squares + v * v
                             o = (j * ins.steps + s) * (a.drain << ins.plain) + i
                             token = o % a.depth < a.depth // a.columns * a.columns
                             if o < ins.second_stride and token and t * a.columns + c < ins.positions:
@@ -156,6 +161,12 @@ def execute(memory, ins):
         rows = {row for row, _ in maxima}
         kept = {place: v for place, v in memory.maxima.items() if place[0] not in rows}
         memory.maxima = kept | maxima
+    if ins.moments:
+        for (t, c), (total, squares) in moments.items():
+            place = ins.second_dst + t, c
+            before = memory.moments.get(place, (0, 0)) if ins.moments == Moments.ADD else (0, 0)
+            live = before is not None and t * a.columns + c < ins.positions
+            memory.moments[place] = (total + before[0], squares + before[1]) if live else None
 
 
 def drain(memory, ins, t, x, j, s, i, c):

@@ -25,6 +25,8 @@ def check(name, seed, count, *, grant=1.0, gap=0.0, **forced):
     np.testing.assert_array_equal(bench.memory.scratchpad, memory.scratchpad)
     np.testing.assert_array_equal(bench.memory.patterns, memory.patterns)
     assert {place: bench.memory.maxima.get(place) for place in memory.maxima} == memory.maxima
+    moments = {place: sums for place, sums in memory.moments.items() if sums is not None}
+    assert {place: bench.memory.moments.get(place) for place in moments} == moments
     assert [c.done - 1 for c in bench.cycles if c.done] == list(range(count))
     return bench
 
@@ -45,6 +47,23 @@ def test_row_maxima(name):
     """Of logits with empty slots, of steps that have none, of blocks, groups and tiles, right after each other."""
     bench = check(name, 7, 8, destination=0, second=0, maximum=0, maxima=1, dst_channel=0)
     assert len(set(bench.memory.maxima.values())) > 5
+
+
+@pytest.mark.parametrize("name", [name for name, a in CONFIGURATIONS.items() if a.row_moments])
+def test_row_moments(name):
+    """Written and added to, of tiles as short as they may be, right after each other."""
+    a = CONFIGURATIONS[name]
+    forced = {"destination": 0, "second": 0, "maxima": 0, "gather": 0, "groups": 1, "blocks": 2, "skip": 0}
+    forced |= {
+        "steps": -(-a.moment_steps // 2),
+        "param_mode": 0,
+        "wide": 1,
+        "positions": 2 * a.columns - 1,
+        "chunks": 1,
+    }
+    bench = check(name, 8, 6, mode=0, **forced)
+    sums = [sums for sums in bench.memory.moments.values() if sums is not None]
+    assert len(set(sums)) > 5
 
 
 @pytest.mark.parametrize("unsigned", [0, 1])

@@ -110,7 +110,8 @@ def test_compact_thresholds(lo, kept):
     [
         (VectorOp.ELEMENTWISE, 5 * 16, 20, {"residual": 0}),
         (VectorOp.ELEMENTWISE, 5 * 16 * 2, 20, {"residual": 1, "table": 0}),
-        (VectorOp.LAYERNORM, 5 * 16 * 2, 36, {}),
+        (VectorOp.LAYERNORM, 5 * 16 * 2, 36, {"summed": 0}),
+        (VectorOp.LAYERNORM, 5 * 16, 36, {"summed": 1}),
         (VectorOp.SOFTMAX, 5 * 16 * 2, 44, {"bias": 0, "measured": 0}),
         (VectorOp.SOFTMAX, 5 * 16, 44, {"bias": 0, "measured": 1}),
         (VectorOp.SOFTMAX, 5 * 16 * 4, 44, {"bias": 1}),
@@ -124,6 +125,24 @@ def test_throughput(op, cycles, fixed, given):
     """5 tiles of 16 steps: one step per cycle in every pass, and nothing between tiles; one position in GATHER."""
     taken = check((2, 8, 4), lambda rng, a: [random_instruction(rng, a, op, 10, 64, **given)], seed=1)
     assert cycles < taken <= cycles + fixed
+
+
+@pytest.mark.parametrize("parameters", [(2, 8, 4), (5, 16, 8)])
+@pytest.mark.parametrize("positions, channels", [(1, 1), (7, 1), (5, 64)])
+def test_layernorm_by_row_moments(parameters, positions, channels):
+    """Tiles of one step and of more than their moments take; a short one right after the other."""
+    for seed in range(3):
+        check(
+            parameters,
+            lambda rng, a: [
+                random_instruction(rng, a, VectorOp.LAYERNORM, count, channels, summed=1)
+                for count in (positions, 2)
+            ],
+            seed=seed,
+            read_ready=STALLS[seed][0],
+            write_ready=STALLS[seed][1],
+            kind=seed,
+        )
 
 
 def test_throughput_of_gathered_positions_of_one_step():

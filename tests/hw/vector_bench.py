@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 from amaranth.sim import Simulator
+from amaranth.utils import ceil_log2
 
 from terrazzo.arch import isa
 from terrazzo.arch.accelerator import Accelerator, Lanes
@@ -14,7 +15,15 @@ from terrazzo.hw import vector
 from terrazzo.sim.timing import vector as timing
 from terrazzo.sim.timing.table import program_table
 
-from .vector_model import INDEX_ENTRIES, SOURCE_TILES, expected, random_memory, random_tables, readable_rows
+from .vector_model import (
+    INDEX_ENTRIES,
+    SOURCE_TILES,
+    expected,
+    keep_moments,
+    random_memory,
+    random_tables,
+    readable_rows,
+)
 
 __all__ = ["Bench", "accelerator", "bench", "check"]
 
@@ -41,6 +50,7 @@ def accelerator(columns: int, depth: int, vector: int) -> Accelerator:
         bus_bytes=8,
         burst_beats=4,
         row_maxima=8 if depth == 8 else 0,
+        row_moments=16 if depth > 4 else 0,
     )
 
 
@@ -67,6 +77,7 @@ class Bench:
         write_ready,
         index=None,
         maxima=(),
+        moments=(),
         halt_at=None,
     ):
         """Loads the tables, executes `instructions` back to back; returns the row scales written.
@@ -78,7 +89,7 @@ class Bench:
         self.rng = np.random.default_rng(seed)
         self.read_ready, self.write_ready, self.halt_at = read_ready, write_ready, halt_at
         self.index = np.zeros(INDEX_ENTRIES, np.int64) if index is None else index
-        self.maxima = maxima
+        self.maxima, self.moments = maxima, moments
         self.registers: dict[int, int] = {}
         self.row_scales: dict[int, list[tuple[int, int]]] = {}
         if self.used:
@@ -119,6 +130,14 @@ class Bench:
             ctx.set(self.engine.row_maxima.maxima, [int(value) for value in values])
             await ctx.tick()
             ctx.set(self.engine.row_maxima.valid, 0)
+        for row, columns in enumerate(self.moments):
+            port = self.engine.row_moments
+            for column, (total, squares) in enumerate(columns):
+                ctx.set(port.valid, 1)
+                ctx.set(port.entry, row << ceil_log2(len(columns)) | column)
+                ctx.set(port.moments, {"sum": int(total), "squares": int(squares)})
+                await ctx.tick()
+                ctx.set(port.valid, 0)
 
     async def execute(self, ctx):
         engine, rng = self.engine, self.rng
@@ -233,12 +252,18 @@ def check(parameters, make, *, seed, read_ready=1.0, write_ready=1.0, kind=0) ->
     index = rng.integers(0, SOURCE_TILES * a.columns, INDEX_ENTRIES)
     maxima = rng.integers(-300, 300, (a.row_maxima, a.columns)) * (7 if kind == 4 else 1)
     wanted, wanted_index, wanted_scales, wanted_registers = memory.copy(), index.copy(), {}, {}
-    for instruction in instructions:
+    half = a.row_moments // 2
+    moments = rng.integers(0, 1 << 27, (a.row_moments, a.columns, 2))
+    for number, instruction in enumerate(instructions):
+        if instruction.summed:  # rows of its own
+            instruction.values["index"] = number * half
+            keep_moments(a, wanted, moments, instruction)
         scales, registers = expected(a, wanted, wanted_index, tables, records, instruction, maxima)
         wanted_scales |= scales
         wanted_registers |= registers
     stalls = {"read_ready": read_ready, "write_ready": write_ready}
-    scales = run.run(memory, tables, norm, instructions, seed=seed, index=index, maxima=maxima, **stalls)
+    contents = {"index": index, "maxima": maxima, "moments": moments}
+    scales = run.run(memory, tables, norm, instructions, seed=seed, **contents, **stalls)
     wrong = np.argwhere(memory != wanted)
     assert not len(wrong), (wrong[:4].tolist(), [isa.disassemble(i) for i in instructions])
     assert (index == wanted_index).all() and run.registers == wanted_registers

@@ -13,6 +13,7 @@ __all__ = [
     "INDEX_ENTRIES",
     "SOURCE_TILES",
     "expected",
+    "keep_moments",
     "random_instruction",
     "random_memory",
     "random_tables",
@@ -61,6 +62,13 @@ def random_tables(rng, pages: int, *, real: bool = True) -> dict[str, np.ndarray
 
 def read_tensor(a: Accelerator, memory, row: int, layout: Layout) -> np.ndarray:
     return layout.unpack(a, memory[row : row + layout.rows(a)])
+
+
+def keep_moments(a: Accelerator, memory, moments: np.ndarray, f: Instruction) -> None:
+    """The sums and sums of squares that an instruction with `summed` reads, into `moments` (rows, columns, 2)."""
+    layout = Layout(positions=f.positions, channels=f.channels, wide=True, stride=f.src_stride)
+    for p, codes in enumerate(read_tensor(a, memory, f.src, layout).tolist()):
+        moments[f.index + p // a.columns, p % a.columns] = sum(codes), sum(code * code for code in codes)
 
 
 def write_codes(a: Accelerator, memory, row: int, stride: int, codes: np.ndarray, size: int) -> None:
@@ -228,6 +236,8 @@ def random_instruction(
             "n": int(rng.integers(14, 24)),
             "constant": int(rng.choice([1, 77, 1 << 30, (1 << 47) - 1])),
         }
+        if span <= a.row_moments // 2:
+            values |= {"summed": int(rng.integers(2)), "index": 0}
     else:
         values |= {"m": int(rng.integers(1 << 15, 1 << 16)), "n": int(rng.integers(1, 30))}
         values |= {"bias": int(rng.integers(2)), "table": 1}

@@ -54,6 +54,8 @@ def test_matrix_equals_the_loops_of_the_manual(name, seed):
         np.testing.assert_array_equal(machine.weights[:, lane], codes)
     for (row, column), value in memory.maxima.items():
         assert machine.row_maxima[row, column] == value
+    for place, sums in memory.moments.items():
+        assert sums is None or tuple(machine.row_moments[place]) == sums
     for write in machine.log:
         if write.memory == "SCRATCHPAD":
             before.reshape(len(before), -1)[write.rows] = np.where(
@@ -342,6 +344,30 @@ def test_row_maxima_of_biased_logits_are_refused():
     machine = Machine(dataclasses.replace(DEMO, row_maxima=8))
     fields = {"op": VectorOp.SOFTMAX, "positions": 1, "channels": 1, "measured": 1, "bias": 1}
     with pytest.raises(MachineError, match="measured is for logits without bias"):
+        machine.execute(Instruction(Opcode.VECTOR, fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"second": 1}, "without second, maxima and plain"),
+        ({"destination": 1, "dst_block": 1}, "outputs to the scratchpad"),
+        ({"steps": 3}, "a tile must have at least 4 drain steps with moments, not 3"),
+        ({"second_dst": 8}, r"ROW_MOMENTS rows must be in 0\.\.7"),
+    ],
+)
+def test_illegal_row_moments(fields, message):
+    machine = Machine(dataclasses.replace(DEMO, row_moments=8))
+    instruction = Instruction(Opcode.MATRIX, {**MATRIX, "moments": 1, "steps": 4, **fields})
+    with pytest.raises(MachineError, match=message):
+        machine.execute(instruction)
+
+
+def test_row_moments_of_other_codes_are_refused():
+    machine = Machine(dataclasses.replace(DEMO, row_moments=8))
+    machine.scratchpad[0, 1] = 1
+    fields = {"op": VectorOp.LAYERNORM, "positions": 2, "channels": 1, "summed": 1, "n": 1, "constant": 1}
+    with pytest.raises(MachineError, match="they are not at position 1"):
         machine.execute(Instruction(Opcode.VECTOR, fields))
 
 

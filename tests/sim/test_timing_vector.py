@@ -43,6 +43,7 @@ TILES = 13
         ({"op": VectorOp.ELEMENTWISE, "channels": 192}, TILES * 24),
         ({"op": VectorOp.ELEMENTWISE, "channels": 192, "residual": 1}, TILES * 24 * 2),
         ({"op": VectorOp.LAYERNORM, "channels": 192}, TILES * 24 * 2),
+        ({"op": VectorOp.LAYERNORM, "channels": 192, "summed": 1}, TILES * 24),
         ({"op": VectorOp.SOFTMAX, "channels": 197}, TILES * (25 + 28)),
         ({"op": VectorOp.SOFTMAX, "channels": 197, "measured": 1}, TILES * 28),
         ({"op": VectorOp.SOFTMAX, "channels": 197, "bias": 1}, TILES * (25 + 28) * 2),
