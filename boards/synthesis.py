@@ -24,6 +24,7 @@ from ..arch.errors import UserError
 from ..arch.files import write_bytes, write_text
 from ..hw import top
 from ..hw.lanes.chain import Chain, SplitChain
+from ..hw.product import Product, SplitProduct
 from ..hw.verilog import module_bodies, module_instances, without_clearing
 from . import dsp48e1, dsp48e2, netlist
 from .board import Board, Resources
@@ -144,7 +145,7 @@ FLOWS = {
     "ecp5": Flow(
         script=_ECP5.replace("DELAY", "10000"),
         fast=_ECP5.replace("DELAY", "3500"),
-        primitives={Chain: SplitChain},
+        primitives={Chain: SplitChain, Product: SplitProduct},
         lut={"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6},
         ff={"TRELLIS_FF": 1},
         dsp={"MULT18X18D": 1},

@@ -41,9 +41,9 @@ def slave_ports(prefix: str) -> dict[str, wiring.Member]:
 class Slave(wiring.Component):
     """Turns AXI4-Lite transfers into register accesses; every response is OKAY.
 
-    `write` is high for one cycle with `write_offset`, `write_data` and `write_mask` (a bit per data bit); `read_data`
-    must be the value of the register at `read_offset` in the same cycle. Offsets are multiples of 4. A write takes
-    effect the cycle after both its address and its data have been accepted.
+    `write` is high for one cycle with `write_offset`, `write_data` and `write_mask` (a bit per data bit), from registers, and
+    before the response; `read_data` must be the value of the register at the `read_offset` of the cycle before. Offsets are
+    multiples of 4. A write takes effect two cycles after both its address and its data have been accepted.
     """
 
     def __init__(self):
@@ -64,11 +64,12 @@ class Slave(wiring.Component):
         axi = self.axi
         address, address_full = Signal(ADDRESS_BITS), Signal()
         data, mask, data_full = Signal(32), Signal(4), Signal()
+        taken, asked, read_offset = Signal(), Signal(2), Signal(ADDRESS_BITS)
 
         m.d.comb += [
             axi.awready.eq(~address_full),
             axi.wready.eq(~data_full),
-            self.write.eq(address_full & data_full & (~axi.bvalid | axi.bready)),
+            taken.eq(address_full & data_full & (~axi.bvalid | axi.bready)),
             self.write_offset.eq(Cat(Const(0, 2), address[2:])),
             self.write_data.eq(data),
             self.write_mask.eq(Cat(bit.replicate(8) for bit in mask)),
@@ -79,11 +80,20 @@ class Slave(wiring.Component):
             m.d.sync += [data.eq(axi.wdata), mask.eq(axi.wstrb), data_full.eq(1)]
         with m.If(axi.bready):
             m.d.sync += axi.bvalid.eq(0)
+        m.d.sync += self.write.eq(taken)
+        with m.If(taken):
+            m.d.sync += [address_full.eq(0), data_full.eq(0)]
         with m.If(self.write):
-            m.d.sync += [address_full.eq(0), data_full.eq(0), axi.bvalid.eq(1)]
+            m.d.sync += axi.bvalid.eq(1)
 
-        m.d.comb += [axi.arready.eq(~axi.rvalid), self.read_offset.eq(Cat(Const(0, 2), axi.araddr[2:]))]
+        m.d.comb += [
+            axi.arready.eq(~axi.rvalid & ~asked.any()),
+            self.read_offset.eq(Cat(Const(0, 2), read_offset[2:])),
+        ]
+        m.d.sync += asked.eq(Cat(axi.arvalid & axi.arready, asked[0]))
         with m.If(axi.arvalid & axi.arready):
+            m.d.sync += read_offset.eq(axi.araddr)
+        with m.If(asked[1]):
             m.d.sync += [axi.rdata.eq(self.read_data), axi.rvalid.eq(1)]
         with m.Elif(axi.rready):
             m.d.sync += axi.rvalid.eq(0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -70,10 +73,12 @@ class Control(wiring.Component):
             for register in registers.REGISTERS:
                 with m.Case(register.offset):
                     m.d.comb += written[register.name].eq(slave.write)
-        with m.Switch(slave.read_offset):
-            for register in registers.REGISTERS:
-                with m.Case(register.offset):
-                    m.d.comb += slave.read_data.eq(values[register.name])
+        shown = []
+        for register in registers.REGISTERS:
+            read = Signal(name=f"{register.name.lower()}_read")
+            m.d.sync += read.eq(slave.read_offset == register.offset)
+            shown.append(Mux(read, values[register.name], 0))
+        m.d.comb += slave.read_data.eq(reduce(or_, shown))
         for register in registers.REGISTERS:
             if register.access == "rw" and register.name != "CONTROL":
                 value = values[register.name]
@@ -94,7 +99,9 @@ class Control(wiring.Component):
         ports = [getattr(self, f"{name}_fault") for name in FAULT_SOURCES]
         failed = values["CAUSE"] != Cause.NONE
         run_end = self.run_end & ~self.halt
-        program_count = delayed(m, self.program_count, 1)
+        # Of the next start, from the second cycle on in which it is the next one.
+        known, fits = Signal(), delayed(m, next_start.entry < self.program_count, 1)
+        m.d.sync += known.eq(queued & ~starts.o.ready)
         load_program = Signal()
         m.d.comb += [
             starts.i.valid.eq(commanded[registers.Control.START] & ~failed),
@@ -121,11 +128,11 @@ class Control(wiring.Component):
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += idle.eq(~queued)
-                with m.If(queued):
-                    m.d.comb += [take.eq(1), self.run_start.eq(next_start.entry < program_count)]
+                with m.If(queued & known):
+                    m.d.comb += [take.eq(1), self.run_start.eq(fits)]
                     m.d.sync += running.eq(next_start)
                     m.next = "RUNNING"
-                with m.Elif(load):
+                with m.Elif(~queued & load):
                     m.d.comb += load_program.eq(1)
                     m.next = "LOADING"
                 with m.If(failing):

@@ -23,7 +23,7 @@ class Maxima(wiring.Component):
     The drain's steps come in cycle p0 with `valid`: number `step` of a tile, `last` its last one; `p13_codes` are theirs
     13 cycles later. Left out are channels from `channels` on, and slots of keys that belong to no token; the first channel
     must be there. `o` shows a tile's maxima for one cycle, at most 20 cycles after its last step: a VECTOR instruction that
-    waits for the drain's `done` reads them in cycle 24 at the earliest.
+    waits for the drain's `done` reads them in cycle 27 at the earliest.
     """
 
     def __init__(self, accelerator: Accelerator):

@@ -14,15 +14,15 @@ from .ports import ROW_BITS, RowMomentsPort, sums_layout
 
 __all__ = ["RowMoments"]
 
-_CODES_CYCLE = 12
+_CODES_CYCLE = 14
 
 
 class RowMoments(wiring.Component):
     """The sums of every column's codes and of their squares in a tile, added to those of an earlier instruction with `add`.
 
     The drain's steps come in cycle p0 with `valid`: `first` and `last` of a tile that has at least `moment_steps`; their codes
-    and squares are there 12 cycles later. `o` shows a column per cycle, column c of a tile at most 23 + c cycles after its last
-    step (drain = 32), where a LAYERNORM that waits for the drain's `done` reads it after 27 + c at the earliest. What `add` takes is in a copy of the memory.
+    and squares are there 14 cycles later. `o` shows a column per cycle, column c of a tile at most 25 + c cycles after its last
+    step (drain = 32), where a LAYERNORM that waits for the drain's `done` reads it after 30 + c at the earliest. What `add` takes is in a copy of the memory.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -35,8 +35,8 @@ class RowMoments(wiring.Component):
                 "last": In(1),
                 "add": In(1),
                 "row": In(ROW_BITS),
-                "p12_codes": In(data.ArrayLayout(data.ArrayLayout(signed(16), drain), columns)),
-                "p12_squares": In(data.ArrayLayout(data.ArrayLayout(31, drain), columns)),
+                "p14_codes": In(data.ArrayLayout(data.ArrayLayout(signed(16), drain), columns)),
+                "p14_squares": In(data.ArrayLayout(data.ArrayLayout(31, drain), columns)),
                 "o": Out(RowMomentsPort(accelerator)),
             }
         )
@@ -47,7 +47,7 @@ class RowMoments(wiring.Component):
         columns = range(a.columns)
         addends = {
             name: [[codes[c][i] for i in range(a.drain)] for c in columns]
-            for name, codes in (("sum", self.p12_codes), ("squares", self.p12_squares))
+            for name, codes in (("sum", self.p14_codes), ("squares", self.p14_squares))
         }
         while len(addends["sum"][0]) > 1:
             addends = {

@@ -40,7 +40,7 @@ class Engine(wiring.Component):
 
     A step (`vector` channels of every column; GATHER: of 16 bits, of one) is read, computed and written each cycle;
     a step with a second operand takes two. Reads and writes may be stalled for any time. Throughput is one step per
-    cycle in every pass; an instruction takes about 20 cycles more than its steps, LAYERNORM another columns + 8 for
+    cycle in every pass; an instruction takes about 25 cycles more than its steps, LAYERNORM another columns + 12 for
     its first tile. COMPACT takes columns + 1 cycles for each tile, GATHER at least 4 for each position.
     `load` accepts rows of TABLE, NORM, EXP, RECIP and RSQRT in every cycle and ignores the others.
     """
@@ -92,7 +92,7 @@ class Engine(wiring.Component):
         m.d.comb += writer.outputs_valid.eq(output_step.valid & ~output_step.measure)
 
         columns = [Shared(Column, a) for _ in range(a.columns)]
-        norm = self.norm(m, now, steps[6]) if a.norm_rows else None
+        norm = self.norm(m, now, steps[8]) if a.norm_rows else None
         shared = Array(column.codes.as_value() for column in columns)[steps[3].column]
         for c, column in enumerate(columns):
             m.submodules[f"column_{c}"] = column
@@ -108,20 +108,20 @@ class Engine(wiring.Component):
         if a.table_pages:
             self.unary(m, now, columns)
         if a.norm_rows:
-            moments = self.moments(m, now, steps[6], columns)
+            moments = self.moments(m, now, steps[7], columns)
             if a.row_moments:
                 self.summed(m, sequencer, moments)
         if a.row_scales:
             self.exponentials(m, columns)
-            self.scales(m, now, steps[16], columns)
+            self.scales(m, now, steps[23], columns)
         if a.row_maxima:
-            self.maxima(m, now, steps[6], columns)
+            self.maxima(m, now, steps[7], columns)
         if a.index_rows:
-            self.compactor(m, now, steps[14], columns)
+            self.compactor(m, now, steps[OUTPUT_STAGE], columns)
         return m
 
     def norm(self, m: Module, now: data.View, step: data.View) -> data.View:
-        """The norm memory; its row for the step that is now in stage 6 comes in stage 8."""
+        """The norm memory; its row for the step that is now in stage 8 comes in stage 10."""
         a = self.accelerator
         layout = norm_layout(a.vector)
         m.submodules.norm = rows = memory.Memory(shape=layout, depth=a.norm_rows, init=[])
@@ -173,7 +173,7 @@ class Engine(wiring.Component):
             m.d.comb += [table.index[lane].eq(column.exp_index[i]), column.exp[i].eq(table.value[lane])]
 
     def moments(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> Moments:
-        """From the columns' sums (`step` in stage 6) to their moments."""
+        """From the columns' sums (`step` in stage 7) to their moments."""
         m.submodules.moments = moments = Moments(self.accelerator.columns, self.accelerator.row_moments > 0)
         rsqrt = self.table(m, isa.LoadTarget.RSQRT, 1024, 16, 1)
         m.d.comb += [
@@ -203,7 +203,7 @@ class Engine(wiring.Component):
         ]
 
     def scales(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
-        """From the columns' totals (`step` in stage 16) to row scales."""
+        """From the columns' totals (`step` in stage 23) to row scales."""
         m.submodules.scales = scales = RowScales(self.accelerator)
         recip = self.table(m, isa.LoadTarget.RECIP, 256, 16, 1)
         row, started = Signal(16, reset_less=True), self.control.i.valid & self.control.i.ready
@@ -224,7 +224,7 @@ class Engine(wiring.Component):
             m.d.sync += row.eq(row + 1)
 
     def maxima(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
-        """The memory of row maxima, and its row for the tile whose first step comes to stage 6 next."""
+        """The memory of row maxima, and its row for the tile whose first step comes to stage 7 next."""
         a = self.accelerator
         m.submodules.row_maxima = rows = memory.Memory(
             shape=row_maxima_layout(a).size, depth=a.row_maxima, init=[]
@@ -247,7 +247,7 @@ class Engine(wiring.Component):
             m.d.sync += row.eq(row + 1)
 
     def compactor(self, m: Module, now: data.View, step: data.View, columns: list[Shared]) -> None:
-        """From the columns' comparisons (`step` in stage 14) to the index memory."""
+        """From the columns' comparisons (`step` in stage 21) to the index memory."""
         m.submodules.compactor = compactor = Compactor(self.accelerator)
         connect(m, flipped(self.index_write), compactor.entries)
         connect(m, flipped(self.register_write), compactor.count)

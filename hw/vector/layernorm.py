@@ -9,11 +9,15 @@ from amaranth.utils import ceil_log2
 
 from ..lanes.sums import register
 from ..ports import sums_layout
+from ..product import Product
+from ..shared import Shared
 from .softmax import leading_one
 
 __all__ = ["Moments", "moments_layout"]
 
 VARIANCE_BITS = 54
+_SPLIT = 24
+"""Bits of Q that one multiplier takes."""
 
 
 def moments_layout() -> data.StructLayout:
@@ -24,12 +28,12 @@ def moments_layout() -> data.StructLayout:
 class Moments(wiring.Component):
     """V = D * Q - S * S + eps, its normalisation and the lookup of 1 / sqrt(V), for all columns after `capture`.
 
-    `sums` are taken in the cycle of `capture`; `moments[bank]` is complete columns + 8 cycles later and holds until
+    `sums` are taken in the cycle of `capture`; `moments[bank]` is complete columns + 10 cycles later and holds until
     the next capture for the same bank. Captures must be at least `columns` cycles apart; `channels` and `eps`
     must be stable from a capture until its moments are complete. `index` and `value` go to the RSQRT table.
 
     With `summed` sums may also come a column per cycle, in `columns` cycles with `word_valid` and `word_bank`: moments are
-    complete columns + 8 cycles after the first one, and none of the bank's change until three cycles after it.
+    complete columns + 10 cycles after the first one, and none of the bank's change until three cycles after it.
     """
 
     def __init__(self, columns: int, summed: bool = False):
@@ -75,24 +79,27 @@ class Moments(wiring.Component):
 
         head = shadow[0]
         # Products that are wider than a multiplier, in parts.
+        m.submodules.scaled_low = scaled_low = Shared(Product, _SPLIT + 1, len(self.channels) + 1)
+        m.d.comb += [scaled_low.a.eq(head.squares[:_SPLIT]), scaled_low.b.eq(self.channels)]
+        scaled_high = register(m, self.channels * head.squares[_SPLIT:], "scaled_high_1")
+        scaled_high = register(m, scaled_high, "scaled_high_2")
         low, high = head.sum[:14], head.sum[14:].as_signed()
         parts = [register(m, high * high, "square_high"), register(m, low * low, "square_low")]
         middle = register(m, high * low, "square_middle")
-        scaled_low = register(m, self.channels * head.squares[:24], "scaled_low")
-        scaled_high = register(m, self.channels * head.squares[24:], "scaled_high")
         square = register(m, Cat(parts[1], parts[0]).as_signed() + (middle << 15), "square")
-        scaled = register(m, scaled_low + (scaled_high << 24), "scaled")
-        variance = register(m, (scaled - square + self.eps)[:VARIANCE_BITS], "variance")
+        lower = register(m, scaled_low.p - square, "lower")
+        upper = register(m, (scaled_high << _SPLIT) + self.eps, "upper")
+        variance = register(m, (lower + upper)[:VARIANCE_BITS], "variance")
         pairs = Cat(variance[2 * p] | variance[2 * p + 1] for p in range(VARIANCE_BITS // 2))
-        pair = register(m, leading_one(m, pairs, "pair"), "pair_4")
-        variance_4 = register(m, variance, "variance_4")
-        index = register(m, ((variance_4 << 8) >> Cat(C(0, 1), pair))[:10], "index_5")
-        for stage in range(5, 8):
+        pair = register(m, leading_one(m, pairs, "pair"), "pair_5")
+        variance_5 = register(m, variance, "variance_5")
+        index = register(m, ((variance_5 << 8) >> Cat(C(0, 1), pair))[:10], "index_6")
+        for stage in range(6, 10):
             pair = register(m, pair, f"pair_{stage}")
         m.d.comb += self.index.eq(index)
 
         target = bank
-        for stage in range(1, 8):
+        for stage in range(1, 10):
             following, its_bank = Signal(name=f"active_{stage}"), Signal(name=f"bank_{stage}")
             m.d.sync += [following.eq(active), its_bank.eq(target)]
             active, target = following, its_bank

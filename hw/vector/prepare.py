@@ -14,7 +14,7 @@ def prepared(raw: data.View) -> dict[str, Value]:
     """Fields that replace those of an instruction.
 
     COMPACT and GATHER pass codes unchanged through the requantizer; COMPACT has one channel, and GATHER's codes are
-    16 bits, two channels of 8 bits each. `residual`: every step has a second operand, which `residual_wide` makes
+    16 bits, two channels of 8 bits each. SOFTMAX's E are not clamped. `residual`: every step has a second operand, which `residual_wide` makes
     16 bits. A broadcast operand has one tile.
     """
     is_op = {op: raw.op == op for op in VectorOp}
@@ -30,8 +30,8 @@ def prepared(raw: data.View) -> dict[str, Value]:
         "m": Mux(unchanged, 1, raw.m),
         "n": Mux(unchanged, 0, raw.n),
         "constant": Mux(unchanged, 0, raw.constant),
-        "lo": Mux(gather, -32768, raw.lo),
-        "hi": Mux(gather, 32767, raw.hi),
+        "lo": Mux(gather | softmax, -32768, raw.lo),
+        "hi": Mux(gather | softmax, 32767, raw.hi),
         "table": raw.table & computes,
         "residual": (raw.residual & is_op[VectorOp.ELEMENTWISE]) | multiply | (raw.bias & softmax),
         "residual_wide": raw.residual_wide | ~multiply,

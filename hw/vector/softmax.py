@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ...arch.accelerator import Accelerator
-from ..lanes.sums import register
+from ..lanes.sums import groups, register
 from ..ports import row_scale_layout
 
 __all__ = ["TOTAL_BITS", "RowScales", "leading_one"]
@@ -18,18 +18,25 @@ TOTAL_BITS = 20
 
 
 def leading_one(m: Module, value: Value, name: str) -> Signal:
-    """The number of the highest bit of `value` that is 1 (0 where there is none)."""
+    """The number of the highest bit of `value` that is 1 (0 where there is none); a tree, so that its levels are few."""
+    places = [(value[i], C(0, 0)) for i in range(len(value))]
+    while len(places) > 1:
+        pairs, places = list(groups(places, 2)), []
+        for low, *high in pairs:
+            if not high:
+                places.append((low[0], Cat(low[1], C(0, 1))))
+                continue
+            ((found, place),) = high
+            places.append((low[0] | found, Cat(Mux(found, place, low[1]), found)))
     position = Signal(range(len(value)), name=name)
-    for i in range(len(value)):
-        with m.If(value[i]):
-            m.d.comb += position.eq(i)
+    m.d.comb += position.eq(places[0][1])
     return position
 
 
 class RowScales(wiring.Component):
     """numerics.softmax_row_scale of every column's total, taken in the cycle of `capture`.
 
-    `valid` is high for one cycle, columns + 6 cycles after `capture`, with the scales of all columns. Captures must
+    `valid` is high for one cycle, columns + 7 cycles after `capture`, with the scales of all columns. Captures must
     be at least `columns` cycles apart; `m2` and `n2` must be stable from a capture until `valid`. `index` and
     `value` go to the RECIP table.
     """
@@ -68,18 +75,19 @@ class RowScales(wiring.Component):
         m.d.comb += self.index.eq(index)
         empty = register(m, total == 0, "empty_2")
         exponent = register(m, exponent, "exponent_2")
-        for stage in range(3, 6):
+        for stage in range(3, 7):
             empty, exponent = (
                 register(m, value, f"{name}_{stage}")
                 for name, value in (("empty", empty), ("exponent", exponent))
             )
-        product = register(m, self.m2 * self.value, "product_5")
+        product = register(m, self.m2 * self.value, "product_6")
 
         high = product[31]
-        rounded = Mux(high, (product + (1 << 15)) >> 16, (product + (1 << 14)) >> 15)
+        shown = Mux(high, product[15:], product[14:])
+        rounded = (shown + 1) >> 1
         scale = scales[columns - 1]
         active, last = left.any(), left == 1
-        for stage in range(1, 6):
+        for stage in range(1, 7):
             active, last = self.delayed(m, active, f"active_{stage}"), self.delayed(m, last, f"last_{stage}")
         with m.If(active):
             m.d.sync += [scales[c].eq(scales[c + 1]) for c in range(columns - 1)]
@@ -87,7 +95,7 @@ class RowScales(wiring.Component):
                 scale.m.eq(Mux(empty, 0, Mux(rounded[16:].any(), 0xFFFF, rounded[:16]))),
                 scale.n.eq(Mux(empty, 1, self.n2 + exponent + Mux(high, 0, 1))),
             ]
-        m.d.comb += [self.valid.eq(self.delayed(m, last, "last_6")), self.scales.eq(scales)]
+        m.d.comb += [self.valid.eq(self.delayed(m, last, "last_7")), self.scales.eq(scales)]
         return m
 
     def delayed(self, m: Module, value: Value, name: str) -> Signal:

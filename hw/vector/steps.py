@@ -1,8 +1,9 @@
 """What travels with a step through the pipeline, and the length of its parts in cycles.
 
 A step is `vector` channels of every column. Stage s of a step is the cycle s cycles after its read was granted:
-2 data arrives, 3 codes, 4 products and biased logits, 5..6 maxima, 5..7 sums, normalisation and residual scaling,
-8..10 requantizer, 11..12 tables, 13 clamp, 14 output (pushed into the write queue; its sum for softmax is complete at 16).
+2 data arrives, 3 codes, 5 products and biased logits, 6..7 maxima and sums, 6..11 normalisation and residual scaling,
+12..16 requantizer, 17..19 tables, 20..21 clamp and output (pushed into the write queue; its sum for softmax is complete at 23).
+Multipliers stand between registers, and so do block RAMs.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ __all__ = [
     "step_layout",
 ]
 
-STAGES = 17
-OUTPUT_STAGE = 14
+STAGES = 24
+OUTPUT_STAGE = 21
 QUEUE_STEPS = 32
 """Steps that may be between the grant of their read and the grant of their write."""
-LAYERNORM_LATENCY = 8
+LAYERNORM_LATENCY = 11
 """The first step that uses a tile's moments may be granted columns + this + 1 cycles after the last that made them."""
-MOMENTS_LATENCY = 3
+MOMENTS_LATENCY = 5
 """The first step of a tile may be issued columns + this + 1 cycles after its row moments were asked for."""
 MOMENTS_WAIT = 8
 """Cycles from the setup of a LAYERNORM until the first row moments are asked for: column c's are read 11 + c cycles after the
 `done` of the drain that wrote them, or later."""
-SOFTMAX_LATENCY = 22
+SOFTMAX_LATENCY = 30
 """A tile's row scales are written columns + this cycles after the grant of its last step; COMPACT's count sooner."""
 GATHER_LATENCY = 4
 """A position's first step may be granted this + 1 cycles after that of the position before."""

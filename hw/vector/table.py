@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Module, Signal
+from amaranth.hdl import Array, Module
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from ...arch.accelerator import TABLE_ROW_BYTES
+from ..lanes.sums import register
 
 __all__ = ["Table"]
 
@@ -15,7 +16,7 @@ __all__ = ["Table"]
 class Table(wiring.Component):
     """A table of `entries` values of `bits` (8 or 16) bits, loaded in rows of 8 bytes, zero at power-up.
 
-    `value[r]` is the entry `index[r]` of two cycles before. Every reader has a read port; synthesis makes as many
+    `value[r]` is the entry `index[r]` of three cycles before. Every reader has a read port; synthesis makes as many
     copies of the memory as it needs.
     """
 
@@ -44,10 +45,12 @@ class Table(wiring.Component):
             m.submodules[f"rows_{reader}"] = rows
             read, write = rows.read_port(), rows.write_port()
             index = self.index[reader]
-            select = Signal(select_bits, name=f"select_{reader}", reset_less=True)
-            value = Signal(self.bits, name=f"value_{reader}", reset_less=True)
-            entries = Array(read.data[i * self.bits :][: self.bits] for i in range(per_row))
-            m.d.sync += [select.eq(index[:select_bits]), value.eq(entries[select])]
+            # A block RAM answers late in its cycle: its row has a register, too.
+            row, select = register(m, read.data, f"row_{reader}"), index[:select_bits]
+            for stage in range(1, 3):
+                select = register(m, select, f"select_{reader}_{stage}")
+            entries = Array(row[i * self.bits :][: self.bits] for i in range(per_row))
+            value = register(m, entries[select], f"value_{reader}")
             m.d.comb += [
                 write.en.eq(self.load_valid),
                 write.addr.eq(self.load_row),

@@ -45,7 +45,7 @@ _COLUMN_COUNT, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS, 
 
 # Fixed pipelines, in cycles.
 _LANES_LATENCY = 8
-_RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 2, 14, 15, 16
+_RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 3, 17, 18, 19
 """From a drain step's p0."""
 _WHEEL = 32
 _COLUMNS = 64
@@ -56,7 +56,7 @@ _ALIGN = 5
 _TAPS_LENGTH = 3
 """Stages from the walk to the tap, which move together."""
 
-# State: registers by their names in hw/walk.py, hw/fetch.py, hw/compute.py and hw/drain.py. Where a stage holds rows,
+# State: registers by their names in hw/walk.py, hw/fetch.py, hw/compute.py and hw/steps.py. Where a stage holds rows,
 # NEEDS is 1 for a low row | 2 for a high one. REQUEST is 0 if empty, else 1 | counts << 1 | (row + 1) << 2, where
 # row = -1 needs no read; ARRIVING has 8 bits for each cycle after a grant: what the chunk that it completes counts in
 # the operand buffer. F_STEP, REQUEST_STEP and C_STEP are that of a chunk of their instruction.

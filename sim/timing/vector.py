@@ -28,12 +28,12 @@ _ELEMENTWISE, _LAYERNORM, _SOFTMAX, _MULTIPLY, _COMPACT, _GATHER = map(int, Vect
 _COLUMNS, _DEPTH_LOG2, _VECTOR_LOG2, _ROWS_LOG2, _REGIONS = range(5)
 
 # The pipeline of hw/vector/steps.py.
-_OUTPUT_STAGE = 14
+_OUTPUT_STAGE = 21
 _QUEUE_STEPS = 32
-_LAYERNORM_LATENCY = 8
-_MOMENTS_LATENCY = 3
+_LAYERNORM_LATENCY = 11
+_MOMENTS_LATENCY = 5
 _MOMENTS_WAIT = 8
-_SOFTMAX_LATENCY = 22
+_SOFTMAX_LATENCY = 30
 _GATHER_LATENCY = 4
 
 # State: the registers of hw/vector/sequencer.py by their names there, then those of the writer. `PIPE` has a bit

@@ -5,7 +5,7 @@ import pytest
 from amaranth.sim import Simulator
 
 from terrazzo.arch import numerics
-from terrazzo.hw.drain import Output
+from terrazzo.hw.output import Output
 
 
 def edgy(random, lo, hi):
@@ -37,22 +37,22 @@ def case(random, kind):
     inputs = {
         "p2_sum": acc,
         "p2_m": m,
-        "p4_constant": constant,
-        "p5_n": n,
-        "p5_residual": r,
-        "p5_residual_m": r_m,
-        "p6_residual_round": 1 << (r_n - 1),
-        "p7_residual_n": r_n,
-        "p7_wide": wide,
-        "p8_add": kind == "residual",
-        "p10_table": kind == "table",
-        "p10_lo": lo,
-        "p10_hi": hi,
-        "p11_m": m2,
-        "p12_constant": c2,
-        "p13_n": n2,
-        "p13_lo": lo2,
-        "p13_hi": hi2,
+        "p5_constant": constant,
+        "p6_n": n,
+        "p6_residual": r,
+        "p6_residual_m": r_m,
+        "p7_residual_round": 1 << (r_n - 1),
+        "p8_residual_n": r_n,
+        "p8_wide": wide,
+        "p10_add": kind == "residual",
+        "p11_table": kind == "table",
+        "p12_lo": lo,
+        "p12_hi": hi,
+        "p12_m": m2,
+        "p14_constant": c2,
+        "p15_n": n2,
+        "p16_lo": lo2,
+        "p16_hi": hi2,
     }
     return inputs, table, v, int(numerics.requantize(v, m2, n2, c2, lo2, hi2))
 
@@ -68,12 +68,12 @@ def test_output_equals_numerics(kind):
             inputs, table, first, second = case(random, kind)
             for name, value in inputs.items():
                 ctx.set(getattr(dut, name), value)
-            for _ in range(14):
-                row = ctx.get(dut.p8_index) // 8 * 8
+            for _ in range(17):
+                row = ctx.get(dut.p9_index) // 8 * 8
                 octet = table[row : row + 8] if row < len(table) else np.zeros(8, dtype=int)
                 await ctx.tick()
-                ctx.set(dut.p9_row, int.from_bytes(bytes(int(v) & 255 for v in octet), "little"))
-            assert (ctx.get(dut.p13), ctx.get(dut.p14_second)) == (first, second), inputs
+                ctx.set(dut.p11_row, int.from_bytes(bytes(int(v) & 255 for v in octet), "little"))
+            assert (ctx.get(dut.p16), ctx.get(dut.p17_second)) == (first, second), inputs
 
     simulator.add_testbench(testbench)
     simulator.run()

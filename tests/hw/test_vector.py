@@ -108,17 +108,17 @@ def test_compact_thresholds(lo, kept):
 @pytest.mark.parametrize(
     "op, cycles, fixed, given",
     [
-        (VectorOp.ELEMENTWISE, 5 * 16, 20, {"residual": 0}),
-        (VectorOp.ELEMENTWISE, 5 * 16 * 2, 20, {"residual": 1, "table": 0}),
-        (VectorOp.LAYERNORM, 5 * 16 * 2, 36, {"summed": 0}),
-        (VectorOp.LAYERNORM, 5 * 16, 36, {"summed": 1}),
-        (VectorOp.SOFTMAX, 5 * 16 * 2, 44, {"bias": 0, "measured": 0}),
-        (VectorOp.SOFTMAX, 5 * 16, 44, {"bias": 0, "measured": 1}),
-        (VectorOp.SOFTMAX, 5 * 16 * 4, 44, {"bias": 1}),
-        (VectorOp.MULTIPLY, 5 * 16 * 2, 20, {}),
-        (VectorOp.COMPACT, 5 * (2 + 1), 25, {}),
-        (VectorOp.GATHER, 10 * 16, 24, {"src_wide": 1}),
-        (VectorOp.GATHER, 10 * 8, 24, {"src_wide": 0}),
+        (VectorOp.ELEMENTWISE, 5 * 16, 27, {"residual": 0}),
+        (VectorOp.ELEMENTWISE, 5 * 16 * 2, 27, {"residual": 1, "table": 0}),
+        (VectorOp.LAYERNORM, 5 * 16 * 2, 46, {"summed": 0}),
+        (VectorOp.LAYERNORM, 5 * 16, 46, {"summed": 1}),
+        (VectorOp.SOFTMAX, 5 * 16 * 2, 52, {"bias": 0, "measured": 0}),
+        (VectorOp.SOFTMAX, 5 * 16, 52, {"bias": 0, "measured": 1}),
+        (VectorOp.SOFTMAX, 5 * 16 * 4, 52, {"bias": 1}),
+        (VectorOp.MULTIPLY, 5 * 16 * 2, 27, {}),
+        (VectorOp.COMPACT, 5 * (2 + 1), 33, {}),
+        (VectorOp.GATHER, 10 * 16, 31, {"src_wide": 1}),
+        (VectorOp.GATHER, 10 * 8, 31, {"src_wide": 0}),
     ],
 )
 def test_throughput(op, cycles, fixed, given):
@@ -148,7 +148,7 @@ def test_layernorm_by_row_moments(parameters, positions, channels):
 def test_throughput_of_gathered_positions_of_one_step():
     """Five cycles for each: the index memory, the division and the row's address follow each other."""
     taken = check((2, 8, 4), lambda rng, a: [random_instruction(rng, a, VectorOp.GATHER, 20, 1)], seed=1)
-    assert 20 * 5 < taken <= 20 * 5 + 24
+    assert 20 * 5 < taken <= 20 * 5 + 31
 
 
 @pytest.mark.parametrize("halt_at", [0, 5, 30, 60])
