@@ -30,7 +30,7 @@ def row_beats_limit(accelerator: Accelerator) -> int:
 class Bursts(wiring.Component):
     """Checks one transfer and cuts it into bursts.
 
-    `start` (while `idle`) takes region, offset, rows and lines of a row. Two cycles later (or once `enable` is high)
+    `start` (while `idle`) takes region, offset, rows and lines of a row. Three cycles later (or once `enable` is high)
     either `fault` holds OUT_OF_BOUNDS until reset, or `begin` is high for one cycle; the bursts follow on `o` from the
     cycle after, at one per cycle; `left` is the number of lines that they still have. `idle` rises when the last one has
     been taken.
@@ -60,13 +60,13 @@ class Bursts(wiring.Component):
         burst_beats = self._accelerator.burst_beats
         shift = self._accelerator.line_bytes.bit_length() - 1
         block = shift + (burst_beats - 1).bit_length()
-        region, offset = Signal(isa.Region), Signal(ADDRESS_BITS)
+        base, limit, offset = (Signal(ADDRESS_BITS, name=name) for name in ("base", "limit", "offset"))
         rows, row_beats = Signal.like(self.rows), Signal.like(self.row_beats)
         address = Signal(ADDRESS_BITS)
         remaining = self.left
         room = Signal(signed(ADDRESS_BITS + 1))
         """Bytes from the offset to the region's limit."""
-        misaligned = Signal()
+        outside = Signal()
 
         index = (address >> shift)[: (burst_beats - 1).bit_length()] if burst_beats > 1 else 0
         space = Signal(LENGTH_BITS)
@@ -77,13 +77,14 @@ class Bursts(wiring.Component):
             self.o.payload.length.eq(Mux(self.o.payload.last, remaining, space)),
             self.fault.info.eq(offset),
         ]
-        chosen = self.regions[region]
+        chosen = self.regions[self.region]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.idle.eq(1)
                 with m.If(self.start):
                     m.d.sync += [
-                        region.eq(self.region),
+                        base.eq(chosen.base),
+                        limit.eq(chosen.limit),
                         offset.eq(self.offset),
                         rows.eq(self.rows),
                         row_beats.eq(self.row_beats),
@@ -91,16 +92,19 @@ class Bursts(wiring.Component):
                     m.next = "SUM"
             with m.State("SUM"):
                 start = Signal(ADDRESS_BITS)
-                m.d.comb += start.eq(chosen.base + offset)
+                m.d.comb += start.eq(base + offset)
                 m.d.sync += [
                     address.eq(start),
-                    misaligned.eq((start | offset)[:shift].any()),
+                    outside.eq((start | offset)[:shift].any()),
                     remaining.eq(rows * row_beats),
-                    room.eq(chosen.limit - offset),
+                    room.eq(limit - offset),
                 ]
+                m.next = "COMPARE"
+            with m.State("COMPARE"):
+                m.d.sync += outside.eq(outside | ((remaining << shift) > room))
                 m.next = "CHECK"
             with m.State("CHECK"):
-                with m.If(misaligned | ((remaining << shift) > room)):
+                with m.If(outside):
                     m.d.comb += self.fault.cause.eq(Cause.OUT_OF_BOUNDS)
                 with m.Elif(self.enable):
                     m.d.comb += self.begin.eq(1)

@@ -10,6 +10,7 @@ from amaranth.utils import exact_log2
 from ..arch import isa
 from ..arch.accelerator import Accelerator
 from .decode import instruction_layout
+from .loop import loop
 from .operand import aligned, count_bits
 from .ports import ROW_BITS, IndexRead
 
@@ -90,11 +91,11 @@ class Compute(wiring.Component):
         ahead, pending_ahead = 1, 1
         if taps > 1:
             ahead, pending_ahead = Mux(ins.private, taps, 1), Mux(pending.private, taps, 1)
-        chunks_left, chunk_last = _loop(m, self.issue, take, ins.chunks, pending.chunks, ahead, pending_ahead)
-        _, block_last = _loop(m, step_block, take, ins.blocks, pending.blocks)
-        _, group_last = _loop(m, step_block & block_last, take, ins.groups, pending.groups)
+        chunks_left, chunk_last = loop(m, self.issue, take, ins.chunks, pending.chunks, ahead, pending_ahead)
+        _, block_last = loop(m, step_block, take, ins.blocks, pending.blocks)
+        _, group_last = loop(m, step_block & block_last, take, ins.groups, pending.groups)
         columns = self.accelerator.columns
-        _, tile_last = _loop(m, step_tile, take, ins.positions, pending.positions, columns, columns)
+        _, tile_last = loop(m, step_tile, take, ins.positions, pending.positions, columns, columns)
         tile_end, end, again = Signal(), Signal(), Signal()
 
         low, shift, pass_last = Signal(), Signal(), Signal()
@@ -211,17 +212,3 @@ class Compute(wiring.Component):
         else:
             m.d.comb += pass_last.eq(1)
         return m
-
-
-def _loop(m: Module, step, start, count, first, ahead=1, first_ahead=1) -> tuple[Signal, Signal]:
-    """How many of `count` are left, this one included, and a register that is high for the last `ahead` ones: then a step
-    begins anew. `start` begins with `first` and `first_ahead`, which are `count` and `ahead` from the next cycle on."""
-    left, last = Signal(len(count)), Signal()
-    with m.If(step):
-        m.d.sync += [
-            left.eq(Mux(last, count, left - ahead)),
-            last.eq(Mux(last, count <= ahead, left <= ahead << 1)),
-        ]
-    with m.If(start):
-        m.d.sync += [left.eq(first), last.eq(first <= first_ahead)]
-    return left, last

@@ -29,10 +29,13 @@ TRANSFER = data.StructLayout(
 )
 """Consecutive rows in DRAM and in the target; whether they are the last of their instruction."""
 
+_PART = 16
+"""Bits that one multiplier takes."""
+
 
 class Items(wiring.Component):
     """A LOAD without gather passes in the same cycle. A gather is taken when `o` is ready; its first transfer is offered
-    four cycles later, the following ones four cycles after the one before was taken. An item whose offset
+    five cycles later, the following ones five cycles after the one before was taken. An item whose offset
     exceeds 32 bits is offered with an offset that no region reaches."""
 
     def __init__(self, accelerator: Accelerator):
@@ -58,6 +61,7 @@ class Items(wiring.Component):
         item_beats = Signal(16 + row_beats_limit(accelerator).bit_length(), reset_less=True)
         entry = Signal.like(self.index.value, reset_less=True)
         distance = Signal(16 + len(item_beats), reset_less=True)
+        low, high = Signal(2 * _PART, reset_less=True), Signal(len(distance) - _PART, reset_less=True)
         offset = Signal(len(distance) + shift + 1)
         m.d.comb += [
             self.index.entry.eq(ins.index),
@@ -78,7 +82,10 @@ class Items(wiring.Component):
                 m.d.sync += entry.eq(self.index.value)
                 m.next = "SCALE"
             with m.State("SCALE"):
-                m.d.sync += distance.eq(entry * item_beats)
+                m.d.sync += [low.eq(entry * item_beats[:_PART]), high.eq(entry * item_beats[_PART:])]
+                m.next = "ADD"
+            with m.State("ADD"):
+                m.d.sync += distance.eq(low + (high << _PART))
                 m.next = "OFFER"
             with m.State("OFFER"):
                 last = ins.rows <= ins.item_rows

@@ -52,7 +52,7 @@ class Engine(wiring.Component):
         m.submodules.bursts = bursts = Bursts(self._accelerator)
         m.submodules.items = items = Items(self._accelerator)
         kept = {name: TRANSFER[name].shape for name in ("target", "row", "signal", "tag", "last")}
-        last = {"last_row": 16, "last_line": range(row_beats_limit(self._accelerator))}
+        last = {"last_row": 16, "one_row": 1, "last_line": range(row_beats_limit(self._accelerator))}
         m.submodules.transfers = transfers = Queue(
             data.StructLayout({**kept, **last, "address": ADDRESS_BITS}), TRANSFERS
         )
@@ -73,6 +73,7 @@ class Engine(wiring.Component):
             transfers.i.valid.eq(bursts.begin),
             *(transfers.i.payload[name].eq(described[name]) for name in kept),
             transfers.i.payload.last_row.eq(described.rows - 1),
+            transfers.i.payload.one_row.eq(described.rows == 1),
             transfers.i.payload.last_line.eq(self._beats(described.target) - 1),
             transfers.i.payload.address.eq(bursts.o.payload.address),
         ]
@@ -116,12 +117,13 @@ class Engine(wiring.Component):
             Signal(self._accelerator.line_bytes * 8, name=f"segment_{i}")
             for i in range(row_beats_limit(self._accelerator))
         ]
-        position, rows_done = Signal(range(len(segments))), Signal(16)
+        position, rows_done, rows_left = Signal(range(len(segments))), Signal(16), Signal(16)
         row_valid, row_last, row_signal, row_tag = Signal(), Signal(), Signal(16), Signal(10)
+        first_line, first_row, later_last = Signal(init=1), Signal(init=1), Signal()
         last_line, last_row = Signal(), Signal()
         m.d.comb += [
             last_line.eq(position == transfer.last_line),
-            last_row.eq(rows_done == transfer.last_row),
+            last_row.eq(Mux(first_row, transfer.one_row, later_last)),
             transfers.ready.eq(advance & last_line & last_row),
             bus.valid.eq(row_valid & ~self.halted & ~self.failed.any()),
             bus.data.eq(Cat(segments)),
@@ -141,14 +143,20 @@ class Engine(wiring.Component):
                 row_signal.eq(transfer.signal),
                 row_tag.eq(transfer.tag),
             ]
+            m.d.sync += first_line.eq(last_line & last_row)
             with m.If(last_line):
-                m.d.sync += rows_done.eq(Mux(last_row, 0, rows_done + 1))
+                m.d.sync += [
+                    rows_done.eq(Mux(last_row, 0, rows_done + 1)),
+                    first_row.eq(last_row),
+                    rows_left.eq(Mux(first_row, transfer.last_row, rows_left) - 1),
+                    later_last.eq(Mux(first_row, transfer.last_row, rows_left) == 1),
+                ]
         m.d.sync += [
             control.done.eq(bus.valid & bus.ready & row_last),
             control.done_signal.eq(row_signal),
             control.done_tag.eq(row_tag),
         ]
-        return (position == 0) & (rows_done == 0), row_valid
+        return first_line, row_valid
 
     def _faults(self, m: Module, start, first, advance, errors) -> None:
         """The address of the failed port's burst, followed from the transfer's first address, in `fault`."""

@@ -16,6 +16,7 @@ from ..arch.registers import Cause
 from .axi import ADDRESS_BITS, ReadChannel
 from .bursts import FAULT
 from .decode import USED_BITS, stored, stored_bits
+from .loop import loop
 
 __all__ = ["Memory"]
 
@@ -135,6 +136,14 @@ class Memory(wiring.Component):
         )
         write, read = storage.write_port(), storage.read_port()
         index, size, expected = Signal(17), Signal(17), Signal(_WORD)
+        magic, version, hash_low, hash_high, count, check = _parts(words.word)[:6]
+        wrong = Signal(4)
+        m.d.sync += [
+            wrong[0].eq(magic != MAGIC),
+            wrong[1].eq(version != VERSION),
+            wrong[2].eq(Cat(hash_low, hash_high) != accelerator.hash),
+            wrong[3].eq((count == 0) | (count > accelerator.instructions)),
+        ]
         wiring.connect(m, words.axi, wiring.flipped(self.axi))
         m.d.comb += [
             read.addr.eq(self.read_index),
@@ -150,6 +159,8 @@ class Memory(wiring.Component):
             m.d.sync += [self.fault.cause.eq(cause), self.fault.info.eq(info)]
             m.next = "DRAIN"
 
+        begin = Signal()
+        _, last = loop(m, write.en, begin, size, count[:17])
         m.d.sync += self.fault.cause.eq(Cause.NONE)
         with m.FSM():
             with m.State("IDLE"):
@@ -159,21 +170,22 @@ class Memory(wiring.Component):
                     m.d.sync += [index.eq(0), self.loaded.eq(0), self.count.eq(0)]
                     m.next = "HEADER"
             with m.State("HEADER"):
-                magic, version, hash_low, hash_high, count, check = _parts(words.word)[:6]
-                wrong_hash = Cat(hash_low, hash_high) != accelerator.hash
-                m.d.comb += words.words.eq(count)
                 with m.If(words.error):
                     fail(Cause.READ_ERROR, words.response)
-                with m.Elif(words.valid & (magic != MAGIC)):
-                    fail(Cause.BAD_PROGRAM, magic)
-                with m.Elif(words.valid & (version != VERSION)):
-                    fail(Cause.BAD_PROGRAM, version)
-                with m.Elif(words.valid & wrong_hash):
-                    fail(Cause.WRONG_HASH, hash_low)
-                with m.Elif(words.valid & ((count == 0) | (count > accelerator.instructions))):
-                    fail(Cause.BAD_PROGRAM, count)
                 with m.Elif(words.valid):
-                    m.d.comb += words.more.eq(1)
+                    m.next = "VERIFY"
+            with m.State("VERIFY"):
+                m.d.comb += words.words.eq(count)
+                with m.If(wrong[0]):
+                    fail(Cause.BAD_PROGRAM, magic)
+                with m.Elif(wrong[1]):
+                    fail(Cause.BAD_PROGRAM, version)
+                with m.Elif(wrong[2]):
+                    fail(Cause.WRONG_HASH, hash_low)
+                with m.Elif(wrong[3]):
+                    fail(Cause.BAD_PROGRAM, count)
+                with m.Else():
+                    m.d.comb += [words.more.eq(1), begin.eq(1)]
                     m.d.sync += [size.eq(count), expected.eq(check)]
                     m.next = "BODY"
             with m.State("BODY"):
@@ -182,7 +194,7 @@ class Memory(wiring.Component):
                 with m.Elif(words.valid):
                     m.d.comb += write.en.eq(1)
                     m.d.sync += index.eq(index + 1)
-                    with m.If(index == size - 1):
+                    with m.If(last):
                         m.next = "CHECK"
             with m.State("CHECK"):
                 with m.If(words.checksum != expected):

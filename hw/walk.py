@@ -5,11 +5,12 @@ from __future__ import annotations
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2, exact_log2
+from amaranth.utils import ceil_log2
 
 from ..arch import isa
 from ..arch.accelerator import Accelerator
 from .decode import instruction_layout
+from .loop import loop
 from .operand import aligned, count_bits
 from .ports import ROW_BITS
 
@@ -33,7 +34,8 @@ class Walk(wiring.Component):
     columns - 1 before the last column's. They are stepped once per tile, by columns // out_width lines and the rest,
     so nothing is divided.
 
-    After `start` LINEAR is valid in the next cycle, CONV and JOIN `columns` cycles later.
+    What is shown belongs to the element that left last, and changes in cycles with `moves`; all `advance` are among these.
+    After `start` LINEAR is valid in the next cycle, CONV and JOIN `columns + 1` cycles later. `moves` is high in these.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -44,9 +46,12 @@ class Walk(wiring.Component):
                 "start": In(1),
                 "ins": In(instruction_layout(isa.Opcode.MATRIX)),
                 "advance": In(1),
+                "moves": In(1),
                 "valid": Out(1),
                 "busy": Out(1),
                 "index": Out(count_bits(accelerator)),
+                # Of the element that left last.
+                "address": Out(count_bits(accelerator)),
                 "tile": Out(TILE_BITS),
                 "offset": Out(ROW_BITS),
                 # CONV: which columns see a pixel, the common position, and distances from it.
@@ -67,154 +72,220 @@ class Walk(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        ins, columns = self.ins, self.accelerator.columns
+        ins, columns, private = self.ins, self.accelerator.columns, self.accelerator.private
         linear, conv, join = (ins.mode == mode for mode in isa.FetchMode)
-        left, skip = Signal(18), Signal(4)
-        group, group_row, line = Signal(11), Signal(ROW_BITS), Signal(POSITION_BITS)
-        tap_y, tap_x, inner = Signal(8), Signal(4), Signal(12)
-        base = Signal.like(self.index)
-        xs, ys = self.windows(m, skip, self.advance)
+        skip, column, writes, odd = Signal(4), Signal.like(self.column), Signal(), Signal()
+        tap_y, tile, base = Signal(8), Signal(TILE_BITS), Signal.like(self.index)
+        step = Mux(ins.private, private, 1) if private > 1 else 1
 
-        private, step = self.accelerator.private, 1
-        if private > 1:
-            step = Mux(ins.private, private, 1)
-        inner_count = Mux(linear, ins.chunks, Mux(ins.private, 1, ins.tap_chunks + join))
-        tap_x_last, inner_last, column_last = Signal(), Signal(), Signal()
-        tap_y_last, group_last, tile_last = Signal(), Signal(), Signal()
+        # Of each loop but the columns' a register is high in its last turn.
+        step_inner, step_row, step_group, step_tile = (
+            Signal(name=f"step_{name}") for name in ("inner", "row", "group", "tile")
+        )
+        inner_count = Mux(linear, ins.chunks, Mux(ins.private, 1, ins.tap_chunks))
+        _, tap_x_last = loop(m, self.advance, self.start, Mux(conv, ins.taps_x, 1))
+        _, inner_last = loop(m, step_inner, self.start, inner_count)
+        _, tap_y_last = loop(m, step_row, self.start, Mux(linear, 1, ins.taps_y))
+        _, group_last = loop(m, step_group, self.start, ins.groups)
+        left, tile_last = loop(m, step_tile, self.start, ins.positions, ahead=columns, first_ahead=columns)
+        column_last = ~join | (column == columns - 1)
+        # `advance` comes late.
+        inner_end = tap_x_last & writes & inner_last
+        row_end = inner_end & column_last
+        group_end = row_end & tap_y_last
+        tile_end = group_end & group_last
         m.d.comb += [
-            tap_x_last.eq(~conv | (tap_x + 1 == ins.taps_x)),
-            inner_last.eq(tap_x_last & (inner + 1 == inner_count)),
-            column_last.eq(inner_last & (~join | (self.column == columns - 1))),
-            tap_y_last.eq(column_last & (linear | (tap_y + 1 == ins.taps_y))),
-            group_last.eq(tap_y_last & (group + 1 == ins.groups)),
-            tile_last.eq(left <= columns),
-            self.tile_end.eq(group_last),
-            self.writes.eq(~join | (inner != 0)),
-            self.counts.eq(self.writes & (~join | (self.column == columns - 1))),
-            self.offset.eq(group_row + inner),
+            step_inner.eq(self.advance & tap_x_last & writes),
+            step_row.eq(self.advance & row_end),
+            step_group.eq(self.advance & group_end),
+            step_tile.eq(self.advance & tile_end),
         ]
-        alive = [(skip <= c) & (left > c) for c in range(columns)]
-        begin = Signal(_X_BITS)
-        m.d.comb += [
-            begin.eq(ins.start_x + tap_x),
-            self.inside.eq(
-                Cat(
-                    alive[c]
-                    & ((ys[c] + tap_y)[:_Y_BITS] < ins.height)
-                    & ((xs[c] + begin)[:_X_BITS] < ins.width)
-                    for c in range(columns)
-                )
-            ),
-            self.position.eq(self.origin + line + tap_x),
-            self.visible.eq(Array(alive)[self.column]),
-            self.y.eq(Array(ys)[self.column] + tap_y),
-            self.x.eq(Array(xs)[self.column] + ins.start_x + (inner << exact_log2(self.accelerator.depth))),
-        ]
-
         with m.If(self.advance):
             m.d.sync += [
-                tap_x.eq(Mux(tap_x_last, 0, tap_x + 1)),
-                inner.eq(Mux(inner_last, 0, inner + tap_x_last)),
-                self.index.eq(self.index + Mux(self.writes, step, 0)),
-                tap_y.eq(Mux(tap_y_last, 0, tap_y + column_last)),
-                line.eq(Mux(tap_y_last, 0, Mux(column_last, line + ins.width, line))),
+                self.index.eq(self.index + Mux(writes, step, 0)),
+                # A JOIN's first read of a window row is one more than it has chunks.
+                writes.eq(~join | ~inner_end),
             ]
             if self.accelerator.private_taps > 1:
-                m.d.sync += self.odd.eq(~self.odd & ins.private & ~tap_y_last)
-            with m.If(inner_last & join):
-                m.d.sync += [
-                    self.column.eq(Mux(column_last, 0, self.column + 1)),
-                    self.index.eq(Mux(column_last, self.index + 1, base)),
-                ]
-            with m.If(column_last):
-                m.d.sync += base.eq(self.index + step)
-            with m.If(tap_y_last):
-                m.d.sync += [
-                    group.eq(Mux(group_last, 0, group + 1)),
-                    group_row.eq(Mux(group_last, 0, group_row + Mux(linear, ins.chunks, ins.tap_chunks))),
-                ]
-            with m.If(group_last):
-                m.d.sync += [
-                    self.tile.eq(self.tile + 1),
-                    left.eq(left - columns),
-                    skip.eq(Mux(skip > columns, skip - columns, 0)),
-                    self.valid.eq(~tile_last),
-                ]
+                m.d.sync += odd.eq(~odd & ins.private & ~group_end)
+        step_line = self.advance & inner_end
+        with m.If(step_line & join):
+            m.d.sync += [
+                column.eq(Mux(column_last, 0, column + 1)),
+                self.index.eq(Mux(column_last, self.index + 1, base)),
+            ]
+        with m.If(step_row):
+            m.d.sync += [base.eq(self.index + step), tap_y.eq(Mux(tap_y_last, 0, tap_y + 1))]
+        with m.If(step_tile):
+            m.d.sync += [
+                tile.eq(tile + 1),
+                skip.eq(Mux(skip > columns, skip - columns, 0)),
+                self.valid.eq(~tile_last),
+            ]
+        alive = Signal(columns)
+        """Columns whose positions the walk's tile has."""
+        for c in range(columns):
+            with m.If(self.start):
+                m.d.sync += alive[c].eq((ins.prefix <= c) & (ins.positions > c))
+            with m.Elif(step_tile):
+                m.d.sync += alive[c].eq((skip <= c + columns) & (left > c + columns))
+        xs = self.windows(m, skip, tile_end)
         with m.If(self.start):
-            m.d.sync += [self.tile.eq(0), left.eq(ins.positions), skip.eq(ins.prefix)]
+            m.d.sync += [tile.eq(0), skip.eq(ins.prefix), writes.eq(~join)]
             with m.If(ins.private):
                 m.d.sync += self.index.eq(aligned(self.index, private))
         with m.If(Mux(linear, self.start, self.placed)):
             m.d.sync += self.valid.eq(1)
+
+        cell, offset, begin = self.places(m, tap_x_last, inner_end, row_end, group_end, tile_end)
+        shown_y, shown_cell, inside = Signal.like(tap_y), Signal.like(cell), Signal(columns)
+        with m.If(self.moves):
+            m.d.sync += [
+                self.address.eq(self.index),
+                self.tile.eq(tile),
+                self.offset.eq(offset),
+                self.column.eq(column),
+                self.writes.eq(writes),
+                self.counts.eq(writes & column_last),
+                self.visible.eq(Array(alive)[column]),
+                self.odd.eq(odd),
+                self.x.eq(Array(xs)[column] + begin),
+                shown_y.eq(tap_y),
+                shown_cell.eq(cell),
+                *(inside[c].eq(alive[c] & ((x + begin)[:_X_BITS] < ins.width)) for c, x in enumerate(xs)),
+            ]
+        m.d.comb += [
+            self.inside.eq(
+                Cat(inside[c] & ((y + shown_y)[:_Y_BITS] < ins.height) for c, y in enumerate(self.ys))
+            ),
+            self.position.eq(self.origin + shown_cell),
+            self.y.eq(Array(self.ys)[self.column] + shown_y),
+        ]
         return m
 
-    def windows(self, m: Module, skip: Signal, advance) -> tuple[list, list]:
-        """Origins of the columns' windows in the current tile: `x` from the line's begin, and `y`.
+    def places(self, m: Module, tap_x_last, inner_end, row_end, group_end, tile_end):
+        """The tap's position in its image, from the window's origin; the offset of the chunk in its row of the scratchpad; the tap's x,
+        or the first byte's, from the window's."""
+        ins = self.ins
+        linear, join = ins.mode == isa.FetchMode.LINEAR, ins.mode == isa.FetchMode.JOIN
+        line, cell = Signal(POSITION_BITS), Signal(POSITION_BITS)
+        group_row, offset, begin = Signal(ROW_BITS), Signal(ROW_BITS), Signal(16)
+        below, after = Signal(POSITION_BITS), Signal(ROW_BITS)
+        m.d.comb += [
+            below.eq(Mux(group_end, 0, line + ins.width)),
+            after.eq(Mux(tile_end, 0, group_row + Mux(linear, ins.chunks, ins.tap_chunks))),
+        ]
+        begin_step = Mux(join, self.accelerator.depth, 1)
+        with m.If(self.advance):
+            m.d.sync += [
+                cell.eq(Mux(row_end, below, Mux(tap_x_last, line, cell + 1))),
+                line.eq(Mux(row_end, below, line)),
+                offset.eq(Mux(group_end, after, Mux(inner_end, group_row, offset + tap_x_last))),
+                group_row.eq(Mux(group_end, after, group_row)),
+                begin.eq(Mux(Mux(join, inner_end, tap_x_last), ins.start_x, begin + begin_step)),
+            ]
+        with m.If(self.start):
+            m.d.sync += begin.eq(ins.start_x)
+        return cell, offset, begin
+
+    def windows(self, m: Module, skip: Signal, tile_end) -> list:
+        """Origins of the columns' windows: `x` from the line's begin in the walk's tile, which are returned, and `ys` in the tile of the
+        element that left last, with their positions.
 
         After a start column c is stepped (c - prefix) % columns times by a position, all side by side. At the end
         of a tile it is stepped by `columns` positions, unless it was one of the prefix: then it waits.
         """
         ins, columns = self.ins, self.accelerator.columns
-        self.tile_end, self.placed = Signal(), Signal()
-        number = Signal(range(columns + 1))
-        # A step: in columns, before a line's end and over it; in rows; in positions, likewise. A line: columns, positions.
-        step_x, less_x, step_y = Signal(_X_BITS), Signal(signed(_X_BITS + 1)), Signal(_Y_BITS)
+        self.placed = Signal()
+        number = Signal(range(columns + 3))
+        """After a start, cycles; x takes its steps from the third on, all others a cycle later."""
+        # A step: in columns, before a line's end and over it; in rows and in positions, likewise. A line: columns, positions.
+        step_x, less_x = Signal(_X_BITS), Signal(signed(_X_BITS + 1))
+        step_y, jump_y = Signal(_Y_BITS), Signal(_Y_BITS)
         step_q, jump_q, wrap_q = (
             Signal(POSITION_BITS, name=f"{name}_q") for name in ("step", "jump", "wrap")
         )
         line_x, line_q = Signal(_X_BITS), Signal(POSITION_BITS)
         tile_x, tile_y, tile_q = Signal(_X_BITS), Signal(_Y_BITS), Signal(POSITION_BITS)
+        tile_rows_q, start_row_q, start_q = (
+            Signal(POSITION_BITS, name=f"{name}_q") for name in ("tile_rows", "start_row", "start")
+        )
         self.origin = Signal(POSITION_BITS)
 
-        placing = number > 1
-        m.d.comb += [self.placed.eq(number == columns), self.busy.eq(self.valid | (number != 0))]
+        last = number == columns + 2
+        m.d.comb += [self.placed.eq(number == columns + 1), self.busy.eq(self.valid | (number != 0))]
         with m.If(self.start):
-            m.d.sync += [
-                number.eq(ins.mode != isa.FetchMode.LINEAR),
-                line_x.eq(ins.out_width * ins.stride_x),
-                line_q.eq(ins.stride_y * ins.width),
-                tile_x.eq(ins.advance_x * ins.stride_x),
-                tile_y.eq(ins.advance_y * ins.stride_y),
-            ]
+            m.d.sync += number.eq(ins.mode != isa.FetchMode.LINEAR)
+        # Multipliers stand between registers, and these settle one after the other.
+        m.d.sync += [
+            line_x.eq(ins.out_width * ins.stride_x),
+            line_q.eq(ins.stride_y * ins.width),
+            tile_x.eq(ins.advance_x * ins.stride_x),
+            tile_y.eq(ins.advance_y * ins.stride_y),
+            start_row_q.eq(ins.start_y * ins.width),
+            tile_rows_q.eq(ins.advance_y * line_q),
+            wrap_q.eq(line_q - line_x),
+            start_q.eq(start_row_q + ins.start_x),
+            tile_q.eq(tile_rows_q + tile_x),
+        ]
         with m.If(number != 0):
-            m.d.sync += number.eq(Mux(self.placed, 0, number + 1))
+            m.d.sync += number.eq(Mux(last, 0, number + 1))
         with m.If(number == 1):
             m.d.sync += [
-                tile_q.eq(ins.advance_y * line_q + tile_x),
-                wrap_q.eq(line_q - line_x),
                 step_x.eq(ins.stride_x),
                 less_x.eq(ins.stride_x - line_x),
                 step_y.eq(0),
+                jump_y.eq(ins.stride_y),
                 step_q.eq(ins.stride_x),
-                jump_q.eq(line_q - line_x + ins.stride_x),
+            ]
+        with m.If(number == 2):
+            m.d.sync += [
+                jump_q.eq(wrap_q + ins.stride_x),
+                self.origin.eq(start_q - (columns - 1)),
             ]
         with m.If(self.placed):
+            m.d.sync += [step_x.eq(tile_x), less_x.eq(tile_x - line_x)]
+        with m.If(last):
             m.d.sync += [
-                step_x.eq(tile_x),
-                less_x.eq(tile_x - line_x),
                 step_y.eq(tile_y),
+                jump_y.eq(tile_y + ins.stride_y),
                 step_q.eq(tile_q),
                 jump_q.eq(wrap_q + tile_q),
             ]
 
         xs = [Signal(_X_BITS, name=f"x_{c}", reset_less=True) for c in range(columns)]
         ys = [Signal(_Y_BITS, name=f"y_{c}", reset_less=True) for c in range(columns)]
-        steps = [Signal(name=f"step_{c}") for c in range(columns)]
-        over = [x + less_x for x in xs]
-        wraps = [value >= 0 for value in over]
-        for c in range(columns):
+        qs = [Signal(POSITION_BITS, name=f"q_{c}", reset_less=True) for c in range(columns - 1)]
+        for c, (x, y, q) in enumerate(zip(xs, ys, [*qs, self.origin], strict=True)):
             turns = Array((c - prefix) % columns for prefix in range(16))[ins.prefix]
-            m.d.comb += steps[c].eq(Mux(placing, number - 2 < turns, advance & self.tile_end & (skip <= c)))
-        qs = [Signal(POSITION_BITS, name=f"q_{c}", reset_less=True) for c in range(columns)]
-        for c, (x, y, q) in enumerate(zip(xs, ys, qs, strict=True)):
+            places, steps, stepped, wrapped, over, wraps = (
+                Signal(shape, name=f"{name}_{c}")
+                for name, shape in (
+                    ("places", 1), ("steps", 1), ("stepped", 1), ("wrapped", 1),
+                    ("over", signed(_X_BITS + 2)), ("wraps", 1),
+                )
+            )  # fmt: skip
+            m.d.comb += [
+                steps.eq(places | (self.advance & (tile_end & (skip <= c)))),
+                over.eq(x + less_x),
+                wraps.eq(over >= 0),
+            ]
+            m.d.sync += places.eq((number >= 2) & (number - 2 < turns))
             with m.If(self.start):
-                m.d.sync += [x.eq(0), y.eq(ins.start_y), q.eq(ins.start_y * ins.width + ins.start_x)]
-            with m.Elif(steps[c]):
+                m.d.sync += x.eq(0)
+            with m.Elif(steps):
+                m.d.sync += x.eq(Mux(wraps, over, x + step_x))
+            with m.If(self.moves):
+                m.d.sync += [stepped.eq(steps), wrapped.eq(wraps)]
+            with m.If(number == 3):
+                m.d.sync += y.eq(ins.start_y)
+                if c < columns - 1:
+                    m.d.sync += q.eq(start_q)
+            with m.Elif(stepped & self.moves):
                 m.d.sync += [
-                    x.eq(Mux(wraps[c], over[c], x + step_x)),
-                    y.eq(y + step_y + Mux(wraps[c], ins.stride_y, 0)),
-                    q.eq(q + Mux(wraps[c], jump_q, step_q)),
+                    y.eq(y + Mux(wrapped, jump_y, step_y)),
+                    q.eq(q + Mux(wrapped, jump_q, step_q)),
                 ]
-            m.d.comb += self.distance[c].eq(q - qs[-1] + (columns - 1))
-        m.d.comb += self.origin.eq(qs[-1] - (columns - 1))
-        return xs, ys
+            m.d.comb += self.distance[c].eq(q - self.origin if c < columns - 1 else columns - 1)
+        self.ys = ys
+        return xs

@@ -33,8 +33,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "fetch: padding one byte short at the end of an image row",
         "hw/fetch.py",
-        "high.eq(ins.width + a.depth - place.x)",
-        "high.eq(ins.width + a.depth + 1 - place.x)",
+        "width.eq(ins.width + a.depth)",
+        "width.eq(ins.width + a.depth + 1)",
         _FETCH,
     ),
     Mutation(
@@ -54,8 +54,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "fetch: the operand buffer is overwritten before it is free",
         "hw/fetch.py",
-        "[: len(walk.index)] + step <= self.accelerator.operand_chunks",
-        "[: len(walk.index)] <= self.accelerator.operand_chunks",
+        "room = ~used[-1]",
+        "room = 1",
         _FETCH,
     ),
     Mutation(
@@ -341,8 +341,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "program: half of the hash unchecked",
         "hw/program.py",
-        "wrong_hash = Cat(hash_low, hash_high) != accelerator.hash",
-        "wrong_hash = hash_low != accelerator.hash & 0xFFFF_FFFF",
+        "wrong[2].eq(Cat(hash_low, hash_high) != accelerator.hash)",
+        "wrong[2].eq(hash_low != accelerator.hash & 0xFFFF_FFFF)",
         ("tests/hw/test_top.py::test_program_errors",),
     ),
     Mutation(

@@ -50,10 +50,10 @@ _RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 3, 17, 18, 19
 _WHEEL = 32
 _COLUMNS = 64
 """At most."""
-_SCALARS = 65
+_SCALARS = 73
 _ALIGN = 5
 """From a grant to the count of its chunk."""
-_TAPS_LENGTH = 3
+_TAPS_LENGTH = 4
 """Stages from the walk to the tap, which move together."""
 
 # State: registers by their names in hw/walk.py, hw/fetch.py, hw/compute.py and hw/steps.py. Where a stage holds rows,
@@ -87,6 +87,14 @@ _TAPS_LENGTH = 3
     _OLDER,
     _NEWER,
     _KEPT_OFFSET,
+    _NEAR_VALID,
+    _NEAR_COUNTS,
+    _NEAR_READS,
+    _NEAR_ROW,
+    _SPARE_VALID,
+    _SPARE_COUNTS,
+    _SPARE_READS,
+    _SPARE_ROW,
     _ROWS_VALID,
     _ROWS_COUNTS,
     _ROWS_READS,
@@ -153,7 +161,8 @@ def _fetching(s):
     walk = s[_W_VALID] | s[_W_NUMBER] | s[_F_START]
     for stage in range(_TAPS_LENGTH):
         walk |= s[_TAPS_AT + stage * _TAP_WORDS + _TAP_VALID]
-    return (walk | s[_UNIT_VALID] | s[_ROWS_VALID] | s[_CURRENT_VALID]) != 0
+    deciding = s[_UNIT_VALID] | s[_NEAR_VALID] | s[_SPARE_VALID]
+    return (walk | deciding | s[_ROWS_VALID] | s[_CURRENT_VALID]) != 0
 
 
 @numba.njit
@@ -307,7 +316,7 @@ def _unit(s, T, cfg):
 
 @numba.njit
 def _rows(s, T):
-    """The unit's reads, as they enter the stage of rows; tiles that are kept are stored + 1."""
+    """The unit's reads, as they enter the stage where they are decided; tiles that are kept are stored + 1."""
     ins, needs = s[_F_INS], s[_UNIT_NEEDS]
     low, high = s[_UNIT_TILE] + 1, s[_UNIT_TILE] + 2
     conv = T[ins, _MODE] == _CONV
@@ -320,8 +329,8 @@ def _rows(s, T):
     if (misses_low and needs & 2 and high != newer) or (misses_high and needs & 1 and low != newer):
         reads = 2
     first = high if misses_high and reads == 1 else low
-    s[_ROWS_READS], s[_ROWS_COUNTS] = reads, s[_UNIT_COUNTS]
-    s[_ROWS_ROW] = T[ins, _SRC] + (first - 1) * T[ins, _SRC_STRIDE] + s[_UNIT_OFFSET]
+    s[_NEAR_READS], s[_NEAR_COUNTS] = reads, s[_UNIT_COUNTS]
+    s[_NEAR_ROW] = T[ins, _SRC] + (first - 1) * T[ins, _SRC_STRIDE] + s[_UNIT_OFFSET]
     if conv and reads != 0:
         s[_OLDER] = low if reads == 2 else newer
         s[_NEWER] = high if reads == 2 else first
@@ -374,12 +383,16 @@ def _walk(s, T, cfg):
 
 
 @numba.njit
+def _pass(s, target, source):
+    """A unit with its reads moves into the stage `target`."""
+    for i in range(4):
+        s[target + i] = s[source + i]
+
+
+@numba.njit
 def _addresses(s, T, cfg, freed):
-    """The stages before the request, while they flow."""
-    s[_CURRENT_VALID] = s[_ROWS_VALID]
-    s[_CURRENT_COUNTS], s[_CURRENT_READS] = s[_ROWS_COUNTS], s[_ROWS_READS]
-    s[_CURRENT_ROW] = s[_ROWS_ROW]
-    s[_ROWS_VALID] = s[_UNIT_VALID]
+    """The stages before the decision, where they move."""
+    s[_NEAR_VALID] = s[_UNIT_VALID]
     if s[_UNIT_VALID] == 1:
         _rows(s, T)
     at = _TAPS_AT + s[_TAP] * _TAP_WORDS
@@ -395,28 +408,28 @@ def _addresses(s, T, cfg, freed):
 
 
 @numba.njit
-def _requests(s, T, cfg, freed):
-    """The request stage takes a read, or a unit that needs none, or both."""
+def _requests(s, T):
+    """The request stage takes a read, or a unit that needs none, or both; returns whether the stage before it moves on."""
     s[_REQUEST], s[_REQUEST_STEP] = 0, s[_F_STEP]
     stride = T[s[_F_INS], _SRC_STRIDE]
-    if s[_CURRENT_VALID] == 0:
-        _addresses(s, T, cfg, freed)
-    elif s[_CURRENT_READS] == 2:
+    if s[_CURRENT_VALID] == 1 and s[_CURRENT_READS] == 2:
         s[_REQUEST] = 1 | ((s[_CURRENT_ROW] & 0xFFFF) + 1) << 2
         s[_CURRENT_READS] = 1
         s[_CURRENT_ROW] += stride
-    else:
+        return False
+    ahead = 0
+    if s[_CURRENT_VALID] == 1:
         s[_REQUEST] = 1 | s[_CURRENT_COUNTS] << 1
-        ahead = 0
         if s[_CURRENT_READS] == 1:
             s[_REQUEST] |= ((s[_CURRENT_ROW] & 0xFFFF) + 1) << 2
         elif s[_ROWS_VALID] == 1 and s[_ROWS_READS] != 0:
             s[_REQUEST] |= ((s[_ROWS_ROW] & 0xFFFF) + 1) << 2
             ahead = 1
-        _addresses(s, T, cfg, freed)
-        if ahead:
-            s[_CURRENT_READS] -= 1
-            s[_CURRENT_ROW] += stride
+    _pass(s, _CURRENT_VALID, _ROWS_VALID)
+    if ahead:
+        s[_CURRENT_READS] -= 1
+        s[_CURRENT_ROW] += stride
+    return True
 
 
 @numba.njit
@@ -426,15 +439,25 @@ def _fetch(s, T, cfg, freed, granted):
     if unit != 0:
         s[_WRITTEN] = _aligned(s[_WRITTEN], unit) + unit
     s[_ARRIVING] = s[_ARRIVING] << 8 & (1 << 8 * _ALIGN) - 1
+    flows = False
     if s[_REQUEST] < 4 or granted:
         s[_ARRIVING] |= (s[_REQUEST] >> 1 & 1) * s[_REQUEST_STEP]
-        _requests(s, T, cfg, freed)
+        flows = _requests(s, T)
+    moves = s[_SPARE_VALID] == 0
+    if flows:
+        _pass(s, _ROWS_VALID, _NEAR_VALID if moves else _SPARE_VALID)
+        s[_SPARE_VALID] = 0
+    elif moves:
+        _pass(s, _SPARE_VALID, _NEAR_VALID)
+    if moves:
+        _addresses(s, T, cfg, freed)
     if s[_W_NUMBER] != 0:
         s[_W_NUMBER] += 1
-        if s[_W_NUMBER] > cfg[_COLUMN_COUNT]:
-            s[_W_NUMBER] = 0
+        if s[_W_NUMBER] == cfg[_COLUMN_COUNT] + 2:
             s[_W_VALID] = 1
             _windows(s, T, cfg)
+        elif s[_W_NUMBER] > cfg[_COLUMN_COUNT] + 2:
+            s[_W_NUMBER] = 0
     if s[_F_START] == 1:
         s[_F_START] = s[_W_TILE] = 0
         s[_F_STEP] = cfg[_BANKS] if T[s[_F_INS], _PRIVATE] else 1

@@ -53,11 +53,11 @@ _NEVER = -(1 << 40)
 _BUFFER, _TRANSFERS, _PENDING_MOST, _READ_CYCLES = 512, 4, 255, 3
 
 # States of hw/bursts.py, and the first words of both engines' state: the transfer being cut.
-_IDLE, _SUM, _CHECK, _ISSUE = range(4)
+_IDLE, _SUM, _COMPARE, _CHECK, _ISSUE = range(5)
 _STATE, _INDEX, _ADDRESS, _REMAINING, _CUT_ROWS = range(5)
 
 # States of hw/items.py.
-_PASS, _LOOK, _FOUND, _SCALE, _OFFER = range(5)
+_PASS, _LOOK, _FOUND, _SCALE, _ADD, _OFFER = range(6)
 
 # Load: registers by their names there; `_DONE` and `_ROW_DONE` hold an instruction's index or -1.
 (
@@ -184,6 +184,8 @@ def _cut(s, cfg, start, address, rows, row_beats, enable, taken):
         s[_STATE] = _SUM
     elif state == _SUM:
         s[_REMAINING] = s[_CUT_ROWS] * row_beats
+        s[_STATE] = _COMPARE
+    elif state == _COMPARE:
         s[_STATE] = _CHECK
     elif state == _CHECK and enable:
         s[_STATE] = _ISSUE
@@ -232,6 +234,8 @@ def _offer(s, T, cfg, items, start):
     elif state == _FOUND:
         s[_ITEMS_STATE] = _SCALE
     elif state == _SCALE:
+        s[_ITEMS_STATE] = _ADD
+    elif state == _ADD:
         s[_ITEMS_STATE] = _OFFER
     elif s[_STATE] == _IDLE:
         index = s[_ITEMS_INDEX]

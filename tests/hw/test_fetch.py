@@ -23,7 +23,7 @@ WIDE = dataclasses.replace(
     ACCELERATOR, lanes=Lanes(fixed8=16), columns=16, scratchpad_regions=8, scratchpad_rows=64
 )
 FIVE = dataclasses.replace(ACCELERATOR, lanes=Lanes(fixed8=16), columns=5)
-START_AND_LATENCY = 2 + 13
+START_AND_LATENCY = 2 + 15
 """Cycles from a transfer to the first element of the walk, and from an element to its count in `written`."""
 
 
