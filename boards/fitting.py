@@ -22,23 +22,17 @@ from .board import Board, Resources
 
 __all__ = ["COSTS", "estimate", "with_luts", "with_quads"]
 
+_XILINX_RAMS = (
+    (512, 36, 0.5),
+    (1024, 18, 0.5),
+    (2048, 9, 0.5),
+    (4096, 4, 0.5),
+    (8192, 2, 0.5),
+    (16384, 1, 0.5),
+)
 RAM_SHAPES = {
-    "xcup": (
-        (512, 36, 0.5),
-        (1024, 18, 0.5),
-        (2048, 9, 0.5),
-        (4096, 4, 0.5),
-        (8192, 2, 0.5),
-        (16384, 1, 0.5),
-    ),
-    "xc7": (
-        (512, 36, 0.5),
-        (1024, 18, 0.5),
-        (2048, 9, 0.5),
-        (4096, 4, 0.5),
-        (8192, 2, 0.5),
-        (16384, 1, 0.5),
-    ),
+    "xcup": _XILINX_RAMS,
+    "xc7": _XILINX_RAMS,
     "ecp5": ((512, 36, 1), (1024, 18, 1), (2048, 9, 1), (4096, 4, 1), (8192, 2, 1), (16384, 1, 1)),
 }
 """Depth, width and size (in the budget's unit) of a block RAM with a read and a write port, by flow."""
@@ -117,104 +111,90 @@ class Costs:
 
 # Ternary and binary lanes from rows of 2 and 4 columns x depth 16 and of 4 x 32: xcup 474, 908 and 1,758 LUT; 297, 569
 # and 976; ecp5 826, 1,628 and 3,092; 498, 976 and 1,788.
-COSTS = {
-    "xcup": Costs(
-        kinds={
-            Scheme.FIXED8: KindCosts(product=(4.7, 0, 0.5), sum=(22.4, 73, 0), code=(8, 30, 0)),
-            Scheme.FIXED4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
-            Scheme.POT4: KindCosts(product=(30.5, 12, 0), sum=(39.4, 35, 0), code=(5, 22, 0)),
-            Scheme.SP2_4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
-            Scheme.TERNARY: KindCosts(product=(12.7, 6, 0), sum=(14.5, 51, 0), code=(2.5, 12, 0)),
-            Scheme.BINARY: KindCosts(product=(6, 4.3, 0), sum=(40.5, 15, 0), code=(1.6, 7, 0)),
-        },
-        others={
-            Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
-            Scheme.FIXED4: KindCosts(product=(2.8, 0.5, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
-        },
-        dynamic=(4.2, 0, 0),
-        choice=(9, 0, 0),
-        operand_bit=(2, 0.9, 0),
-        digit=(7.5, 0.5, 0),
-        output=(582, 421, 3),
-        plain=(240, 180, 1),
-        maximum=(24, 15, 0),
-        element=(413, 214, 3),
-        word=(110, 110, 0),
-        parts={
-            "norm_rows": PartCosts(element=(330, 270, 0), output=(0, 0, 0), once=(600, 900, 5)),
-            "row_scales": PartCosts(element=(190, 175, 0), output=(110, 80, 0), once=(290, 300, 1)),
-            "index_rows": PartCosts(element=(20, 0, 0), output=(0, 0, 0), once=(560, 330, 3)),
-            "table_pages": PartCosts(element=(57, 11, 0), output=(36, 69, 0), once=(0, 0, 0)),
-            "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(3_550, 1_800, 0)),
-        },
-        base=(7_500, 5_170, 7),
-    ),
-    # Lanes on multipliers from rows of 4 columns x depth 16: Fixed-8, whose DSP48E1s make a product each and are added in LUTs,
-    # 3,071 LUT, 1,720 FF, 128 DSP; Fixed-4 quads 816, 1,088, 32. Fixed-8 in LUTs, multipliers of drain and vector engine, and the
-    # rest from a machine of 32 lanes x 4 columns x depth 8 on pynq-z1 (46,774, 47,130, 216). Others as on UltraScale+.
-    "xc7": Costs(
-        kinds={
-            Scheme.FIXED8: KindCosts(product=(22.6, 9, 1), sum=(22.4, 73, 0), code=(8, 30, 0)),
-            Scheme.FIXED4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
-            Scheme.POT4: KindCosts(product=(30.5, 12, 0), sum=(39.4, 35, 0), code=(5, 22, 0)),
-            Scheme.SP2_4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
-            Scheme.TERNARY: KindCosts(product=(12.7, 6, 0), sum=(14.5, 51, 0), code=(2.5, 12, 0)),
-            Scheme.BINARY: KindCosts(product=(6, 4.3, 0), sum=(40.5, 15, 0), code=(1.6, 7, 0)),
-        },
-        others={
-            Scheme.FIXED8: KindCosts(product=(45, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
-            Scheme.FIXED4: KindCosts(product=(5.3, 0.7, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
-        },
-        dynamic=(4.2, 0, 0),
-        choice=(9, 0, 0),
-        operand_bit=(2, 0.9, 0),
-        digit=(7.5, 0.5, 0),
-        output=(582, 421, 4),
-        plain=(240, 180, 1),
-        maximum=(24, 15, 0),
-        element=(413, 214, 4),
-        word=(110, 110, 0),
-        parts={
-            "norm_rows": PartCosts(element=(330, 270, 1), output=(0, 0, 0), once=(600, 900, 5)),
-            "row_scales": PartCosts(element=(190, 175, 0), output=(110, 80, 0), once=(290, 300, 1)),
-            "index_rows": PartCosts(element=(20, 0, 0), output=(0, 0, 0), once=(560, 330, 3)),
-            "table_pages": PartCosts(element=(57, 11, 0), output=(36, 69, 0), once=(0, 0, 0)),
-            "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(3_550, 1_800, 0)),
-        },
-        base=(8_900, 13_370, 11),
-    ),
-    "ecp5": Costs(
-        kinds={
-            Scheme.FIXED8: KindCosts(product=(18, 35, 1), sum=(72, 93, 0), code=(0, 14, 0)),
-            Scheme.FIXED4: KindCosts(product=(50, 15.4, 0), sum=(96, 120, 0), code=(13, 16, 0)),
-            Scheme.POT4: KindCosts(product=(60, 11, 0), sum=(96, 120, 0), code=(10, 14, 0)),
-            Scheme.SP2_4: KindCosts(product=(50, 15.4, 0), sum=(96, 120, 0), code=(13, 16, 0)),
-            Scheme.TERNARY: KindCosts(product=(22.5, 5.8, 0), sum=(41, 54, 0), code=(1.5, 12, 0)),
-            Scheme.BINARY: KindCosts(product=(12.4, 3, 0), sum=(40.6, 54, 0), code=(1.3, 7, 0)),
-        },
-        others={
-            Scheme.FIXED8: KindCosts(product=(102, 27, 0), sum=(196, 100, 0), code=(26, 36, 0)),
-            Scheme.FIXED4: KindCosts(product=(20, 20, 1), sum=(60, 100, 0), code=(0, 7, 0)),
-        },
-        dynamic=(4.2, 0, 0),
-        choice=(18, 0, 0),
-        operand_bit=(4, 1, 0),
-        digit=(11, 0.5, 0),
-        output=(929, 421, 4),
-        plain=(400, 200, 2),
-        maximum=(36, 15, 0),
-        element=(469, 260, 4),
-        word=(190, 170, 0),
-        parts={
-            "norm_rows": PartCosts(element=(430, 330, 1), output=(0, 0, 0), once=(780, 900, 5)),
-            "row_scales": PartCosts(element=(240, 215, 0), output=(145, 80, 0), once=(380, 300, 1)),
-            "index_rows": PartCosts(element=(26, 0, 0), output=(0, 0, 0), once=(730, 330, 3)),
-            "table_pages": PartCosts(element=(75, 15, 0), output=(50, 69, 0), once=(0, 0, 0)),
-            "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(4_500, 1_800, 0)),
-        },
-        base=(11_810, 7_270, 13),
-    ),
-}
+_XCUP = Costs(
+    kinds={
+        Scheme.FIXED8: KindCosts(product=(4.7, 0, 0.5), sum=(22.4, 73, 0), code=(8, 30, 0)),
+        Scheme.FIXED4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
+        Scheme.POT4: KindCosts(product=(30.5, 12, 0), sum=(39.4, 35, 0), code=(5, 22, 0)),
+        Scheme.SP2_4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
+        Scheme.TERNARY: KindCosts(product=(12.7, 6, 0), sum=(14.5, 51, 0), code=(2.5, 12, 0)),
+        Scheme.BINARY: KindCosts(product=(6, 4.3, 0), sum=(40.5, 15, 0), code=(1.6, 7, 0)),
+    },
+    others={
+        Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
+        Scheme.FIXED4: KindCosts(product=(2.8, 0.5, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
+    },
+    dynamic=(4.2, 0, 0),
+    choice=(9, 0, 0),
+    operand_bit=(2, 0.9, 0),
+    digit=(7.5, 0.5, 0),
+    output=(582, 421, 3),
+    plain=(240, 180, 1),
+    maximum=(24, 15, 0),
+    element=(413, 214, 3),
+    word=(110, 110, 0),
+    parts={
+        "norm_rows": PartCosts(element=(330, 270, 0), output=(0, 0, 0), once=(600, 900, 5)),
+        "row_scales": PartCosts(element=(190, 175, 0), output=(110, 80, 0), once=(290, 300, 1)),
+        "index_rows": PartCosts(element=(20, 0, 0), output=(0, 0, 0), once=(560, 330, 3)),
+        "table_pages": PartCosts(element=(57, 11, 0), output=(36, 69, 0), once=(0, 0, 0)),
+        "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(3_550, 1_800, 0)),
+    },
+    base=(7_500, 5_170, 7),
+)
+# Lanes on multipliers from rows of 4 columns x depth 16: Fixed-8, whose DSP48E1s make a product each and are added in LUTs,
+# 3,071 LUT, 1,720 FF, 128 DSP; Fixed-4 quads 816, 1,088, 32. Fixed-8 in LUTs, multipliers of drain and vector engine, and the
+# rest from a machine of 32 lanes x 4 columns x depth 8 on pynq-z1 (46,774, 47,130, 216). Others as on UltraScale+.
+_XC7 = dataclasses.replace(
+    _XCUP,
+    kinds={
+        **_XCUP.kinds,
+        Scheme.FIXED8: KindCosts(product=(22.6, 9, 1), sum=(22.4, 73, 0), code=(8, 30, 0)),
+    },
+    others={
+        Scheme.FIXED8: KindCosts(product=(45, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
+        Scheme.FIXED4: KindCosts(product=(5.3, 0.7, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
+    },
+    output=(582, 421, 4),
+    element=(413, 214, 4),
+    parts={
+        **_XCUP.parts,
+        "norm_rows": PartCosts(element=(330, 270, 1), output=(0, 0, 0), once=(600, 900, 5)),
+    },
+    base=(8_900, 13_370, 11),
+)
+_ECP5 = Costs(
+    kinds={
+        Scheme.FIXED8: KindCosts(product=(18, 35, 1), sum=(72, 93, 0), code=(0, 14, 0)),
+        Scheme.FIXED4: KindCosts(product=(50, 15.4, 0), sum=(96, 120, 0), code=(13, 16, 0)),
+        Scheme.POT4: KindCosts(product=(60, 11, 0), sum=(96, 120, 0), code=(10, 14, 0)),
+        Scheme.SP2_4: KindCosts(product=(50, 15.4, 0), sum=(96, 120, 0), code=(13, 16, 0)),
+        Scheme.TERNARY: KindCosts(product=(22.5, 5.8, 0), sum=(41, 54, 0), code=(1.5, 12, 0)),
+        Scheme.BINARY: KindCosts(product=(12.4, 3, 0), sum=(40.6, 54, 0), code=(1.3, 7, 0)),
+    },
+    others={
+        Scheme.FIXED8: KindCosts(product=(102, 27, 0), sum=(196, 100, 0), code=(26, 36, 0)),
+        Scheme.FIXED4: KindCosts(product=(20, 20, 1), sum=(60, 100, 0), code=(0, 7, 0)),
+    },
+    dynamic=(4.2, 0, 0),
+    choice=(18, 0, 0),
+    operand_bit=(4, 1, 0),
+    digit=(11, 0.5, 0),
+    output=(929, 421, 4),
+    plain=(400, 200, 2),
+    maximum=(36, 15, 0),
+    element=(469, 260, 4),
+    word=(190, 170, 0),
+    parts={
+        "norm_rows": PartCosts(element=(430, 330, 1), output=(0, 0, 0), once=(780, 900, 5)),
+        "row_scales": PartCosts(element=(240, 215, 0), output=(145, 80, 0), once=(380, 300, 1)),
+        "index_rows": PartCosts(element=(26, 0, 0), output=(0, 0, 0), once=(730, 330, 3)),
+        "table_pages": PartCosts(element=(75, 15, 0), output=(50, 69, 0), once=(0, 0, 0)),
+        "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(4_500, 1_800, 0)),
+    },
+    base=(11_810, 7_270, 13),
+)
+COSTS = {"xcup": _XCUP, "xc7": _XC7, "ecp5": _ECP5}
 """By flow."""
 
 

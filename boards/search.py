@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ..arch.accelerator import Accelerator
 from ..arch.graph import Graph
@@ -24,6 +24,11 @@ from .work import Work
 
 __all__ = ["PARTS", "Budget", "Design", "Search", "Version", "search"]
 
+THOROUGH = 3
+"""Designs, the fastest ones, whose programs are chosen among many orders."""
+MOST_INSTRUCTIONS = 1 << 14
+SPARE_INSTRUCTIONS = 32
+"""What the compiler leaves free of a machine's instructions when it chooses among ways to cut layers."""
 PARTS = (1.0, 0.75, 0.5, 0.25)
 """Parts of the budget that have a search of their own, for designs of every size; the first has half of the evaluations."""
 
@@ -124,7 +129,7 @@ class _Candidate:
     need: Resources
     bound: int
     guess: float
-    alive: int
+    work: Work
 
 
 def search(
@@ -134,17 +139,19 @@ def search(
     budget: Budget | None = None,
     fixed: Mapping[str, int] | None = None,
     evaluations: int = 48,
+    thorough: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Search:
     """The fastest accelerators for a model on `board`, and smaller ones.
 
     `fixed` holds parameters of `Accelerator` that are not searched. Each part of the budget in PARTS takes its share of
     the `evaluations`, those first that are guessed fastest, and leaves out what is slower than its best by its bound.
+    With `thorough` the THOROUGH fastest are compiled again, with the cycle model as judge of the order of instructions.
     Raises BoardError where no candidate fits or none compiles.
     """
     budget, fixed = budget or Budget(), dict(fixed or {})
     found = _candidates(versions, board, budget, fixed)
-    judge = _Judge(board, budget, progress)
+    judge = _Judge(board, budget, fixed, progress)
     open_bounds: list[int] = []
     for part in PARTS:
         left, best, others = -(-evaluations // (2 if part == PARTS[0] else 2 * len(PARTS[1:]))), None, []
@@ -156,8 +163,8 @@ def search(
                 break
             if best and one.bound >= best.cycles:
                 continue
-            tried = sized(one.shape, board, holds, fixed, one.alive)
-            if not tried or roomy != is_roomy(tried[0], one.alive):
+            tried = sized(one.shape, board, holds, fixed, one.work)
+            if not tried or roomy != is_roomy(tried[0], one.work):
                 continue
             unjudged.remove(one)
             for number, accelerator in enumerate(tried):
@@ -171,18 +178,27 @@ def search(
             judge(part, one, accelerator)
         if part == PARTS[0]:
             open_bounds = [one.bound for one in unjudged]
-    designs = sorted((d for d in judge.designs.values() if d), key=lambda d: (d.cycles, d.need.lut))
+    designs = _sorted(d for d in judge.designs.values() if d)
+    if thorough:
+        designs = _sorted([*map(judge.thorough, designs[:THOROUGH]), *designs[THOROUGH:]])
     if not designs:
         raise BoardError(_nothing_runs(found[0], board, budget, len(judge.designs), judge.reasons))
     least = [bound for bound in open_bounds if bound < designs[0].cycles]
     return Search(designs=tuple(designs), open_bound=min(least, default=None))
 
 
+def _sorted(designs: Iterable[Design]) -> list[Design]:
+    """The fastest first, of equally fast ones the smallest: no other dominates the first."""
+    return sorted(designs, key=lambda d: (d.cycles, *dataclasses.astuple(d.need)))
+
+
 class _Judge:
     """Compiles and predicts, each accelerator once for a version."""
 
-    def __init__(self, board: Board, budget: Budget, progress: Callable[[str], None]):
-        self.board, self.budget, self.progress = board, budget, progress
+    def __init__(
+        self, board: Board, budget: Budget, fixed: Mapping[str, int], progress: Callable[[str], None]
+    ):
+        self.board, self.budget, self.fixed, self.progress = board, budget, fixed, progress
         self.designs: dict[tuple[Accelerator, str], Design | None] = {}
         self.reasons: collections.Counter[str] = collections.Counter()
         """Why there is none, and how often."""
@@ -195,18 +211,32 @@ class _Judge:
         """None where it does not compile, or its instructions take more than the budget."""
         key = accelerator, one.version.name
         if key not in self.designs:
-            reason = ""
             try:
-                design = _judge(one.version, accelerator, self.board, one.bound)
-                if not self.budget.holds(design.need, self.board):
-                    reason = "its instructions do not fit"
+                design, reason = self._made(one.version, accelerator, one.bound), ""
             except CompileError as error:
-                reason = str(error).splitlines()[-1].strip()
-            self.designs[key] = None if reason else design
-            if reason:
+                design, reason = None, str(error).splitlines()[-1].strip()
                 self.reasons[reason] += 1
-            self.progress(_told(part, len(self.designs), accelerator, self.designs[key], reason))
+            self.designs[key] = design
+            self.progress(_told(part, len(self.designs), accelerator, design, reason))
         return self.designs[key]
+
+    def thorough(self, design: Design) -> Design:
+        """The same machine, perhaps with more instructions, and the best of many programs."""
+        self.progress(f"{_words(design.accelerator)}: many orders of its instructions")
+        return self._made(design.version, design.accelerator, design.bound, thorough=True)
+
+    def _made(self, version: Version, a: Accelerator, bound: int, thorough: bool = False) -> Design:
+        """A design of as many instructions as its program needs, at most those that the budget allows, or of those that are
+        fixed. Raises CompileError."""
+        if "instructions" in self.fixed:
+            return _judge(version, a, self.board, bound, thorough, least=a.instructions)
+        most = a.instructions
+        while most < MOST_INSTRUCTIONS:
+            larger = dataclasses.replace(a, instructions=most + INSTRUCTIONS)
+            if not self.budget.holds(estimate(larger, self.board), self.board):
+                break
+            most = larger.instructions
+        return _judge(version, dataclasses.replace(a, instructions=most), self.board, bound, thorough)
 
 
 def _candidates(
@@ -224,9 +254,7 @@ def _candidates(
             if budget.holds(need, board):
                 bound, guess = max(work.cycles(shape)), work.guess(shape)
                 found.append(
-                    _Candidate(
-                        shape=shape, version=version, need=need, bound=bound, guess=guess, alive=work.alive
-                    )
+                    _Candidate(shape=shape, version=version, need=need, bound=bound, guess=guess, work=work)
                 )
     if not found:
         raise BoardError(_nothing_fits(versions, board, budget, fixed, all_shapes))
@@ -312,6 +340,7 @@ def _nothing_runs(
         f"{reasons.most_common(1)[0][0]}"
     )
     for larger in grown(one.shape):
+        larger = dataclasses.replace(larger, instructions=MOST_INSTRUCTIONS)
         try:
             design = _judge(one.version, larger, board, one.bound)
         except CompileError:
@@ -327,13 +356,22 @@ def _nothing_runs(
     return problem
 
 
-def _judge(version: Version, accelerator: Accelerator, board: Board, bound: int) -> Design:
-    """Raises CompileError."""
-    graph, roomy = version.graph, dataclasses.replace(accelerator, instructions=1 << 16)
+def _judge(
+    version: Version,
+    accelerator: Accelerator,
+    board: Board,
+    bound: int,
+    thorough: bool = False,
+    least: int = 0,
+) -> Design:
+    """A design of as few of the accelerator's instructions as its program needs, but `least`. Raises CompileError."""
+    graph, memory = version.graph, board.interface.memory
     rows = row_block(graph, version.mixture, accelerator)
-    program = compile(reassigned(graph, rows), roomy)
-    cycles = predict(program, board.interface.memory).cycles
-    needed = -(-len(program.instructions) // INSTRUCTIONS) * INSTRUCTIONS
+    judge = (lambda program: predict(program, memory).cycles) if thorough else None
+    program = compile(reassigned(graph, rows), accelerator, judge=judge)
+    cycles = predict(program, memory).cycles
+    needed = -(-(len(program.instructions) + SPARE_INSTRUCTIONS) // INSTRUCTIONS) * INSTRUCTIONS
+    needed = max(least, min(needed, accelerator.instructions))
     accelerator = dataclasses.replace(accelerator, instructions=needed)
     return Design(
         accelerator=accelerator,

@@ -36,6 +36,10 @@ FEW_ROWS = 1024
 """With fewer of weights than these, a larger scratchpad is no gain."""
 INSTRUCTIONS = 512
 """Unit of the instruction memory's capacity, which follows the program."""
+HEADS = 6
+"""Heads whose logits' maxima there is room for at least: as many as softmax is behind with."""
+TABLES = ("param_rows", "norm_rows")
+"""Memories that are halved where that leaves room for more rows of weights."""
 
 
 def shapes(
@@ -46,7 +50,8 @@ def shapes(
     What multipliers there are beyond `dsp` is in LUTs: Fixed-8 lanes that need them, and Fixed-4 lanes that could share
     them where operands are narrow. They have as many ports as fill no line beyond a row of the scratchpad, and for
     depthwise layers as many private chunks as lanes take and the drain keeps up with. They have no operand slots, which
-    the compiler never uses, and LAYERNORM, SOFTMAX and unary tables only where the graph needs them.
+    the compiler never uses, LAYERNORM, SOFTMAX, unary tables and gathers only where the graph needs them, and row maxima
+    where it has attention without bias.
     """
     if any(fixed.get(name, 1) < 1 for name in (*WIDTHS, "bus_bytes", "scratchpad_regions")):
         return
@@ -56,7 +61,12 @@ def shapes(
         "scratchpad_regions": REGIONS,
         "operand_slots": 0,
     }
-    needed = {"norm_rows": work.norms, "row_scales": work.attention, "table_pages": work.tables}
+    needed = {
+        "norm_rows": work.norms,
+        "row_scales": work.attention,
+        "table_pages": work.tables,
+        "index_rows": work.gathers,
+    }
     base |= {name: 0 for name, users in needed.items() if not users}
     for chosen in itertools.product(*widths.values()):
         values = base | dict(zip(widths, chosen, strict=True))
@@ -66,6 +76,8 @@ def shapes(
         row = fixed.get("scratchpad_regions", REGIONS) * columns * depth
         values |= {"scratchpad_rows": _rows(SCRATCHPAD_BYTES[-1], row), "weight_rows": WEIGHT_ROWS[-1]}
         most = columns * depth // fixed.get("bus_bytes", values["bus_bytes"])
+        if work.measured:
+            values["row_maxima"] = 1 << (HEADS * -(-work.measured // columns) - 1).bit_length()
         values["ports"] = max(p for p in (1, 2, 4) if p == 1 or p <= min(most, board.interface.ports))
         for lanes in lane_counts(mixture, drain, work.outputs, PRODUCTS // (columns * depth)):
             if work.depthwise and columns.bit_count() == 1:
@@ -124,9 +136,9 @@ def scratchpad_bytes(a: Accelerator) -> int:
     return a.scratchpad_regions * a.scratchpad_rows * a.scratchpad_row_bytes
 
 
-def is_roomy(a: Accelerator, alive: int) -> bool:
-    """Whether the scratchpad holds `alive` bytes and the weight memory more than few rows."""
-    return scratchpad_bytes(a) >= alive and a.weight_rows >= FEW_ROWS
+def is_roomy(a: Accelerator, work: Work) -> bool:
+    """Whether the scratchpad holds what is alive at once, and the weight memory more than few rows."""
+    return scratchpad_bytes(a) >= work.alive and a.weight_rows >= FEW_ROWS
 
 
 def sized(
@@ -134,10 +146,11 @@ def sized(
     board: Board,
     holds: Callable[[Resources], bool],
     fixed: Collection[str],
-    alive: int = 0,
+    work: Work,
 ) -> list[Accelerator]:
     """The shape with the largest memories that `holds` allows: sizes of scratchpad, largest first, weight rows with the
-    rest; last those of fewer bytes than `alive`, and those that leave few."""
+    rest. For more rows of weights, parameters' rows are half of what they were, and instructions, if need be, fewer than
+    the work's. Last are those whose scratchpad holds less than is alive, and those that leave few rows of weights."""
     if not holds(estimate(shape, board)):
         return []
     row = shape.scratchpad_regions * shape.scratchpad_row_bytes
@@ -145,15 +158,19 @@ def sized(
     if "scratchpad_rows" in fixed:
         scratchpads = [shape.scratchpad_rows]
     rows = [shape.weight_rows] if "weight_rows" in fixed else WEIGHT_ROWS
+    halves = {name: getattr(shape, name) // 2 for name in TABLES if name not in fixed}
+    wanted = -(-work.instructions // INSTRUCTIONS) * INSTRUCTIONS
+    programs = [shape.instructions] if "instructions" in fixed else [wanted, shape.instructions]
     found = []
     for scratchpad in scratchpads:
-        for weights in rows:
+        for program, weights, tables in itertools.product(programs, rows, ({}, halves)):
+            sizes = {"scratchpad_rows": scratchpad, "weight_rows": weights, "instructions": program}
             with contextlib.suppress(AcceleratorError):
-                larger = dataclasses.replace(shape, scratchpad_rows=scratchpad, weight_rows=weights)
+                larger = dataclasses.replace(shape, **sizes | tables)
                 if holds(estimate(larger, board)):
                     found.append(larger)
                     break
-    return sorted(found, key=lambda one: (scratchpad_bytes(one) < alive, one.weight_rows < FEW_ROWS))
+    return sorted(found, key=lambda one: (scratchpad_bytes(one) < work.alive, one.weight_rows < FEW_ROWS))
 
 
 def grown(shape: Accelerator) -> Iterator[Accelerator]:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import collections
 
 from ..arch.accelerator import Accelerator
-from ..arch.graph import Attention, Conv, Graph, LayerNorm, Linear, drained, reads
+from ..arch.graph import (
+    Attention,
+    Concat,
+    Conv,
+    Gather,
+    Graph,
+    LayerNorm,
+    Linear,
+    Operator,
+    Slice,
+    drained,
+    reads,
+)
 from ..compiler.needed import needed
 from ..compiler.widths import CODES, NARROW, code_limits, dynamic_lanes, refusing, within
 
@@ -13,6 +25,8 @@ __all__ = ["Work"]
 
 _SHOWN = 0.25
 """Part of the less busy engine's cycles that the other one does not hide, roughly."""
+_HEAD_ITEMS, _ITEM_INSTRUCTIONS = 3, 6
+"""What the engines do for a head of a window, and instructions for each of it, and for each operator, of layers in two or three parts."""
 _MINOR = 0.02
 """Part of the products below which a layer does not matter to the choice of lanes."""
 
@@ -20,6 +34,20 @@ _MINOR = 0.02
 def signed_bits(limits: tuple[int, int]) -> int:
     """Of codes between the limits, at least 4."""
     return max(4, 1 + max((-limits[0] - 1).bit_length(), limits[1].bit_length()))
+
+
+def _gathers(operator: Operator) -> bool:
+    """Whether an operator may move positions, on machines of some number of columns."""
+    match operator:
+        case Gather():
+            return True
+        case Attention():
+            return operator.windows > 1
+        case Slice():
+            return operator.start > 0
+        case Concat():
+            return operator.axis == "positions"
+    return False
 
 
 class Work:
@@ -37,6 +65,10 @@ class Work:
         drains = [drained(operator) for operator in graph.operators]
         self.tables = any(drain is not None and drain.table for drain in drains)
         """Whether there are unary tables."""
+        self.gathers = any(map(_gathers, graph.operators))
+        """Whether positions move."""
+        self.measured = 0
+        """Most positions of a window whose logits have no bias, so that the drain can keep their maxima."""
         self.alive = 0
         """Bytes of activations that an operator reads and writes, at most, and half as many for what overlaps it."""
         self.limits = code_limits(graph)
@@ -60,8 +92,13 @@ class Work:
                 limits.append((0, int(graph.constant(operator, "exp").max())))
                 key = out.positions, keys, out.channels // operator.heads, *limits
                 self.attention[key] += operator.heads
+                if not operator.bias:
+                    self.measured = max(self.measured, out.positions // operator.windows)
             elif isinstance(operator, LayerNorm):
                 self.norms[out.positions, out.channels] += 1
+        attended = sum(o.heads * o.windows for o in graph.operators if isinstance(o, Attention))
+        self.instructions = _ITEM_INSTRUCTIONS * (len(graph.operators) + _HEAD_ITEMS * attended)
+        """Of a program whose layers are in parts, roughly."""
         products = sum(self._products(layer) * count for layer, count in self.layers.items())
         bits = collections.Counter()
         for layer, count in self.layers.items():
@@ -86,8 +123,8 @@ class Work:
             }
         )
         """Keys and channels of heads that Fixed-4 lanes can take from the drain."""
-        attended = [signed_bits(x) for *_, queries, _, largest in self.attention for x in (queries, largest)]
-        self.operand_bits = sorted({max([most, *(attended if self.dynamic else [])]), max(bits)})
+        operands = [signed_bits(x) for *_, queries, _, largest in self.attention for x in (queries, largest)]
+        self.operand_bits = sorted({max([most, *(operands if self.dynamic else [])]), max(bits)})
         """Of Fixed-4 lanes in LUTs: what most products take, with them keys' and values', and what all take."""
 
     @staticmethod
@@ -117,7 +154,8 @@ class Work:
             matrix += heads * products(
                 positions, width, keys, dynamic_lanes(a, values, largest), a.plain_drain
             )
-            vector += heads * 2 * -(-positions // a.columns) * -(-keys // a.vector)
+            passes = 1 if a.row_maxima else 2
+            vector += heads * passes * -(-positions // a.columns) * -(-keys // a.vector)
         for (positions, channels), count in self.norms.items():
             vector += count * 2 * -(-positions // a.columns) * -(-channels // a.vector)
         return matrix, vector

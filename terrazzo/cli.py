@@ -79,7 +79,8 @@ def _table(title: str, rows: list[dict]) -> None:
         return
     table = Table(title=title, title_justify="left")
     for name, value in rows[0].items():
-        table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
+        justify = "right" if isinstance(value, int | float) else "left"
+        table.add_column(name, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     _out.print(table)
@@ -465,6 +466,12 @@ def fit(
     dsp: Annotated[float, typer.Option(min=1, max=100, help="Per cent of its DSPs.")] = 95,
     bram: Annotated[float, typer.Option(min=1, max=100, help="Per cent of its block RAM.")] = 90,
     evaluations: Annotated[int, typer.Option(min=4, help="Programs to compile and time.")] = 48,
+    thorough: Annotated[
+        bool,
+        typer.Option(
+            help="Choose the programs of the fastest among more orders: minutes for large networks."
+        ),
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Accelerator file to write.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Plot of the designs, .png or .svg.")] = None,
     json: Json = False,
@@ -497,13 +504,15 @@ def fit(
             calibration=shown,
             test=labelled,
             min_accuracy=min_accuracy,
+            thorough=thorough,
             progress=progress,
         )
         if plot is not None:
             fitting.plot(found, plot)
         if output is not None:
             fitting.save(found, output)
-    facts = [f"{name}: {top1:.2f} % top-1" for name, top1 in found.accuracy.items()]
+    facts = [f"rows of the fastest: --rows {networks.named(found.search.best.rows.mixture)}"]
+    facts += [f"{name}: {top1:.2f} % top-1" for name, top1 in found.accuracy.items()]
     facts.append(
         f"{len(found.search.designs)} designs judged; what was not could be at most {found.search.gap:.1%} faster"
     )

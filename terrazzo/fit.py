@@ -41,26 +41,29 @@ class Fitted:
     """Top-1 in per cent of each version that was measured, here or in docs/results.md, and of the chosen design under "design"."""
 
     def rows(self) -> list[dict]:
-        """The Pareto front, fastest first."""
+        """The Pareto front, fastest first; cells break at spaces."""
         return [self._row(design) for design in self.search.front]
 
     def _row(self, design: Design) -> dict:
         a, has = design.accelerator, dataclasses.asdict(self.board.budget)
         need, top1 = dataclasses.asdict(design.need), design.version.accuracy
-        share = "/".join(f"{100 * need[name] / has[name]:.0f}" for name in has)
         return {
             "lanes": " + ".join(_count(a, scheme) for scheme in a.lanes.by_scheme),
-            "lanes x columns x depth": f"{a.lanes.total} x {a.columns} x {a.depth}",
-            "drain": a.drain,
-            "vector": a.vector,
-            "rows": networks.named(design.rows.mixture),
-            **({} if top1 is None else {"top-1 %": top1}),
+            "widths": f"{a.columns} columns, depth {a.depth}, drain {a.drain}, vector {a.vector}",
+            "rows": networks.named(design.rows.mixture).replace(",", ", "),
+            **({} if top1 is None else {"top-1 %": f"{top1:.2f}"}),
             "cycles": design.cycles,
-            "FPS": round(self.clock_mhz * 1e6 / design.cycles, 1),
+            "FPS": f"{self._frames(design):.1f}",
             "used": f"{design.utilization:.0%}",
             "DRAM MB/s": round(self._rate(design)),
-            "/".join(name.upper() for name in has) + " %": share,
+            ", ".join(name.upper() for name in has) + " %": ", ".join(
+                f"{100 * need[name] / has[name]:.0f}" for name in has
+            ),
         }
+
+    def _frames(self, design: Design) -> float:
+        """Per second."""
+        return self.clock_mhz * 1e6 / design.cycles
 
     def _rate(self, design: Design) -> float:
         """MB/s from and to DRAM, on average over a frame."""
@@ -71,20 +74,26 @@ class Fitted:
         return {
             "board": self.board.name,
             "clock_mhz": self.clock_mhz,
-            "front": [
-                row
-                | {
-                    "version": design.version.name,
-                    "rows_apart": design.rows.apart,
-                    "need": dataclasses.asdict(design.need),
-                    "accelerator": design.accelerator.to_dict(),
-                }
-                for row, design in zip(self.rows(), self.search.front, strict=True)
-            ],
+            "front": [self._plain(design) for design in self.search.front],
             "judged": len(self.search.designs),
             "gap": self.search.gap,
             "accuracy": self.accuracy,
             "accelerator": self.search.best.accelerator.to_dict(),
+        }
+
+    def _plain(self, design: Design) -> dict:
+        """A design as plain values."""
+        return {
+            "version": design.version.name,
+            "top1": design.version.accuracy,
+            "rows": networks.named(design.rows.mixture),
+            "rows_apart": design.rows.apart,
+            "cycles": design.cycles,
+            "frames_per_second": round(self._frames(design), 1),
+            "utilization": round(design.utilization, 4),
+            "dram_mb_per_second": round(self._rate(design)),
+            "need": dataclasses.asdict(design.need),
+            "accelerator": design.accelerator.to_dict(),
         }
 
 
@@ -127,6 +136,7 @@ def fit(
     calibration: np.ndarray | data.Images | None = None,
     test: tuple[np.ndarray, np.ndarray] | None = None,
     min_accuracy: float | None = None,
+    thorough: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Fitted:
     """Search the fastest accelerator for `model` on `board`.
@@ -135,7 +145,7 @@ def fit(
     `networks.NETWORKS`, tells shapes alone; a Source is quantized on the `calibration` images. With `min_accuracy` (per
     cent) the versions of a named network are those that docs/results.md has at this accuracy, and each mixture of a Source
     is measured on the images and labels of `test` first, the found accelerator's rows last: those below it are
-    left out. Raises UserError, and BoardError where nothing fits.
+    left out. `thorough` is that of `boards.search`. Raises UserError, and BoardError where nothing fits.
     """
     place = api.board_named(board)
     clock = place.clock_mhz if clock_mhz is None else clock_mhz
@@ -168,7 +178,13 @@ def fit(
     accuracy = {one.name: one.accuracy for one in versions if one.accuracy is not None}
     while versions:
         found = search(
-            versions, place, budget=budget, fixed=fixed, evaluations=evaluations, progress=progress
+            versions,
+            place,
+            budget=budget,
+            fixed=fixed,
+            evaluations=evaluations,
+            thorough=thorough,
+            progress=progress,
         )
         fitted = Fitted(
             search=found, board=place, budget=budget or Budget(), clock_mhz=clock, accuracy=accuracy

@@ -88,34 +88,48 @@ def test_hand_made_machines_are_tried():
 def test_parts_that_a_graph_does_not_need_are_left_out():
     """None of them in a network of convolutions, slots in none; what is fixed is kept."""
     fixed = {"columns": 4, "depth": 8, "drain": 2, "vector": 2}
-    parts = ("norm_rows", "row_scales", "table_pages", "operand_slots")
+    parts = ("norm_rows", "row_scales", "table_pages", "operand_slots", "index_rows", "row_maxima")
+    most = tuple(getattr(ZCU102.default, name) for name in parts[:3])
     for graph, given, expected in (
-        (resnet18(bits=5), {}, (0, 0, 0, 0)),
-        (resnet18(bits=5), {"norm_rows": 8}, (8, 0, 0, 0)),
-        (deit(32, 1, 2, image=64), {}, (*(getattr(ZCU102.default, name) for name in parts[:3]), 0)),
+        (resnet18(bits=5), {}, (0, 0, 0, 0, 0, 0)),
+        (resnet18(bits=5), {"norm_rows": 8}, (8, 0, 0, 0, 0, 0)),
+        # 17 tokens are five tiles of a head, and six heads' maxima are kept.
+        (deit(32, 2, 2, image=64), {}, (*most, 0, 0, 32)),
+        (deit(32, 2, 2, image=64), {"row_maxima": 0, "index_rows": 64}, (*most, 0, 64, 0)),
     ):
         shape = next(shapes(ZCU102, Work(graph), FIXED8, fixed | given, 2394))
         assert tuple(getattr(shape, name) for name in parts) == expected
 
 
 def test_memories():
-    """As large as there is room for; first those that hold what is alive."""
-    shape = next(shapes(ZCU102, Work(deit(96, 1, 3, image=64)), FIXED8, {"columns": 8, "depth": 16}, 2394))
+    """As large as there is room for; first those that hold what is alive. Programs have their room, and parameters half of theirs
+    where that leaves room for more weights."""
+    work = Work(deit(96, 1, 3, image=64))
+    shape = next(shapes(ZCU102, work, FIXED8, {"columns": 8, "depth": 16}, 2394))
 
     def holds(need):
         return need.bram <= 400
 
     for alive in (0, 300_000, 600_000):
-        found = sized(shape, ZCU102, holds, {}, alive)
+        work.alive = alive
+        found = sized(shape, ZCU102, holds, {}, work)
         keys = [(scratchpad_bytes(one) < alive, one.weight_rows < 1024) for one in found]
         assert found and keys == sorted(keys)
         assert all(holds(estimate(one, ZCU102)) for one in found)
         for one in found:
             more = dataclasses.replace(one, weight_rows=2 * one.weight_rows)
             assert one.weight_rows == 8192 or not holds(estimate(more, ZCU102))
-    only = sized(shape, ZCU102, holds, {"scratchpad_rows", "weight_rows"})
+            assert work.instructions <= one.instructions < work.instructions + 512
+    only = sized(shape, ZCU102, holds, {"scratchpad_rows", "weight_rows", "instructions"}, work)
     assert only == [shape]
-    assert sized(shape, ZCU102, lambda need: False, {}) == []
+    assert sized(shape, ZCU102, lambda need: False, {}, work) == []
+
+    fixed = {"scratchpad_rows", "instructions"}
+    need = estimate(dataclasses.replace(shape, weight_rows=1024), ZCU102).bram
+    for room, halved in ((0, 1), (-1, 2)):
+        (one,) = sized(shape, ZCU102, lambda need_, most=need + room: need_.bram <= most, fixed, work)
+        assert (one.weight_rows, halved * one.param_rows) == (1024, shape.param_rows)
+        assert halved * one.norm_rows == shape.norm_rows
 
 
 @pytest.mark.parametrize("fixed", [{"operand_slots": 1}, {"row_scales": 0, "row_maxima": 8, "drain": 0}])
@@ -126,6 +140,24 @@ def test_illegal_parameters_are_refused(fixed):
     match = rf"with {asked}, but no accelerator has these parameters; the nearest that fits has {nearest}$"
     with pytest.raises(BoardError, match=match):
         search(versions(deit(32, 1, 2, image=64), FIXED8), BOARDS["ulx3s-85f"], fixed=fixed)
+
+
+def test_many_orders_are_no_slower(graph):
+    fixed = FEW | {"vector": 2, "scratchpad_rows": 1024, "weight_rows": 512}
+    plain, thorough = (
+        search(
+            versions(graph, FIXED8), ZCU102, budget=Budget(lut=0.1), fixed=fixed, evaluations=4, thorough=many
+        )
+        for many in (False, True)
+    )
+    assert thorough.best.cycles <= plain.best.cycles
+    assert thorough.best.accelerator.multipliers == plain.best.accelerator.multipliers
+
+
+def test_fixed_instructions_are_kept(graph):
+    fixed = FEW | {"vector": 2, "scratchpad_rows": 1024, "weight_rows": 512, "instructions": 1000}
+    found = search(versions(graph, FIXED8), ZCU102, budget=Budget(lut=0.1), fixed=fixed, evaluations=4)
+    assert all(design.accelerator.instructions == 1000 for design in found.designs)
 
 
 def test_what_cannot_fit_or_run_is_refused(graph):

@@ -60,7 +60,9 @@ def test_command(graph, tmp_path):
     printed = json.loads(result.stdout)
     best = Accelerator.from_dict(json.loads((tmp_path / "best.json").read_text()))
     assert printed["front"][0]["accelerator"] == best.to_dict() and best.lanes.pot4 <= best.lanes.fixed8
-    assert printed["front"][0]["FPS"] == pytest.approx(150e6 / printed["front"][0]["cycles"], abs=0.1)
+    assert printed["front"][0]["frames_per_second"] == pytest.approx(
+        150e6 / printed["front"][0]["cycles"], abs=0.1
+    )
     assert "</svg>" in (tmp_path / "front.svg").read_text()
 
 
