@@ -158,6 +158,8 @@ class Accelerator:
     tree_stages: int = 1
     """Cycles of the tree in which a lane joins the sums of each 4 or 8 products of its depth, 1..4; with more, fewer additions follow
     each other in a cycle. Each more is a cycle of a MATRIX instruction."""
+    drain_stages: int = 1
+    """Cycles in which the drain chooses a step's sums among the lanes', 1..4. Each more is a cycle of a MATRIX instruction."""
     row_moments: int = 0
     """Rows of the memory of sums of outputs and of their squares, which the drain takes for LayerNorm: one row holds those of
     every column. 0: LayerNorm reads its input twice."""
@@ -235,6 +237,8 @@ class Accelerator:
             yield f"broadcast_stages must be 1..8, not {self.broadcast_stages}"
         if not 1 <= self.tree_stages <= 4:
             yield f"tree_stages must be 1..4, not {self.tree_stages}"
+        if not 1 <= self.drain_stages <= 4:
+            yield f"drain_stages must be 1..4, not {self.drain_stages}"
         if self.ports not in (1, 2, 4):
             yield f"ports must be 1, 2 or 4, not {self.ports}"
         if self.row_maxima and not self.row_scales:

@@ -257,6 +257,7 @@ def _logic(a: Accelerator, board: Board) -> tuple[float, float, float]:
         (a.scratchpad_row_bytes * a.private, costs.word),
         (a.scratchpad_row_bytes * a.private_chunks * (a.broadcast_stages - 1), (0, 9, 0)),
         (a.lanes.total * a.scratchpad_row_bytes / 8 * (a.tree_stages - 1), (0, 16, 0)),  # sums of 8 products
+        (a.plain_drain * a.columns * (a.drain_stages - 1), (0, 80, 0)),
         *_part_terms(a, costs),
         (1, costs.base),
     ]

@@ -1,8 +1,8 @@
 """Drain: from the array's sums to outputs in the scratchpad or the weight memory.
 
 A step takes `drain` lanes of every column. Its pipeline never stands; signals carry their cycle as a prefix:
-p0 step counters and addresses, p2 parameters and sums, p8 requantized, p13 clamped, p17 write, p18 second write,
-p19 done.
+p0 step counters and addresses, p2 parameters and the chosen sums, p8 requantized, p13 clamped, p17 write, p18 second write,
+p19 done. With more `drain_stages` than one the choice begins as many cycles less one before p0.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .compute import BlockLayout
 from .decode import instruction_layout
 from .delay import delayed
 from .lanes.sums import groups as pairs_of
+from .lanes.sums import registers_behind
 from .maxima import Maxima
 from .moments import RowMoments
 from .output import Output, PlainOutput
@@ -39,7 +40,7 @@ from .weights import DrainWrite
 __all__ = ["DONE_CYCLE", "SUMS_CYCLE", "Drain"]
 
 SUMS_CYCLE = 2
-"""Cycle of a step in which `sums` is read: the first step of a block has p0 a cycle after `block`."""
+"""Cycles from a step's counters to the sums that it reads: the first step of a block has its counters a cycle after `block`."""
 
 DONE_CYCLE = 19
 """Cycle of an instruction's last step in which `done` is high."""
@@ -48,14 +49,26 @@ RecordLayout = data.StructLayout({"m": 16, "n": 6, "_spare": 2, "entry": 8, "con
 assert RecordLayout.size == PARAM_BYTES * 8
 
 
-def chosen(values, index):
-    """values[index], by multiplexers of two: of sixteen cases Yosys would make a shift of four times their size. Any of
-    them for an index beyond."""
-    values, bit = [Value.cast(value) for value in values], 0
-    while len(values) > 1:
-        values = [Mux(index[bit], pair[-1], pair[0]) for pair in pairs_of(values, 2)]
-        bit += 1
+def chosen(m: Module, values, index, registers: int):
+    """values[index], `registers` cycles later, by multiplexers of two: of sixteen cases Yosys would make a shift of four times
+    their size. Any of them for an index beyond."""
+    values = [Value.cast(value) for value in values]
+    for level, count in enumerate(registers_behind(len(values), registers)):
+        values, index = [delayed(m, value, count) for value in values], delayed(m, index, count)
+        values = [
+            Mux(index[level], pair[-1], pair[0]) if pair[1:] else pair[0] for pair in pairs_of(values, 2)
+        ]
     return values[0]
+
+
+class Later:
+    """The outputs of `steps` some cycles later."""
+
+    def __init__(self, m: Module, steps: Steps, cycles: int):
+        for name, member in steps.signature.members.items():
+            if member.flow == Out:
+                control = name in ("valid", "slot")
+                setattr(self, name, delayed(m, getattr(steps, name), cycles, reset_less=not control))
 
 
 class Drain(wiring.Component):
@@ -90,19 +103,21 @@ class Drain(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.steps = steps = Steps(self.accelerator)
+        m.submodules.steps = early = Steps(self.accelerator)
+        self.ahead = self.accelerator.drain_stages - 1
+        steps = Later(m, early, self.ahead)
         self.slots = [
             Signal(instruction_layout(isa.Opcode.MATRIX), name=f"slot_{i}", reset_less=True) for i in range(2)
         ]
         used, writing = Signal(2), Signal()
         m.d.comb += [
-            steps.block.eq(self.block),
-            *(port.eq(slot) for port, slot in zip(steps.slots, self.slots, strict=True)),
+            early.block.eq(self.block),
+            *(port.eq(slot) for port, slot in zip(early.slots, self.slots, strict=True)),
             self.i.ready.eq(~used.bit_select(writing, 1)),
             self.busy.eq(used.any()),
         ]
-        self.slot_of, self.following = [steps.slot], steps.following
-        for _ in range(DONE_CYCLE):
+        self.slot_of, self.following = [early.slot], early.following
+        for _ in range(self.ahead + DONE_CYCLE):
             self.slot_of.append(delayed(m, self.slot_of[-1], 1, reset_less=False))
         p18_done = delayed(m, steps.valid & steps.last, DONE_CYCLE - 1, reset_less=False)
         m.d.sync += self.done.eq(p18_done & ~self.halt)
@@ -111,14 +126,14 @@ class Drain(wiring.Component):
             self.done_tag.eq(self.field(m, DONE_CYCLE, "tag")),
         ]
         with m.If(self.done):
-            m.d.sync += used.bit_select(self.slot_of[DONE_CYCLE], 1).eq(0)
+            m.d.sync += used.bit_select(self.slot_of[-1], 1).eq(0)
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [used.bit_select(writing, 1).eq(1), writing.eq(~writing)]
             for i, slot in enumerate(self.slots):
                 with m.If(writing == i):
                     m.d.sync += slot.eq(self.i.payload)
 
-        outputs = self.arithmetic(m, steps)
+        outputs = self.arithmetic(m, early)
         if self.accelerator.table_pages:
             self.tables(m, outputs)
         self.residuals(m, steps, outputs)
@@ -132,7 +147,8 @@ class Drain(wiring.Component):
     def field(self, m: Module, cycle: int, name: str) -> Value:
         """Field of the instruction to which the step in pipeline cycle `cycle` belongs, from a register."""
         a, b = (slot[name] for slot in self.slots)
-        before = self.slot_of[cycle - 1] if cycle else self.following
+        at = cycle + self.ahead
+        before = self.slot_of[at - 1] if at else self.following
         return delayed(m, Mux(before, b, a), 1)
 
     def loaded(self, ram: memory.Memory, target: isa.LoadTarget, m: Module) -> None:
@@ -144,27 +160,32 @@ class Drain(wiring.Component):
             port.data.eq(self.load.data),
         ]
 
-    def arithmetic(self, m: Module, steps: Steps) -> list[list[Shared]]:
-        """The outputs of every bank and column, with their parameters and sums."""
+    def arithmetic(self, m: Module, early: Steps) -> list[list[Shared]]:
+        """The outputs of every bank and column, with their parameters and sums, chosen from p2 - ahead on."""
         accelerator, columns, drain = self.accelerator, self.accelerator.columns, self.accelerator.drain
+        ahead = self.ahead
         params = memory.Memory(shape=RecordLayout.size * drain, depth=accelerator.param_rows, init=[])
         m.submodules.params = params
         self.loaded(params, isa.LoadTarget.PARAM, m)
         read = params.read_port()
-        mode = self.field(m, 0, "param_mode")
+        mode = self.field(m, -ahead, "param_mode")
         row = Mux(
-            mode == isa.ParamMode.CHANNEL, steps.output, Mux(mode == isa.ParamMode.TOKEN, steps.tile, 0)
+            mode == isa.ParamMode.CHANNEL, early.output, Mux(mode == isa.ParamMode.TOKEN, early.tile, 0)
         )
-        p0_row = (self.field(m, 0, "param") + row)[:ROW_BITS]
-        m.d.comb += read.addr.eq(p0_row)
-        p2_records = data.View(data.ArrayLayout(RecordLayout, drain), delayed(m, read.data, 1))
-        p2_scales = data.View(row_scale_layout(accelerator), self.scales(m, p0_row))
+        early_row = (self.field(m, -ahead, "param") + row)[:ROW_BITS]
+        m.d.comb += read.addr.eq(early_row)
+        early_data = delayed(m, read.data, 1)
+        early_records, p2_records = (
+            data.View(data.ArrayLayout(RecordLayout, drain), delayed(m, early_data, cycles))
+            for cycles in (0, ahead)
+        )
+        p2_scales = data.View(row_scale_layout(accelerator), delayed(m, self.scales(m, early_row), ahead))
         p2_token = (self.field(m, 2, "param_mode") == isa.ParamMode.TOKEN) & (accelerator.row_scales > 0)
         p4_token, p5_token = delayed(m, p2_token, 2), delayed(m, p2_token, 3)
         p4_rounds = [delayed(m, ((1 << scale.n) >> 1)[:48], 2) for scale in p2_scales]
         p5_scale_n = [delayed(m, scale.n, 3) for scale in p2_scales]
-        p2_step, plain = delayed(m, steps.step, 2), accelerator.plain_steps == 2
-        p2_group = Mux(self.field(m, 2, "plain"), p2_step << 1, p2_step) if plain else p2_step
+        step, plain = delayed(m, early.step, 2), accelerator.plain_steps == 2
+        lane_group = Mux(self.field(m, 2 - ahead, "plain"), step << 1, step) if plain else step
         shared = {
             "p6_residual_m": self.field(m, 6, "residual_m"),
             "p7_residual_round": delayed(m, ((1 << self.field(m, 6, "residual_n")) >> 1)[:48], 1),
@@ -186,7 +207,7 @@ class Drain(wiring.Component):
         for name, value in shared.items():
             controls[name] = Signal(value.shape(), name=name)
             m.d.comb += controls[name].eq(value)
-        outputs, groups, p2_permute = [], accelerator.lanes.total // drain, self.field(m, 2, "permute")
+        outputs, groups, permute = [], accelerator.lanes.total // drain, self.field(m, 2 - ahead, "permute")
         for i in range(accelerator.plain_drain):
             record = p2_records[i % drain]
             kind = (
@@ -196,9 +217,10 @@ class Drain(wiring.Component):
             )
             group = Signal(8, name=f"group_{i}")
             sums = Signal.like(self.sums[0], name=f"p2_sums_{i}")
-            entry = Mux(p2_permute, record.entry, p2_group)
-            m.d.comb += group.eq(entry if i < drain else p2_step << 1 | 1)
-            m.d.comb += sums.eq(chosen([self.sums[g * drain + i % drain] for g in range(groups)], group))
+            entry = Mux(permute, early_records[i % drain].entry, lane_group)
+            m.d.comb += group.eq(entry if i < drain else step << 1 | 1)
+            of_groups = [self.sums[g * drain + i % drain] for g in range(groups)]
+            m.d.comb += sums.eq(chosen(m, of_groups, group, ahead))
             p4_constant, p5_n = delayed(m, record.constant, 2), delayed(m, record.n, 3)
             outputs.append([])
             for c in range(columns):
@@ -218,15 +240,15 @@ class Drain(wiring.Component):
                 outputs[-1].append(output)
         return outputs
 
-    def scales(self, m: Module, p0_row: Value) -> Value:
-        """Row scales, in p2; 0 where there are none."""
+    def scales(self, m: Module, row: Value) -> Value:
+        """Row scales two cycles after `row`; 0 where there are none."""
         size, rows = row_scale_layout(self.accelerator).size, self.accelerator.row_scales
         if not rows:
             return C(0, size)
         m.submodules.row_scales = scales = memory.Memory(shape=size, depth=rows, init=[])
         read, write = scales.read_port(), scales.write_port()
         m.d.comb += [
-            read.addr.eq(p0_row),
+            read.addr.eq(row),
             write.en.eq(self.row_scales.valid),
             write.addr.eq(self.row_scales.row),
             write.data.eq(self.row_scales.scales),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from amaranth.hdl import Module, Signal, Value
 from amaranth.utils import ceil_log2
 
-__all__ = ["groups", "register", "total", "tree"]
+__all__ = ["groups", "register", "registers_behind", "total", "tree"]
 
 
 def register(m: Module, value: Value, name: str) -> Signal:
@@ -34,10 +34,15 @@ def total(values: Sequence[Value]) -> Value:
 def tree(m: Module, values: Sequence[Value], registers: int, name: str) -> Value:
     """`total` of `values`, `registers` cycles later: they stand behind the tree's levels, as evenly as there are such."""
     values = list(values)
-    levels = ceil_log2(len(values))
-    behind = [-(-(i + 1) * levels // (registers + 1)) for i in range(registers)]
-    for level in range(levels + 1):
-        for at in range(behind.count(level)):
+    for level, count in enumerate(registers_behind(len(values), registers)):
+        for at in range(count):
             values = [register(m, value, f"{name}_{level}_{at}_{i}") for i, value in enumerate(values)]
         values = [total(pair) for pair in groups(values, 2)]
     return values[0]
+
+
+def registers_behind(values: int, registers: int) -> list[int]:
+    """How many of `registers` stand in front of a tree of two inputs each, and behind each of its levels."""
+    levels = ceil_log2(values)
+    behind = [-(-(i + 1) * levels // (registers + 1)) for i in range(registers)]
+    return [behind.count(level) for level in range(levels + 1)]

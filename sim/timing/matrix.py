@@ -38,15 +38,15 @@ _SECOND, _SECOND_DST, _SECOND_STRIDE = COLUMN["second"], COLUMN["second_dst"], C
 _LINEAR, _CONV, _JOIN = map(int, (FetchMode.LINEAR, FetchMode.CONV, FetchMode.JOIN))
 _SCRATCHPAD = int(Destination.SCRATCHPAD)
 
-# Parameters; BLOCK is from a block's last issue to `block` at the drain.
-_COLUMN_COUNT, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS, _BANKS, _TAPS, _BLOCK = range(
-    9
-)
+# Parameters; BLOCK is from a block's last issue to `block` at the drain, AHEAD by how much more than
+# one cycle a step's sums are chosen.
+_COLUMN_COUNT, _DEPTH_LOG2, _DRAIN_LOG2, _ROWS_LOG2, _REGIONS, _OPERAND_CHUNKS = range(6)
+_BANKS, _TAPS, _BLOCK, _AHEAD = range(6, 10)
 
 # Fixed pipelines, in cycles.
 _LANES_LATENCY = 8
 _RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 3, 17, 18, 19
-"""From a drain step's p0."""
+"""From a drain step's counters, with one drain stage."""
 _WHEEL = 32
 _COLUMNS = 64
 """At most."""
@@ -152,7 +152,7 @@ def config(accelerator: Accelerator) -> np.ndarray:
     a = accelerator
     logs = [value.bit_length() - 1 for value in (a.depth, a.drain, a.scratchpad_rows)]
     private, block = (a.private, a.private_taps), a.broadcast_stages + _LANES_LATENCY + a.tree_stages - 1
-    values = [a.columns, *logs, a.scratchpad_regions, a.operand_chunks, *private, block]
+    values = [a.columns, *logs, a.scratchpad_regions, a.operand_chunks, *private, block, a.drain_stages - 1]
     return np.array(values, dtype=np.int64)
 
 
@@ -522,6 +522,7 @@ def _compute(s, T, cfg, slot_free):
 def _drain(s, T, cfg):
     """One clock edge of the drain's step counters."""
     cycle, mask = s[_CYCLE], _WHEEL - 1
+    later = cycle + cfg[_AHEAD]
     if s[_ACTIVE] == 1:
         ins = s[_SLOT_0 + s[_SLOT]]
         block_log2 = cfg[_DEPTH_LOG2] - cfg[_DRAIN_LOG2]
@@ -530,19 +531,19 @@ def _drain(s, T, cfg):
         if s[_PHASE] == 0:
             if T[ins, _RESIDUAL] == 1:
                 row = T[ins, _RESIDUAL_ROW] + tile * T[ins, _RESIDUAL_STRIDE] + (output << 1 >> block_log2)
-                s[_RESIDUALS_AT + (cycle + _RESIDUAL_READ & mask)] = (row & 0xFFFF) + 1
+                s[_RESIDUALS_AT + (later + _RESIDUAL_READ & mask)] = (row & 0xFFFF) + 1
             if T[ins, _DESTINATION] == _SCRATCHPAD:
                 placed = output + (T[ins, _DST_CHANNEL] >> cfg[_DRAIN_LOG2])
                 units = placed << T[ins, _WIDE] + T[ins, _PLAIN]
                 row = T[ins, _DST] + tile * T[ins, _DST_STRIDE] + (units >> block_log2)
-                s[_WRITES_AT + (cycle + _WRITE & mask)] = (row & 0xFFFF) + 1
+                s[_WRITES_AT + (later + _WRITE & mask)] = (row & 0xFFFF) + 1
             else:
-                s[_WEIGHTS_AT + (cycle + _WRITE & mask)] = 1
+                s[_WEIGHTS_AT + (later + _WRITE & mask)] = 1
             if T[ins, _SECOND] == 1:
                 row = T[ins, _SECOND_DST] + tile * T[ins, _SECOND_STRIDE] + (output >> block_log2)
-                s[_WRITES_AT + (cycle + _SECOND_WRITE & mask)] = (row & 0xFFFF) + 1
+                s[_WRITES_AT + (later + _SECOND_WRITE & mask)] = (row & 0xFFFF) + 1
             if step_last and s[_END] == 1:
-                s[_DONE_AT + (cycle + _DONE & mask)] = 1 + s[_SLOT]
+                s[_DONE_AT + (later + _DONE & mask)] = 1 + s[_SLOT]
         if s[_PHASE] == 0 and T[ins, _SECOND] == 1:
             s[_PHASE] = 1
         else:

@@ -99,6 +99,8 @@ def test_hash_names_every_parameter():
         ({"row_scales": 0}, r"row_maxima must be 0 with row_scales=0, not 8"),
         ({"norm_rows": 0}, r"row_moments must be 0 with norm_rows=0, not 8"),
         ({"row_maxima": -1}, r"row_maxima must be 0 or more, not -1"),
+        ({"drain_stages": 0}, r"drain_stages must be positive, not 0"),
+        ({"drain_stages": 5}, r"drain_stages must be 1\.\.4, not 5"),
         ({"tree_stages": 5}, r"tree_stages must be 1\.\.4, not 5"),
         ({"broadcast_stages": 9}, r"broadcast_stages must be 1\.\.8, not 9"),
     ],

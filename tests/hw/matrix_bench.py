@@ -56,6 +56,7 @@ CONFIGURATIONS = {
         lanes=Lanes(fixed8=4, fixed4=8, fixed4_quads=4, fixed4_dynamic=6, fixed4_operand_bits=5),
         plain_steps=2,
         tree_stages=2,
+        drain_stages=4,
     ),
     "plain": dataclasses.replace(
         SMALL, depth=8, lanes=Lanes(fixed8=4, pot4=6), plain_steps=2, row_maxima=8, row_moments=8
@@ -103,6 +104,7 @@ CONFIGURATIONS = {
         ),
         broadcast_stages=2,
         tree_stages=3,
+        drain_stages=2,
     ),
 }
 

@@ -51,6 +51,7 @@ def machine(seed: int) -> Accelerator:
             row_maxima=MAXIMA[seed],
             broadcast_stages=seed - (MACHINES - 3),
             tree_stages=seed - (MACHINES - 3),
+            drain_stages=seed - (MACHINES - 3),
         )
     random = np.random.default_rng(1000 + seed)
     private = PRIVATE[seed]
