@@ -131,8 +131,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "array: operands always signed",
         "hw/array.py",
-        "Cat(code, code[7] & ~self.chunk.unsigned)",
-        "Cat(code, code[7])",
+        "code[7] & ~self.chunk.unsigned for",
+        "code[7] for",
         _MATRIX,
     ),
     Mutation(
@@ -243,15 +243,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "drain: permutation ignored",
         "hw/drain.py",
-        "entry = Mux(p2_permute, record.entry, p2_group)",
-        "entry = p2_group",
+        "entry = Mux(permute, early_records[i % drain].entry, lane_group)",
+        "entry = lane_group",
         _MATRIX,
     ),
     Mutation(
         "drain: plain outputs take a group of lanes twice",
         "hw/drain.py",
-        "p2_step << 1 | 1",
-        "p2_step << 1",
+        "step << 1 | 1",
+        "step << 1",
         _MATRIX,
     ),
     Mutation(
