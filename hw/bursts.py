@@ -69,12 +69,12 @@ class Bursts(wiring.Component):
         outside = Signal()
 
         index = (address >> shift)[: (burst_beats - 1).bit_length()] if burst_beats > 1 else 0
-        space = Signal(LENGTH_BITS)
+        space, reach, last = Signal(LENGTH_BITS), Signal(LENGTH_BITS + 1), Signal()
+        """Lines up to the end of the burst's block, and of the one behind it; whether all that remain are among the first."""
         m.d.comb += [
-            space.eq(burst_beats - index),
             self.o.payload.address.eq(address),
-            self.o.payload.last.eq(remaining <= space),
-            self.o.payload.length.eq(Mux(self.o.payload.last, remaining, space)),
+            self.o.payload.last.eq(last),
+            self.o.payload.length.eq(Mux(last, remaining, space)),
             self.fault.info.eq(offset),
         ]
         chosen = self.regions[self.region]
@@ -101,9 +101,13 @@ class Bursts(wiring.Component):
                 ]
                 m.next = "COMPARE"
             with m.State("COMPARE"):
-                m.d.sync += outside.eq(outside | ((remaining << shift) > room))
+                m.d.sync += [
+                    outside.eq(outside | ((remaining << shift) > room)),
+                    space.eq(burst_beats - index),
+                ]
                 m.next = "CHECK"
             with m.State("CHECK"):
+                m.d.sync += [last.eq(remaining <= space), reach.eq(space + burst_beats)]
                 with m.If(outside):
                     m.d.comb += self.fault.cause.eq(Cause.OUT_OF_BOUNDS)
                 with m.Elif(self.enable):
@@ -115,8 +119,11 @@ class Bursts(wiring.Component):
                     # What a burst that is not the last one leaves.
                     m.d.sync += [
                         remaining.eq(remaining - space),
+                        space.eq(burst_beats),
+                        reach.eq(2 * burst_beats),
+                        last.eq(remaining <= reach),
                         address.eq(((address >> block) + 1) << block),
                     ]
-                    with m.If(self.o.payload.last):
+                    with m.If(last):
                         m.next = "IDLE"
         return m

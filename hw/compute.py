@@ -46,7 +46,7 @@ class Compute(wiring.Component):
     """Walks tiles, groups, blocks and chunks. All outputs of an issue are registered: valid a cycle after it.
 
     `i` holds the next instruction while one runs; it moves to `o` (the drain) in the cycle before its first
-    possible issue. A chunk is issued once written (`counts`: `written` has one more in the next cycle); a block's last chunk no sooner than as many cycles after the
+    possible issue, with `private` a cycle earlier. A chunk is issued once written (`counts`: `written` has one more in the next cycle); a block's last chunk no sooner than as many cycles after the
     previous block's as that block's drain takes. Without such waits there is an issue in every cycle. With `digits` each block's
     chunks are issued twice.
     """
@@ -98,22 +98,34 @@ class Compute(wiring.Component):
         _, tile_last = loop(m, step_tile, take, ins.positions, pending.positions, columns, columns)
         tile_end, end, again = Signal(), Signal(), Signal()
 
-        low, shift, pass_last = Signal(), Signal(), Signal()
-        step, row_end, high, single = 1, tap.all(), 0, 0
+        low, shift, pass_last, present = Signal(), Signal(), Signal(), Signal()
+        step, row_end, high, single, next_single = 1, tap.all(), 0, 0, 1
         if private > 1:
             step = Mux(ins.private, private, 1)
-            present = Mux(ins.private, aligned(self.written, private) != index, index != self.written)
-        else:
-            present = Signal()
-            m.d.sync += present.eq(
-                Mux(self.issue, again | (following != self.written), present) | self.counts
-            )
         if taps > 1:  # a chunk is two taps, but for the last of an odd number
-            single = chunks_left == 1
+            single = Signal()
+            next_single = Mux(chunk_last, ins.chunks == 1, chunks_left == ahead + 1)
+            with m.If(self.issue):
+                m.d.sync += single.eq(next_single)
+            with m.If(take):
+                m.d.sync += single.eq(pending.chunks == 1)
             step = Mux(ins.private, Mux(single, private, 2 * private), 1)
-            ready = (aligned(self.written, private) - index)[: len(index)]
-            present = Mux(ins.private, ready >= step, index != self.written)
             row_end, high = tap[1:].all(), ins.private & odd
+
+        def written(at, one):
+            """Whether the chunk or two at an index are written in the next cycle."""
+            some = (at != self.written) | self.counts
+            if private == 1:
+                return some
+            ready = (aligned(self.written, private) - at)[exact_log2(private) : len(index)]
+            if taps == 1:
+                return Mux(ins.private, (ready != 0) | self.counts, some)
+            both = ready[1:].any() | (self.counts & ready[0])
+            return Mux(ins.private, Mux(one, (ready != 0) | self.counts, both), some)
+
+        m.d.sync += present.eq(
+            Mux(self.issue, again | written(following, next_single), written(index, single))
+        )
         m.d.comb += [
             following.eq(index + step),
             tile_end.eq(block_last & group_last),
@@ -172,6 +184,7 @@ class Compute(wiring.Component):
                 step_top_end.eq(fewer - 1),
             ]
             if private > 1:
+                m.d.sync += present.eq(0)
                 start = aligned(Mux(valid, following, index), private)
                 with m.If(pending.private):
                     m.d.sync += [index.eq(start), base.eq(start)]

@@ -565,8 +565,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "compute: a private chunk frees one place of the operand buffer",
         "hw/compute.py",
-        "            step = Mux(ins.private, private, 1)\n            present",
-        "            step = 1\n            present",
+        "            step = Mux(ins.private, private, 1)\n        if taps",
+        "            step = 1\n        if taps",
         _MATRIX,
     ),
     Mutation(

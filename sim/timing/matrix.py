@@ -50,7 +50,7 @@ _RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 3, 17, 18, 19
 _WHEEL = 32
 _COLUMNS = 64
 """At most."""
-_SCALARS = 73
+_SCALARS = 74
 _ALIGN = 5
 """From a grant to the count of its chunk."""
 _TAPS_LENGTH = 4
@@ -122,6 +122,7 @@ _TAPS_LENGTH = 4
     _C_INDEX,
     _FREED,
     _COUNTDOWN,
+    _C_FRESH,
     _USED,
     _WRITING,
     _SLOT_0,
@@ -192,7 +193,7 @@ def _taps(s, T):
 @numba.njit
 def _issues(s, T):
     """Whether compute issues a pair in this cycle."""
-    if s[_C_VALID] == 0:
+    if s[_C_VALID] == 0 or s[_C_FRESH] == 1:
         return False
     taps = _taps(s, T)
     if _aligned(s[_WRITTEN], s[_C_STEP]) - s[_C_INDEX] < taps * s[_C_STEP]:
@@ -502,12 +503,12 @@ def _compute(s, T, cfg, slot_free):
                 s[_C_INDEX] = s[_C_BASE]
             if tile_end:
                 s[_C_LEFT] -= cfg[_COLUMN_COUNT]
-    s[_COUNTDOWN] = countdown
+    s[_COUNTDOWN], s[_C_FRESH] = countdown, 0
     if finish:
         s[_C_VALID] = 0
     if s[_PENDING_VALID] == 1 and s[_C_VALID] == 0 and slot_free:
         s[_PENDING_VALID] = 0
-        s[_C_VALID] = 1
+        s[_C_VALID], s[_C_FRESH] = 1, cfg[_BANKS] > 1
         s[_C_INS] = s[_PENDING]
         s[_C_LEFT] = T[s[_PENDING], _POSITIONS]
         s[_C_STEP] = cfg[_BANKS] if T[s[_PENDING], _PRIVATE] else 1

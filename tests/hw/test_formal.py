@@ -31,7 +31,7 @@ dffunmap
 opt -full
 memory_collect
 opt_clean -purge
-sat -verify -prove-asserts -set-assumes -tempinduct -seq 1 -maxsteps 4
+sat -verify -prove-asserts -set-assumes -tempinduct -seq 1 -maxsteps 6
 """
 
 
