@@ -29,6 +29,8 @@ DIGITS = Lanes(
 """Of the last machine."""
 MAXIMA = (0, 64, 0, 32, 0, 16)
 """`row_maxima` of the machines."""
+MOMENTS = (0, 0, 32, 32, 16, 16)
+"""`row_moments` likewise."""
 ALWAYS = (1, 3, 5)
 OTHERS = [pytest.param(seed, marks=pytest.mark.full) for seed in range(MACHINES) if seed not in ALWAYS]
 
@@ -49,6 +51,7 @@ def machine(seed: int) -> Accelerator:
             plain_steps=PLAIN[seed],
             operand_slots=3 if columns == 3 else 0,
             row_maxima=MAXIMA[seed],
+            row_moments=MOMENTS[seed],
             broadcast_stages=seed - (MACHINES - 3),
             tree_stages=seed - (MACHINES - 3),
             drain_stages=seed - (MACHINES - 3),
@@ -88,6 +91,7 @@ def machine(seed: int) -> Accelerator:
         private=private,
         plain_steps=PLAIN[seed],
         row_maxima=MAXIMA[seed],
+        row_moments=MOMENTS[seed],
     )
 
 
