@@ -127,11 +127,11 @@ def test_throughput(op, cycles, fixed, given):
     assert cycles < taken <= cycles + fixed
 
 
-@pytest.mark.parametrize("parameters", [(2, 8, 4), (5, 16, 8)])
-@pytest.mark.parametrize("positions, channels", [(1, 1), (7, 1), (5, 64)])
+@pytest.mark.parametrize("parameters", [(2, 8, 4), (5, 8, 2)])
+@pytest.mark.parametrize("positions, channels", [(7, 1), (5, 64)])
 def test_layernorm_by_row_moments(parameters, positions, channels):
     """Tiles of one step and of more than their moments take; a short one right after the other."""
-    for seed in range(3):
+    for seed in range(2):
         check(
             parameters,
             lambda rng, a: [
