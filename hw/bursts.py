@@ -32,7 +32,7 @@ class Bursts(wiring.Component):
 
     `start` (while `idle`) takes region, offset, rows and lines of a row. Three cycles later (or once `enable` is high)
     either `fault` holds OUT_OF_BOUNDS until reset, or `begin` is high for one cycle; the bursts follow on `o` from the
-    cycle after, at one per cycle; `left` is the number of lines that they still have. `idle` rises when the last one has
+    cycle after, at one per cycle; `left` is the number of lines that they still have, `single` whether this one has one. `idle` rises when the last one has
     been taken.
     """
 
@@ -52,6 +52,7 @@ class Bursts(wiring.Component):
                 "fault": Out(FAULT),
                 "left": Out(16 + row_beats_limit(accelerator).bit_length()),
                 "o": Out(stream.Signature(BURST)),
+                "single": Out(1),
             }
         )
 
@@ -75,6 +76,7 @@ class Bursts(wiring.Component):
             self.o.payload.address.eq(address),
             self.o.payload.last.eq(last),
             self.o.payload.length.eq(Mux(last, remaining, space)),
+            self.single.eq((remaining == 1) | (space == 1)),
             self.fault.info.eq(offset),
         ]
         chosen = self.regions[self.region]

@@ -63,8 +63,11 @@ class Engine(wiring.Component):
         row_beats = accelerator.beats(accelerator.scratchpad_row_bytes)
 
         row, rows, rows_left, signal, tag = Signal(16), Signal(16), Signal(16), Signal(16), Signal(10)
+        reads = Signal()
+        """Whether rows are left."""
+        beyond = delayed(m, rows * (row_beats * accelerator.line_bytes) - 1, 1)
         m.d.comb += [
-            control.i.ready.eq(bursts.idle & (rows_left == 0)),
+            control.i.ready.eq(bursts.idle & ~reads),
             bursts.regions.eq(self.regions),
             bursts.start.eq(control.i.valid & control.i.ready),
             bursts.region.eq(instruction.region),
@@ -76,7 +79,7 @@ class Engine(wiring.Component):
             transfer.address.eq(bursts.o.payload.address),
             transfer.signal.eq(signal),
             transfer.tag.eq(tag),
-            transfer.end.eq(bursts.o.payload.address + rows * (row_beats * accelerator.line_bytes) - 1),
+            transfer.end.eq(bursts.o.payload.address + beyond),
         ]
         with m.If(bursts.start):
             m.d.sync += [
@@ -86,20 +89,19 @@ class Engine(wiring.Component):
                 tag.eq(instruction.tag),
             ]
         with m.If(bursts.begin):
-            m.d.sync += rows_left.eq(rows)
+            m.d.sync += [rows_left.eq(rows), reads.eq(1)]
 
         send = Signal()
-        current, current_beats = self._rows(m, row, rows_left, send)
-        pending = self._bursts(m, bursts.o, current, current_beats, send)
+        current, current_beats = self._rows(m, row, rows_left, reads, send)
         answered = self._responses(m, transfers.o, bursts.fault)
-        m.d.sync += pending.eq(pending + bursts.o.ready - answered)
+        self._bursts(m, bursts, current, current_beats, send, answered)
         m.d.comb += [
             control.busy.eq(~bursts.idle | transfers.o.valid | control.done),
         ]
         m.d.sync += control.stalled.eq(control.busy & ~send)
         return m
 
-    def _rows(self, m: Module, row, rows_left, send):
+    def _rows(self, m: Module, row, rows_left, reads, send):
         """`ahead` takes what the scratchpad returns, the first row in place 0; `current` is shifted out line by line, and
         the second result is how many lines it still has."""
         accelerator, read = self._accelerator, self.read
@@ -112,7 +114,7 @@ class Engine(wiring.Component):
         current_beats = Signal(range(row_beats + 1))
         grant, move = Signal(), Signal()
         m.d.comb += [
-            read.valid.eq((rows_left != 0) & ((claimed != places) | move) & ~self.halted),
+            read.valid.eq(reads & ((claimed != places) | move) & ~self.halted),
             read.row.eq(row),
             grant.eq(read.valid & read.ready),
             move.eq((level != 0) & ((current_beats == 0) | ((current_beats == 1) & send))),
@@ -123,7 +125,7 @@ class Engine(wiring.Component):
             level.eq(level + arriving[1] - move),
         ]
         with m.If(grant):
-            m.d.sync += [row.eq(row + 1), rows_left.eq(rows_left - 1)]
+            m.d.sync += [row.eq(row + 1), rows_left.eq(rows_left - 1), reads.eq(rows_left != 1)]
         for place, entry in enumerate(ahead):
             with m.If(arriving[1] & (level - move == place)):
                 m.d.sync += entry.eq(read.data)
@@ -135,29 +137,29 @@ class Engine(wiring.Component):
             m.d.sync += [current.eq(current >> line_bits), current_beats.eq(current_beats - 1)]
         return current, current_beats
 
-    def _bursts(self, m: Module, bursts, current, current_beats, send):
+    def _bursts(self, m: Module, source: Bursts, current, current_beats, send, answered):
         """Lines in bursts to all ports: the next burst is opened in the cycle in which the last line of the one before is
-        put on the bus. Returns how many wait for their responses."""
-        accelerator, halt = self._accelerator, self.halted
+        put on the bus."""
+        accelerator, halt, bursts = self._accelerator, self.halted, source.o
         bus_bytes = accelerator.bus_bytes
         beats_left, pending, opened = Signal(LENGTH_BITS), Signal(range(PENDING + 1)), Signal()
+        some, last, full = Signal(), Signal(), Signal()
+        """Whether `beats_left` is above 0, and 1; whether `pending` is PENDING."""
         waits = Cat(axi.wvalid & ~axi.wready for axi in self.axi).any()
         address_waits = Cat(axi.awvalid & ~axi.awready for axi in self.axi).any()
         m.d.comb += [
-            send.eq((beats_left != 0) & ((current_beats != 0) | halt) & ~waits),
-            opened.eq(
-                bursts.valid
-                & ~halt
-                & ~address_waits
-                & ((beats_left == 0) | ((beats_left == 1) & send))
-                & (pending != PENDING)
-            ),
+            send.eq(some & ((current_beats != 0) | halt) & ~waits),
+            opened.eq(bursts.valid & ~halt & ~address_waits & (~some | (last & send)) & ~full),
             bursts.ready.eq(opened),
-            self.quiet.eq(
-                (beats_left == 0) & (pending == 0) & ~Cat(axi.awvalid | axi.wvalid for axi in self.axi).any()
-            ),
+            self.quiet.eq(~some & (pending == 0) & ~Cat(axi.awvalid | axi.wvalid for axi in self.axi).any()),
         ]
-        m.d.sync += beats_left.eq(Mux(opened, bursts.payload.length, beats_left - send))
+        m.d.sync += [
+            beats_left.eq(Mux(opened, bursts.payload.length, beats_left - send)),
+            some.eq(opened | (some & ~(last & send))),
+            last.eq(Mux(opened, source.single, Mux(send, beats_left == 2, last))),
+            pending.eq(pending + opened - answered),
+            full.eq(~answered & (full | (opened & (pending == PENDING - 1)))),
+        ]
         strobes = (1 << min(accelerator.scratchpad_row_bytes, accelerator.line_bytes)) - 1
         for number, axi in enumerate(self.axi):
             low = number * bus_bytes
@@ -172,9 +174,8 @@ class Engine(wiring.Component):
                     axi.wvalid.eq(send),
                     axi.wdata.eq(current[low * 8 : (low + bus_bytes) * 8]),
                     axi.wstrb.eq(Mux(halt, 0, strobes >> low & ((1 << bus_bytes) - 1))),
-                    axi.wlast.eq(beats_left == 1),
+                    axi.wlast.eq(last),
                 ]
-        return pending
 
     def _responses(self, m: Module, transfers, check_fault):
         """Each port keeps one response until all have theirs: then their burst is answered (the result). Bursts are
