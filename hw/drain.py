@@ -2,7 +2,7 @@
 
 A step takes `drain` lanes of every column. Its pipeline never stands; signals carry their cycle as a prefix:
 p0 step counters and addresses, p2 parameters and the chosen sums, p8 requantized, p13 clamped, p17 write, p18 second write,
-p19 done. With more `drain_stages` than one the choice begins as many cycles less one before p0.
+p19 done. Steps are counted `drain_stages` cycles before p0: one for the parameters' address, and the others for the choice of sums.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .weights import DrainWrite
 
 __all__ = ["DONE_CYCLE", "SUMS_CYCLE", "Drain"]
 
-SUMS_CYCLE = 2
+SUMS_CYCLE = 3
 """Cycles from a step's counters to the sums that it reads: the first step of a block has its counters a cycle after `block`."""
 
 DONE_CYCLE = 19
@@ -104,7 +104,7 @@ class Drain(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.steps = early = Steps(self.accelerator)
-        self.ahead = self.accelerator.drain_stages - 1
+        self.ahead = self.accelerator.drain_stages
         steps = Later(m, early, self.ahead)
         self.slots = [
             Signal(instruction_layout(isa.Opcode.MATRIX), name=f"slot_{i}", reset_less=True) for i in range(2)
@@ -161,7 +161,7 @@ class Drain(wiring.Component):
         ]
 
     def arithmetic(self, m: Module, early: Steps) -> list[list[Shared]]:
-        """The outputs of every bank and column, with their parameters and sums, chosen from p2 - ahead on."""
+        """The outputs of every bank and column, with their parameters and sums, chosen from p3 - ahead on."""
         accelerator, columns, drain = self.accelerator, self.accelerator.columns, self.accelerator.drain
         ahead = self.ahead
         params = memory.Memory(shape=RecordLayout.size * drain, depth=accelerator.param_rows, init=[])
@@ -172,20 +172,20 @@ class Drain(wiring.Component):
         row = Mux(
             mode == isa.ParamMode.CHANNEL, early.output, Mux(mode == isa.ParamMode.TOKEN, early.tile, 0)
         )
-        early_row = (self.field(m, -ahead, "param") + row)[:ROW_BITS]
+        early_row = delayed(m, (self.field(m, -ahead, "param") + row)[:ROW_BITS], 1)
         m.d.comb += read.addr.eq(early_row)
         early_data = delayed(m, read.data, 1)
         early_records, p2_records = (
             data.View(data.ArrayLayout(RecordLayout, drain), delayed(m, early_data, cycles))
-            for cycles in (0, ahead)
+            for cycles in (0, ahead - 1)
         )
-        p2_scales = data.View(row_scale_layout(accelerator), delayed(m, self.scales(m, early_row), ahead))
+        p2_scales = data.View(row_scale_layout(accelerator), delayed(m, self.scales(m, early_row), ahead - 1))
         p2_token = (self.field(m, 2, "param_mode") == isa.ParamMode.TOKEN) & (accelerator.row_scales > 0)
         p4_token, p5_token = delayed(m, p2_token, 2), delayed(m, p2_token, 3)
         p4_rounds = [delayed(m, ((1 << scale.n) >> 1)[:48], 2) for scale in p2_scales]
         p5_scale_n = [delayed(m, scale.n, 3) for scale in p2_scales]
-        step, plain = delayed(m, early.step, 2), accelerator.plain_steps == 2
-        lane_group = Mux(self.field(m, 2 - ahead, "plain"), step << 1, step) if plain else step
+        step, plain = delayed(m, early.step, 3), accelerator.plain_steps == 2
+        lane_group = Mux(self.field(m, 3 - ahead, "plain"), step << 1, step) if plain else step
         shared = {
             "p6_residual_m": self.field(m, 6, "residual_m"),
             "p7_residual_round": delayed(m, ((1 << self.field(m, 6, "residual_n")) >> 1)[:48], 1),
@@ -207,7 +207,7 @@ class Drain(wiring.Component):
         for name, value in shared.items():
             controls[name] = Signal(value.shape(), name=name)
             m.d.comb += controls[name].eq(value)
-        outputs, groups, permute = [], accelerator.lanes.total // drain, self.field(m, 2 - ahead, "permute")
+        outputs, groups, permute = [], accelerator.lanes.total // drain, self.field(m, 3 - ahead, "permute")
         for i in range(accelerator.plain_drain):
             record = p2_records[i % drain]
             kind = (
@@ -220,7 +220,7 @@ class Drain(wiring.Component):
             entry = Mux(permute, early_records[i % drain].entry, lane_group)
             m.d.comb += group.eq(entry if i < drain else step << 1 | 1)
             of_groups = [self.sums[g * drain + i % drain] for g in range(groups)]
-            m.d.comb += sums.eq(chosen(m, of_groups, group, ahead))
+            m.d.comb += sums.eq(chosen(m, of_groups, group, ahead - 1))
             p4_constant, p5_n = delayed(m, record.constant, 2), delayed(m, record.n, 3)
             outputs.append([])
             for c in range(columns):

@@ -18,7 +18,7 @@ __all__ = ["Steps"]
 
 
 class Steps(wiring.Component):
-    """Step counters: a step in cycle p0 with `valid`; the first one of a block is in the cycle after `block`."""
+    """Step counters: a step in a cycle with `valid`, some cycles before its p0; the first one of a block is in the cycle after `block`."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -50,15 +50,16 @@ class Steps(wiring.Component):
         active, second, block = Signal(), Signal(), Signal(BlockLayout)
         twice, positions = self.field(m, "second"), self.field(m, "positions")
         before_last, step_last, advance = Signal.like(self.step), Signal(), Signal()
+        tile_end, end = Signal(), Signal()
+        """Whether the step is the last one of its tile, and of its instruction: registers, as `step_last`."""
         m.d.comb += [
             advance.eq(active & (second | ~twice)),
-            self.following.eq(self.slot ^ (advance & step_last & block.end)),
+            self.following.eq(self.slot ^ (advance & end)),
             self.valid.eq(active & ~second),
-            self.last.eq(step_last & block.end),
+            self.last.eq(end),
+            self.tile_last.eq(tile_end),
         ]
-        tile_end = step_last & block.tile_end
-        m.d.comb += self.tile_last.eq(tile_end)
-        self.lanes(m, advance, tile_end, tile_end & block.end)
+        self.lanes(m, advance, tile_end, end)
         first = Signal(18)
         for column in range(columns):
             m.d.comb += self.live[column].eq(first + column < positions)
@@ -67,24 +68,28 @@ class Steps(wiring.Component):
             m.d.sync += [
                 self.step.eq(Mux(step_last, 0, self.step + 1)),
                 step_last.eq(self.step == before_last),
-                self.output.eq(self.output + 1),
+                tile_end.eq((self.step == before_last) & block.tile_end),
+                end.eq((self.step == before_last) & block.end),
+                self.output.eq(Mux(tile_end, 0, self.output + 1)),
             ]
             with m.If(step_last):
                 m.d.sync += active.eq(0)
-                with m.If(block.tile_end):
-                    following = Mux(block.end, 0, self.tile + 1), Mux(block.end, 0, first + columns)
-                    m.d.sync += [self.output.eq(0), self.tile.eq(following[0]), first.eq(following[1])]
-                    last = self.part == word_parts(self.accelerator) - 1
-                    m.d.sync += [
-                        self.part.eq(Mux(block.end | last, 0, self.part + 1)),
-                        self.word.eq(Mux(block.end, 0, self.word + last)),
-                    ]
+            with m.If(tile_end):
+                last = self.part == word_parts(self.accelerator) - 1
+                m.d.sync += [
+                    self.tile.eq(Mux(end, 0, self.tile + 1)),
+                    first.eq(Mux(end, 0, first + columns)),
+                    self.part.eq(Mux(end | last, 0, self.part + 1)),
+                    self.word.eq(Mux(end, 0, self.word + last)),
+                ]
         m.d.sync += self.slot.eq(self.following)
         with m.If(self.block.valid):
             m.d.sync += [
                 active.eq(1),
                 block.eq(self.block),
                 step_last.eq(self.block.step_top == 0),
+                tile_end.eq((self.block.step_top == 0) & self.block.tile_end),
+                end.eq((self.block.step_top == 0) & self.block.end),
                 before_last.eq(self.block.step_top - 1),
             ]
         return m

@@ -45,7 +45,7 @@ _BANKS, _TAPS, _BLOCK, _AHEAD = range(6, 10)
 
 # Fixed pipelines, in cycles.
 _LANES_LATENCY = 8
-_RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 3, 17, 18, 19
+_RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 4, 18, 19, 20
 """From a drain step's counters, with one drain stage."""
 _WHEEL = 32
 _COLUMNS = 64
@@ -152,7 +152,7 @@ def config(accelerator: Accelerator) -> np.ndarray:
     """The parameters that the functions below take as `cfg`."""
     a = accelerator
     logs = [value.bit_length() - 1 for value in (a.depth, a.drain, a.scratchpad_rows)]
-    private, block = (a.private, a.private_taps), a.broadcast_stages + _LANES_LATENCY + a.tree_stages - 1
+    private, block = (a.private, a.private_taps), a.broadcast_stages + _LANES_LATENCY + a.tree_stages - 2
     values = [a.columns, *logs, a.scratchpad_regions, a.operand_chunks, *private, block, a.drain_stages - 1]
     return np.array(values, dtype=np.int64)
 
