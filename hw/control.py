@@ -29,7 +29,7 @@ class Control(wiring.Component):
     """The host's view of the machine, and the state that the other blocks follow.
 
     IDLE (takes starts from the queue, or a LOAD), LOADING, RUNNING, HALTED after the first fault, FAILED once nothing is
-    outstanding (`quiet`). `halt` is high in the last two; `clear` resets the engines in the last cycle of FAILED.
+    outstanding (`quiet`). `halt` is high in the last two; `clear`, a register, resets the engines in the last cycle before IDLE.
     `run_start` is the first cycle of a run, in which `entry` is valid; `run_end` (from the dispatch) is its last. CYCLES
     is the distance of the two; the engines' counters count the cycles after `run_start`.
     """
@@ -154,7 +154,10 @@ class Control(wiring.Component):
                 with m.If(halted & self.quiet & ~self.program_busy):
                     m.next = "FAILED"
             with m.State("FAILED"), m.If(clear_wanted):
-                m.d.comb += self.clear.eq(1)
+                m.d.sync += self.clear.eq(1)
+                m.next = "CLEARING"
+            with m.State("CLEARING"):
+                m.d.sync += self.clear.eq(0)
                 m.next = "IDLE"
 
         # The first fault stays until CLEAR.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -18,7 +18,7 @@ from .semaphores import Semaphores, foreign_waits
 
 __all__ = ["FIRST", "QUEUE", "Dispatch"]
 
-FIRST = 4
+FIRST = 7
 """Cycles from a run's start to its first instruction."""
 QUEUE = 4
 """Instructions that wait for each engine, behind the one that is next."""
@@ -27,8 +27,8 @@ QUEUE = 4
 class Dispatch(wiring.Component):
     """Runs a program: `start` with `entry` begins, `end` is high for one cycle when END is reached and all is done.
 
-    The instruction at `read_index` must be on `instruction` in the next cycle; one is dispatched per cycle, the first one
-    FIRST cycles after `start`: three registers lie before it, and what it is, is known in the last. An illegal
+    The instruction at `read_index` must be on `instruction` in the next cycle; one is dispatched in every second cycle, the first
+    one FIRST cycles after `start`; it goes into its engine a cycle after it could. An illegal
     instruction (`illegal` while it stays) is not dispatched: an unknown opcode or enumeration value, a semaphore of
     another consumer, a transfer of no rows, one that needs what the machine does without (`arch.options`), or none at all
     (beyond `count`); or it does not start, because of what its operand slots make of it. `illegal_index` is its number; `dispatched` counts instructions of this run. Nothing starts from the cycle after `halt`. Each engine's instructions that have not ended are in flight.
@@ -64,47 +64,56 @@ class Dispatch(wiring.Component):
         raw, raw_index, raw_valid = Signal.like(self.instruction, reset_less=True), Signal(17), Signal()
         self.word, valid = Signal.like(self.instruction, reset_less=True), Signal()
         legal, ends, slots = (Signal(name=name) for name in ("legal", "ends", "slots"))
-        chosen = Signal(len(isa.Engine))
+        chosen, can = Signal(len(isa.Engine), name="chosen"), Signal()
         m.d.comb += [
-            moves.eq(~valid | advance),
-            self.read_index.eq(Mux(start, entry, number + moves)),
+            self.read_index.eq(number),
             self.illegal.eq(valid & ~legal),
             self.illegal_index.eq(self.index),
             semaphores.clear.eq(start),
         ]
-        m.d.sync += [number.eq(self.read_index), self.dispatched.eq(self.dispatched + advance)]
+        # What wide registers wait for is a register itself: an instruction moves in every second cycle at most.
+        m.d.sync += [
+            advance.eq(can),
+            moves.eq(can | (~valid & ~moves & ~start)),
+            self.dispatched.eq(self.dispatched + advance),
+        ]
+        decoded = self._decoded(m, raw, raw_index < self.count)
         with m.If(moves):
             m.d.sync += [raw.eq(self.instruction), raw_index.eq(number), raw_valid.eq(running)]
             m.d.sync += [self.word.eq(raw), self.index.eq(raw_index), valid.eq(raw_valid)]
-            self._decode(m, raw, raw_index < self.count, legal, ends, slots, chosen)
+            m.d.sync += number.eq(number + 1)
+            m.d.sync += [signal.eq(decoded[signal.name]) for signal in (legal, ends, slots, chosen)]
         with m.If(start):
-            m.d.sync += [running.eq(1), self.dispatched.eq(0)]
+            m.d.sync += [running.eq(1), self.dispatched.eq(0), number.eq(entry)]
         with m.Elif(self.end | halt):
-            m.d.sync += [running.eq(0), raw_valid.eq(0), valid.eq(0)]
+            m.d.sync += [running.eq(0), raw_valid.eq(0), valid.eq(0), moves.eq(0), advance.eq(0)]
 
         ready, idle = [], []
         for engine in isa.Engine:
-            one_ready, one_idle = self._engine(m, engine, advance & chosen[engine], slots, semaphores, halt)
+            put = Signal(name=f"{engine.name.lower()}_put")
+            m.d.sync += put.eq(can & chosen[engine])
+            one_ready, one_idle = self._engine(m, engine, put, slots, semaphores, halt)
             ready.append(one_ready & chosen[engine])
             idle.append(one_idle)
-        m.d.comb += [
-            advance.eq(valid & legal & Cat(ready).any() & ~halt),
-            self.end.eq(valid & ends & Cat(idle).all() & ~halt),
-        ]
+        m.d.comb += can.eq(valid & legal & ~advance & Cat(ready).any() & ~halt)
+        m.d.sync += self.end.eq(valid & ends & Cat(idle).all() & ~halt & ~self.end)
         return m
 
-    def _decode(self, m: Module, word, exists, legal, ends, slots, chosen) -> None:
-        """What is known of an instruction before its turn: whether it is legal, END, and has operand slots, and its engine."""
+    def _decoded(self, m: Module, word, exists) -> dict:
+        """What is known of an instruction before its turn: whether it is legal, END, and has operand slots, and its engine.
+        Two steps: `word` must be there for two cycles."""
         opcode = self._view(isa.Opcode.END, word).opcode
-        engines = {engine: exists & (opcode == isa.Opcode[engine.name]) for engine in isa.Engine}
-        is_end = exists & (opcode == isa.Opcode.END)
         views = {engine: self._view(isa.Opcode[engine.name], word) for engine in isa.Engine}
-        m.d.sync += [
-            legal.eq(is_end | Cat(engines[e] & self._legal(views[e], e) for e in isa.Engine).any()),
-            ends.eq(is_end),
-            slots.eq(Cat(engines[e] & self._slots(views[e]) for e in isa.Engine).any()),
-            *(chosen[e].eq(engines[e]) for e in isa.Engine),
-        ]
+        engines = {e: delayed(m, exists & (opcode == isa.Opcode[e.name]), 1) for e in isa.Engine}
+        legal = [engines[e] & delayed(m, self._legal(views[e], e), 1) for e in isa.Engine]
+        slots = [engines[e] & delayed(m, self._slots(views[e]), 1) for e in isa.Engine]
+        is_end = delayed(m, exists & (opcode == isa.Opcode.END), 1)
+        return {
+            "legal": is_end | Cat(legal).any(),
+            "ends": is_end,
+            "slots": Cat(slots).any(),
+            "chosen": Cat(engines.values()),
+        }
 
     def _engine(self, m: Module, engine: isa.Engine, put, slots, semaphores: Semaphores, halt):
         """An engine's queue, which takes the instruction with `put`, and its way into the engine; returns whether the
@@ -120,7 +129,7 @@ class Dispatch(wiring.Component):
             queue.i.payload.instruction.eq(self.word),
             queue.i.valid.eq(put),
             queue.o.ready.eq(~waiting | start),
-            start.eq(port.i.valid & port.i.ready),
+            port.i.valid.eq(start),
             port.halt.eq(halt),
             semaphores.start[engine].eq(start),
             semaphores.done[engine].eq(port.done),
@@ -133,16 +142,18 @@ class Dispatch(wiring.Component):
         enable = semaphores.ok[engine] & ~halt
         if late:
             m.d.comb += [queue.i.payload.slots.eq(slots), queue.i.payload.index.eq(self.index)]
-            self._operands(m, opcode, port, head, waiting, enable)
+            offered = self._operands(m, opcode, port, head, waiting, enable, start)
         else:
-            m.d.comb += port.i.valid.eq(waiting & enable)
+            offered = waiting & enable
             m.d.comb += [
                 port.i.payload[field].eq(head.instruction[field]) for field, _ in layout if field != "slots"
             ]
+        # An engine that is ready stays so until it takes an instruction.
+        m.d.sync += start.eq(offered & port.i.ready & ~start)
         return queue.i.ready, in_flight == 0
 
-    def _operands(self, m: Module, opcode: isa.Opcode, port, head, waiting, enable) -> None:
-        """From an engine's `head` into the engine with operand slots added."""
+    def _operands(self, m: Module, opcode: isa.Opcode, port, head, waiting, enable, start):
+        """From an engine's `head` into the engine with operand slots added; returns whether it is offered."""
         m.submodules[f"{opcode.name.lower()}_operands"] = operands = Operands(opcode)
         m.d.comb += [
             operands.i.payload.eq(head.instruction),
@@ -151,12 +162,12 @@ class Dispatch(wiring.Component):
             operands.enable.eq(enable),
             operands.values.eq(self.registers),
             port.i.payload.eq(operands.o.payload),
-            port.i.valid.eq(operands.o.valid),
-            operands.o.ready.eq(port.i.ready),
+            operands.o.ready.eq(start),
         ]
         illegal = delayed(m, operands.illegal, 1, reset_less=False)
         with m.If(illegal):
             m.d.comb += [self.illegal.eq(1), self.illegal_index.eq(head.index)]
+        return operands.o.valid
 
     def _slots(self, fields):
         """Whether an operand slot names a field."""

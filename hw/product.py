@@ -41,9 +41,11 @@ class Product(wiring.Component):
 
 
 class SplitProduct(Product):
-    """`Product` of two multipliers of 18 x 18 bits and an adder behind their registers."""
+    """`Product` of two multipliers of 18 x 18 bits and an adder behind their registers, or of one."""
 
     def elaborate(self, platform):
+        if len(self.a) <= _PART + 1:
+            return super().elaborate(platform)
         m = Module()
         low = register(m, Cat(self.a[:_PART], 0).as_signed() * self.b, "low_1")
         high = register(m, self.a[_PART:].as_signed() * self.b, "high_1")

@@ -12,7 +12,7 @@ __all__ = ["Queue"]
 class Queue(wiring.Component):
     """A queue of `depth` (a power of two) payloads: what is put in during cycle c can be taken from c + 1 on.
 
-    `i.ready` depends on the level alone: a full queue accepts nothing, even in a cycle in which its head leaves.
+    `i.ready` is a register: a full queue accepts nothing, even in a cycle in which its head leaves. So is `o.valid`.
     """
 
     def __init__(self, shape, depth: int):
@@ -25,17 +25,19 @@ class Queue(wiring.Component):
             shape=self.i.payload.shape(), depth=self._depth, init=[]
         )
         write, read = storage.write_port(), storage.read_port(domain="comb")
-        level = Signal(range(self._depth + 1))
+        level, room, some = Signal(range(self._depth + 1)), Signal(init=1), Signal()
         put, take = self.i.valid & self.i.ready, self.o.valid & self.o.ready
         m.d.comb += [
-            self.i.ready.eq(level != self._depth),
-            self.o.valid.eq(level != 0),
+            self.i.ready.eq(room),
+            self.o.valid.eq(some),
             self.o.payload.eq(read.data),
             write.en.eq(put),
             write.data.eq(self.i.payload),
         ]
         m.d.sync += [
             level.eq(level + put - take),
+            room.eq((level != self._depth) & ((level != self._depth - 1) | ~put) | take),
+            some.eq((level > 1) | ((level == 1) & ~take) | put),
             write.addr.eq(write.addr + put),
             read.addr.eq(read.addr + take),
         ]

@@ -30,7 +30,7 @@ _END, _FIRST = int(Opcode.END), int(Opcode.LOAD)
 _LOAD, _MATRIX, _VECTOR, _STORE = map(int, Engine)
 _ENGINES = len(Engine)
 _QUEUE = 4
-_FIRST_CYCLE = 4
+_FIRST_CYCLE = 7
 """Of a run in which an instruction is dispatched."""
 _OPERAND_CYCLES = 8
 """By which operand slots delay a start."""
@@ -198,19 +198,23 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
     compacting = claimed = False
     waited = np.zeros(_ENGINES, dtype=np.int64)
     starting, ending = np.zeros(_ENGINES, dtype=np.int64), np.zeros(_ENGINES, dtype=np.int64)
-    pc, cycle = entry, _FIRST_CYCLE - 1
+    pc, cycle = entry, _FIRST_CYCLE - 2
     dispatched, started, ended = 0, 0, 0
+    # What was found in the cycle before: the next instruction is dispatched, an engine's next one starts.
+    dispatching, due = False, np.zeros(_ENGINES, dtype=np.bool_)
     while True:
         cycle += 1
         # Dispatch.
         if pc >= len(T):
             return _NO_END
         opcode, pushed = T[pc, _OPCODE], -1
-        if opcode == _END:
+        if dispatching:
+            pushed, dispatching = opcode - _FIRST, False
+        elif opcode == _END:
             if ended == dispatched:
-                return cycle
-        elif level[opcode - _FIRST] < _QUEUE:
-            pushed = opcode - _FIRST
+                return cycle + 1
+        else:
+            dispatching = level[opcode - _FIRST] < _QUEUE
 
         # Starts.
         starting[:] = -1
@@ -218,21 +222,20 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
         for engine in range(_ENGINES):
             index = following[engine]
             moving |= index < 0 and level[engine] > 0
-            if index >= 0 and _satisfied(semaphores, T[index, _WAIT]):
+            if due[engine]:
+                starting[engine], due[engine] = index, False
+            elif index >= 0 and _satisfied(semaphores, T[index, _WAIT]):
                 slots = T[index, _A_FIELD] | T[index, _B_FIELD] | T[index, _C_FIELD]
                 if slots == 0 or waited[engine] == _OPERAND_CYCLES:
-                    starting[engine] = index
+                    due[engine] = True
                 else:
                     waited[engine] += 1
-        if starting[_LOAD] >= 0 and not memory.load_ready(load, m_cfg):
-            starting[_LOAD] = -1
-        if starting[_MATRIX] >= 0 and not matrix.ready(mat, x_cfg):
-            starting[_MATRIX] = -1
-        if starting[_VECTOR] >= 0 and not vector.ready(vec, v_cfg):
-            starting[_VECTOR] = -1
-        if starting[_STORE] >= 0 and not memory.store_ready(store, m_cfg):
-            starting[_STORE] = -1
-        if pushed < 0 and started == ended and starting.max() < 0 and waited.max() == 0 and not moving:
+        due[_LOAD] &= memory.load_ready(load, m_cfg)
+        due[_MATRIX] &= matrix.ready(mat, x_cfg)
+        due[_VECTOR] &= vector.ready(vec, v_cfg)
+        due[_STORE] &= memory.store_ready(store, m_cfg)
+        idle = pushed < 0 and not dispatching and starting.max() < 0 and not due.any()
+        if idle and started == ended and waited.max() == 0 and not moving:
             return _DEADLOCK
 
         # Grants. Engines without work are left out: their state does not change.
