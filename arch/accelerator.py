@@ -56,6 +56,9 @@ class Lanes:
     fixed4_quads: int = 0
     """How many of the Fixed-4 lanes, the last ones, multiply in multipliers, four products in each; layers whose operands
     have more than 6 bits use the other lanes alone."""
+    fixed4_triples: int = 0
+    """How many of the Fixed-4 lanes, in front of `fixed4_quads`, multiply in multipliers with a port of 27 bits, three lanes in
+    each: a multiple of 3. They take operands of s8."""
     fixed4_dynamic: int = 0
     """How many of the Fixed-4 lanes, the first ones, take keys and values of 4 bits (-8..7) from the drain; a multiple of
     `drain`. Two codes share a byte of the weight memory, so columns and drain must be even."""
@@ -72,9 +75,10 @@ class Lanes:
         return {scheme: count for scheme, count in zip(Scheme, counts, strict=True) if count}
 
     @property
-    def others(self) -> dict[Scheme, int]:
-        """How many lanes of a scheme, its last ones, are of its second kind."""
-        return {Scheme.FIXED8: self.fixed8_luts, Scheme.FIXED4: self.fixed4_quads}
+    def others(self) -> dict[Scheme, dict[str, int]]:
+        """How many lanes of a scheme, its last ones, are of its other kinds, in lane order."""
+        fixed4 = {"fixed4_triples": self.fixed4_triples, "fixed4_quads": self.fixed4_quads}
+        return {Scheme.FIXED8: {"fixed8_luts": self.fixed8_luts}, Scheme.FIXED4: fixed4}
 
     @property
     def total(self) -> int:
@@ -86,6 +90,11 @@ class Lanes:
         """Lanes with four products in a multiplier."""
         end = self.fixed8 + self.fixed4
         return range(end - self.fixed4_quads, end)
+
+    @property
+    def triples(self) -> range:
+        """Fixed-4 lanes that share a multiplier by three."""
+        return range(self.quads.start - self.fixed4_triples, self.quads.start)
 
     @property
     def dynamic(self) -> int:
@@ -207,6 +216,12 @@ class Accelerator:
             part = getattr(self.lanes, name)
             if not 0 <= part <= whole or part % 2:
                 yield f"lanes.{name} must be even and at most lanes.{name[:6]} ({whole}), not {part}"
+        triples, most = self.lanes.fixed4_triples, self.lanes.fixed4 - self.lanes.fixed4_quads
+        if triples % 3 or not 0 <= triples <= max(0, most):
+            yield (
+                f"lanes.fixed4_triples must be a multiple of 3 and at most lanes.fixed4 - lanes.fixed4_quads ({most}), "
+                f"not {triples}"
+            )
         if not 4 <= self.lanes.fixed4_operand_bits <= 9:
             yield f"lanes.fixed4_operand_bits must be 4..9, not {self.lanes.fixed4_operand_bits}"
         if self.lanes.fixed4_digits and self.lanes.fixed4_operand_bits < 5:

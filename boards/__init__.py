@@ -13,7 +13,7 @@ from .configurations import (
     second_accelerator,
     zc706_accelerator,
 )
-from .fitting import estimate
+from .fitting import estimate, require_lanes
 from .requests import fit, require_interface
 from .ulx3s import ULX3S_85F
 from .zcu102 import ZCU102
@@ -36,6 +36,7 @@ __all__ = [
     "pynq_accelerator",
     "quads_accelerator",
     "require_interface",
+    "require_lanes",
     "second_accelerator",
     "zc706_accelerator",
 ]

@@ -18,9 +18,9 @@ from ..arch.numerics import LOGIT_BITS
 from ..arch.schemes import Scheme, storage_bits
 from ..hw.decode import stored_bits
 from ..hw.lines import BUFFER_LINES
-from .board import Board, Resources
+from .board import Board, BoardError, Resources
 
-__all__ = ["COSTS", "estimate", "with_luts", "with_quads"]
+__all__ = ["COSTS", "estimate", "require_lanes", "with_luts", "with_quads", "with_triples"]
 
 _XILINX_RAMS = (
     (512, 36, 0.5),
@@ -78,8 +78,8 @@ class Costs:
     default (ecp5)."""
 
     kinds: Mapping[Scheme, KindCosts]
-    others: Mapping[Scheme, KindCosts]
-    """Of `hw.lanes.OTHERS`."""
+    others: Mapping[str, KindCosts]
+    """Of those of `hw.lanes.OTHERS` that the flow has multipliers for."""
     dynamic: Cost
     """Of one code of a Fixed-4 lane that takes keys and values: the choice between the drain's and LOAD's, which Fixed-8 lanes
     have in `code`."""
@@ -109,7 +109,8 @@ class Costs:
     """Control, queues, load, store, address generators."""
 
 
-# Ternary and binary lanes from rows of 2 and 4 columns x depth 16 and of 4 x 32: xcup 474, 908 and 1,758 LUT; 297, 569
+# Fixed-4 lanes that share a multiplier by three from rows of 2 columns x depth 4, 4 x 16 and 8 x 16: 252, 1,478 and 2,922 LUT;
+# 374, 1,056 and 1,920 FF; 8, 64 and 128 DSP. Ternary and binary lanes from rows of 2 and 4 columns x depth 16 and of 4 x 32: xcup 474, 908 and 1,758 LUT; 297, 569
 # and 976; ecp5 826, 1,628 and 3,092; 498, 976 and 1,788.
 _XCUP = Costs(
     kinds={
@@ -121,8 +122,9 @@ _XCUP = Costs(
         Scheme.BINARY: KindCosts(product=(6, 4.3, 0), sum=(40.5, 15, 0), code=(1.6, 7, 0)),
     },
     others={
-        Scheme.FIXED8: KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
-        Scheme.FIXED4: KindCosts(product=(2.8, 0.5, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
+        "fixed8_luts": KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
+        "fixed4_triples": KindCosts(product=(6.7, 1.5, 1 / 3), sum=(14, 76, 0), code=(0.7, 16, 0)),
+        "fixed4_quads": KindCosts(product=(2.8, 0.5, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
     },
     dynamic=(4.2, 0, 0),
     choice=(9, 0, 0),
@@ -152,8 +154,8 @@ _XC7 = dataclasses.replace(
         Scheme.FIXED8: KindCosts(product=(22.6, 9, 1), sum=(22.4, 73, 0), code=(8, 30, 0)),
     },
     others={
-        Scheme.FIXED8: KindCosts(product=(45, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
-        Scheme.FIXED4: KindCosts(product=(5.3, 0.7, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
+        "fixed8_luts": KindCosts(product=(45, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
+        "fixed4_quads": KindCosts(product=(5.3, 0.7, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
     },
     output=(582, 421, 4),
     element=(413, 214, 4),
@@ -173,8 +175,8 @@ _ECP5 = Costs(
         Scheme.BINARY: KindCosts(product=(12.4, 3, 0), sum=(40.6, 54, 0), code=(1.3, 7, 0)),
     },
     others={
-        Scheme.FIXED8: KindCosts(product=(102, 27, 0), sum=(196, 100, 0), code=(26, 36, 0)),
-        Scheme.FIXED4: KindCosts(product=(20, 20, 1), sum=(60, 100, 0), code=(0, 7, 0)),
+        "fixed8_luts": KindCosts(product=(102, 27, 0), sum=(196, 100, 0), code=(26, 36, 0)),
+        "fixed4_quads": KindCosts(product=(20, 20, 1), sum=(60, 100, 0), code=(0, 7, 0)),
     },
     dynamic=(4.2, 0, 0),
     choice=(18, 0, 0),
@@ -226,7 +228,8 @@ def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
 
 def estimate(accelerator: Accelerator, board: Board) -> Resources:
     """What `accelerator` needs on `board`; a test compares ulx3s-85f's default and the second accelerator on zcu102 with
-    synthesis, within 15 %."""
+    synthesis, within 15 %. Raises `require_lanes`'s."""
+    require_lanes(accelerator, board)
     lut, ff, dsp = _logic(accelerator, board)
     bram = 0.0
     for copies, words, bits in memories(accelerator):
@@ -235,6 +238,17 @@ def estimate(accelerator: Accelerator, board: Board) -> Resources:
         else:
             bram += copies * _block_rams(board.flow, words, bits)
     return Resources(lut=round(lut), ff=round(ff), dsp=round(dsp), bram=bram)
+
+
+def require_lanes(accelerator: Accelerator, board: Board) -> None:
+    """Raises BoardError, with the nearest that works, for lanes whose multipliers are too wide for the board's."""
+    for others in accelerator.lanes.others.values():
+        for name, count in others.items():
+            if count and name not in COSTS[board.flow].others:
+                raise BoardError(
+                    f"lanes.{name} must be 0 on {board.name}, whose multipliers have no port of 27 bits, not {count}. "
+                    f"The nearest that works: lanes.{name}=0."
+                )
 
 
 @functools.cache
@@ -291,20 +305,33 @@ def with_quads(accelerator: Accelerator, board: Board, dsp: float) -> Accelerato
     """The same with as many Fixed-4 lanes on multipliers as `dsp` DSPs allow."""
     a = accelerator
     plain = dataclasses.replace(a, lanes=dataclasses.replace(a.lanes, fixed4_quads=0))
-    pair = 2 * a.columns * a.depth * COSTS[board.flow].others[Scheme.FIXED4].product[2]
+    pair = 2 * a.columns * a.depth * COSTS[board.flow].others["fixed4_quads"].product[2]
     quads = min(a.lanes.fixed4 // 2, int(max(0, dsp - round(_logic(plain, board)[2])) // pair)) * 2
     return dataclasses.replace(a, lanes=dataclasses.replace(a.lanes, fixed4_quads=quads))
+
+
+def with_triples(accelerator: Accelerator, board: Board, dsp: float) -> Accelerator:
+    """The same with as many Fixed-4 lanes three in a multiplier as `dsp` DSPs allow, where the board's multipliers can."""
+    a = accelerator
+    cost = COSTS[board.flow].others.get("fixed4_triples")
+    if cost is None:
+        return a
+    plain = dataclasses.replace(a, lanes=dataclasses.replace(a.lanes, fixed4_triples=0))
+    row = 3 * a.columns * a.depth * cost.product[2]
+    rows = int(max(0, dsp - round(_logic(plain, board)[2])) // row)
+    triples = min((a.lanes.fixed4 - a.lanes.fixed4_quads) // 3, rows) * 3
+    return dataclasses.replace(a, lanes=dataclasses.replace(a.lanes, fixed4_triples=triples))
 
 
 def _lane_terms(a: Accelerator, costs: Costs) -> Iterator[tuple[int, Cost]]:
     """How often each cost of the lanes occurs."""
     for scheme, lanes in a.lanes.by_scheme.items():
-        others = a.lanes.others.get(scheme, 0)
-        for table, count in ((costs.kinds, lanes - others), (costs.others, others)):
-            if count:
-                kind = table[scheme]
-                yield count * a.columns * a.depth, kind.product
-                if scheme == Scheme.FIXED4 and table is costs.kinds:
-                    yield -count * a.columns * a.depth * (9 - a.lanes.fixed4_operand_bits), costs.operand_bit
-                yield count * a.columns, kind.sum
-                yield count * a.depth, kind.code
+        others = a.lanes.others.get(scheme, {})
+        usual = lanes - sum(others.values())
+        if scheme == Scheme.FIXED4:
+            yield -usual * a.columns * a.depth * (9 - a.lanes.fixed4_operand_bits), costs.operand_bit
+        kinds = [(usual, costs.kinds[scheme]), *((n, costs.others[name]) for name, n in others.items() if n)]
+        for count, kind in kinds:
+            yield count * a.columns * a.depth, kind.product
+            yield count * a.columns, kind.sum
+            yield count * a.depth, kind.code

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ..arch.accelerator import Accelerator, AcceleratorError, Lanes
 from ..arch.schemes import Scheme
 from .board import Board, Resources
-from .fitting import estimate, with_luts, with_quads
+from .fitting import estimate, with_luts, with_quads, with_triples
 from .mixtures import Mixture
 from .work import Work
 
@@ -48,7 +48,7 @@ def shapes(
     """Valid accelerators with the smallest memories, whose rows of `mixture` find lanes.
 
     What multipliers there are beyond `dsp` is in LUTs: Fixed-8 lanes that need them, and Fixed-4 lanes that could share
-    them where operands are narrow. They have as many ports as fill no line beyond a row of the scratchpad, and for
+    them, by four where operands are narrow, else by three where the board's are wide. They have as many ports as fill no line beyond a row of the scratchpad, and for
     depthwise layers as many private chunks as lanes take and the drain keeps up with. They have no operand slots, which
     the compiler never uses, LAYERNORM, SOFTMAX, unary tables and gathers only where the graph needs them, and row maxima
     where it has attention without bias.
@@ -93,7 +93,7 @@ def shapes(
                         fixed4_digits=5 <= operand < bits[-1],
                     )
                     shape = with_luts(Accelerator(**(values | {"lanes": counts} | fixed)), board, dsp)
-                    yield with_quads(shape, board, dsp) if work.narrow else shape
+                    yield (with_quads if work.narrow else with_triples)(shape, board, dsp)
 
 
 def lane_counts(mixture: Mixture, drain: int, outputs: Sequence[int], most: int) -> Iterator[Lanes]:

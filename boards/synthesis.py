@@ -24,6 +24,7 @@ from ..arch.errors import UserError
 from ..arch.files import write_bytes, write_text
 from ..hw import top
 from ..hw.lanes.chain import Chain, SplitChain
+from ..hw.lanes.triple_chain import TripleChain
 from ..hw.product import Product, SplitProduct
 from ..hw.verilog import module_bodies, module_instances, without_clearing
 from . import dsp48e1, dsp48e2, netlist
@@ -117,7 +118,7 @@ FLOWS = {
     "xcup": Flow(
         script=_XILINX.replace("FAMILY", "xcup"),
         library=("read_verilog -lib +/xilinx/cells_sim.v +/xilinx/cells_xtra.v",),
-        primitives={Chain: dsp48e2.DspChain},
+        primitives={Chain: dsp48e2.DspChain, TripleChain: dsp48e2.DspTripleChain},
         models={"DSP48E2": Path(__file__).with_name("dsp48e2.v").read_text()},
         lut={
             **{f"LUT{size}": 1 for size in range(1, 7)},

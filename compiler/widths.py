@@ -12,9 +12,11 @@ __all__ = ["CODES", "NARROW", "code_limits", "dynamic_lanes", "refusing", "withi
 
 NARROW = (-32, 31)
 """Operands of lanes with four products in a multiplier, and weights -7..7."""
+WIDE = (-128, 127)
+"""The same of lanes that share a multiplier by three."""
 CODES = (-8, 7)
 """Keys and values on Fixed-4 lanes; a multiplier of four products then takes operands -31..31, since -8 * -32 * 4 is no
-number of a field."""
+number of a field, and one of three -127..127, since -8 * -128 * 2 is none."""
 
 
 def dynamic_lanes(accelerator: Accelerator, codes: tuple[int, int], operand: tuple[int, int]) -> int:
@@ -22,10 +24,12 @@ def dynamic_lanes(accelerator: Accelerator, codes: tuple[int, int], operand: tup
     lanes = accelerator.lanes
     if not within(codes, CODES):
         return lanes.fixed8
-    if lanes.fixed4 > lanes.fixed4_quads and not within(operand, _without_multipliers(lanes)):
+    if lanes.triples.start > lanes.fixed8 and not within(operand, _without_multipliers(lanes)):
         return lanes.fixed8
+    if not within(operand, (WIDE[0] + 1, WIDE[1])):
+        return min(lanes.dynamic, lanes.triples.start)
     if not within(operand, (NARROW[0] + 1, NARROW[1])):
-        return min(lanes.dynamic, lanes.fixed8 + lanes.fixed4 - lanes.fixed4_quads)
+        return min(lanes.dynamic, lanes.quads.start)
     return lanes.dynamic
 
 
@@ -34,8 +38,10 @@ def refusing(lanes: Lanes, operand: tuple[int, int]) -> frozenset[int]:
     refused = set()
     if not within(operand, NARROW):
         refused.update(lanes.quads)
+    if not within(operand, WIDE):
+        refused.update(lanes.triples)
     if not within(operand, _without_multipliers(lanes)):
-        refused.update(range(lanes.fixed8, lanes.quads.start))
+        refused.update(range(lanes.fixed8, lanes.triples.start))
     return frozenset(refused)
 
 

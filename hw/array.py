@@ -156,15 +156,17 @@ class Array(wiring.Component):
     def rows(self) -> dict[int, Shared]:
         """The row modules by their first lane."""
         a, rows = self.accelerator, {}
-        start = 0
+        lane = 0
         for scheme, count in a.lanes.by_scheme.items():
-            lane = start
-            while lane < start + count:
-                other = lane >= start + count - a.lanes.others.get(scheme, 0)
+            others = a.lanes.others.get(scheme, {})
+            for other, part in {"": count - sum(others.values()), **others}.items():
                 bits, digits = lanes.OPERAND_BITS, False
                 if scheme == Scheme.FIXED4:
                     bits, digits = bits if other else a.lanes.fixed4_operand_bits, a.lanes.fixed4_digits
-                rows[lane] = Shared(lanes.Row, scheme, a.columns, a.depth, other, bits, digits, a.tree_stages)
-                lane += rows[lane].lanes
-            start += count
+                end = lane + part
+                while lane < end:
+                    rows[lane] = Shared(
+                        lanes.Row, scheme, a.columns, a.depth, other, bits, digits, a.tree_stages
+                    )
+                    lane += rows[lane].lanes
         return rows

@@ -22,7 +22,7 @@ from .arch.graph import Graph, Preprocessing
 from .arch.memory import MemoryModel
 from .arch.program import Program
 from .arch.schemes import Scheme
-from .boards import BOARDS, Board, bandwidth, demo_accelerator, fit, require_interface
+from .boards import BOARDS, Board, bandwidth, demo_accelerator, fit, require_interface, require_lanes
 from .boards.paths import ModulePaths
 from .boards.paths import paths as module_paths
 from .boards.routing import require_clock, route
@@ -92,6 +92,7 @@ def make_accelerator(
         accelerator = Accelerator.from_dict(values)
         if board is not None:
             require_interface(accelerator, board_named(board))
+            require_lanes(accelerator, board_named(board))
         return accelerator
     if board is not None:
         return fit(board_named(board), requested)

@@ -102,7 +102,8 @@ def _count(accelerator, scheme: Scheme) -> str:
     lanes = accelerator.lanes
     notes = [f"{lanes.fixed8_luts} in LUTs"] if scheme == Scheme.FIXED8 and lanes.fixed8_luts else []
     if scheme == Scheme.FIXED4:
-        notes += [f"{lanes.fixed4_quads} on DSPs"] if lanes.fixed4_quads else []
+        notes += [f"{lanes.fixed4_triples} three in a DSP"] if lanes.fixed4_triples else []
+        notes += [f"{lanes.fixed4_quads} four in a DSP"] if lanes.fixed4_quads else []
         notes += [f"{lanes.fixed4_dynamic} dynamic"] if lanes.fixed4_dynamic else []
         notes += ["digits"] if lanes.fixed4_digits else []
     return f"{lanes.by_scheme[scheme]} {scheme.name.lower()}" + (f" ({', '.join(notes)})" if notes else "")

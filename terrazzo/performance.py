@@ -255,16 +255,20 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def _lanes(lanes: Mapping[str, int]) -> str:
-    """Lanes of each kind, and how many of them are of its second kind."""
-    others = {"fixed8": ("fixed8_luts", "in LUTs"), "fixed4": ("fixed4_quads", "on multipliers")}
+    """Lanes of each kind, and how many of them are of its other kinds."""
+    others = {
+        "fixed8": {"fixed8_luts": "in LUTs"},
+        "fixed4": {"fixed4_triples": "three in a multiplier", "fixed4_quads": "on multipliers"},
+    }
     parts = []
     for scheme, name in _NAMES.items():
         kind = scheme.name.lower()
         if not lanes.get(kind):
             continue
-        field, place = others.get(kind, ("", ""))
-        some = f" ({lanes[field]} {place})" if lanes.get(field) else ""
-        parts.append(f"{lanes[kind]} {name}{some}")
+        some = [
+            f"{lanes[field]} {place}" for field, place in others.get(kind, {}).items() if lanes.get(field)
+        ]
+        parts.append(f"{lanes[kind]} {name}" + (f" ({', '.join(some)})" if some else ""))
     return " + ".join(parts)
 
 

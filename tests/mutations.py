@@ -80,6 +80,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         _LANES,
     ),
     Mutation(
+        "lanes: what a sum took from the next of three fields is lost",
+        "hw/lanes/fixed4_triples.py",
+        "(Cat(middle, second).as_signed(), first)",
+        "(Cat(middle, second).as_signed(), C(0, 1))",
+        _LANES,
+    ),
+    Mutation(
+        "lanes: three weights in a multiplier lose their signs",
+        "hw/lanes/triple_chain.py",
+        "positive - negative",
+        "positive - 0 * negative",
+        _LANES,
+    ),
+    Mutation(
         "lanes: PoT-4 weights of 16 are 1",
         "hw/lanes/pot4.py",
         "far=index.matches(5, 6, 7)",

@@ -20,6 +20,7 @@ class Binary:
 
     lanes = 1
     maximum = False
+    carries = False
     operands = Twins(terms.delay)
 
     def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:

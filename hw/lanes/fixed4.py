@@ -18,6 +18,7 @@ class Fixed4:
 
     lanes = 1
     maximum = False
+    carries = False
 
     def __init__(self, operand_bits: int = OPERAND_BITS):
         self.operands = Late(terms.delay, operand_bits)

@@ -24,6 +24,7 @@ class Fixed4Quads:
 
     lanes = 2
     maximum = False
+    carries = False
     operands = Pairs(chain_delay, OPERAND_BITS, QUAD.field_bits)
 
     def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:

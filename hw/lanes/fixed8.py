@@ -28,6 +28,7 @@ class Fixed8Pair:
 
     lanes = 2
     maximum = True
+    carries = False
     operands = Late(chain_delay)
 
     def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:

@@ -18,6 +18,7 @@ class Fixed8Luts:
 
     lanes = 1
     maximum = True
+    carries = False
     operands = Late(terms.delay)
 
     def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:

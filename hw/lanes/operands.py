@@ -10,7 +10,7 @@ from amaranth.lib import data
 
 from ..delay import delayed
 
-__all__ = ["OPERAND_BITS", "Late", "Operands", "Pairs", "Twins"]
+__all__ = ["OPERAND_BITS", "Late", "Operands", "Pairs", "Parities", "Twins"]
 
 OPERAND_BITS = 9
 """Signed; holds s8 and u8 activations."""
@@ -66,6 +66,26 @@ class Pairs:
                 left, right = left[: self.bits].as_signed(), right[: self.bits].as_signed()
                 word = (left + (right << self.shift))[: self.shift + self.bits + 1]
                 words.append(delayed(m, word, 1 + self.delay(i)))
+        return Cat(words)
+
+
+class Parities:
+    """Operands of 8 bits, and above each the lowest bit of the one that came `later` cycles before it."""
+
+    BITS = 8
+
+    def __init__(self, delay: Callable[[int], int], later: int):
+        self.delay, self.later = delay, later
+
+    def layout(self, columns: int, depth: int) -> data.ArrayLayout:
+        return data.ArrayLayout(data.ArrayLayout(self.BITS + 1, depth), columns)
+
+    def prepared(self, m: Module, operand: Sequence[Sequence[Value]]) -> Value:
+        words = []
+        for column in operand:
+            for i, value in enumerate(column):
+                byte = delayed(m, value[: self.BITS], 1 + self.delay(i))
+                words += [byte, delayed(m, byte[0], self.later)]
         return Cat(words)
 
 

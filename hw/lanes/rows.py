@@ -14,12 +14,13 @@ from ...arch.schemes import Scheme, storage_bits
 from .binary import Binary
 from .fixed4 import Fixed4
 from .fixed4_quads import Fixed4Quads
+from .fixed4_triples import Fixed4Triples
 from .fixed8 import Fixed8Pair
 from .fixed8_luts import Fixed8Luts
 from .operands import OPERAND_BITS, Operands
 from .pot4 import PoT4
 from .sp2_4 import SP2
-from .sums import register
+from .sums import added, register
 from .ternary import Ternary
 
 __all__ = ["ACCUMULATOR_BITS", "KINDS", "LATENCY", "OTHERS", "Kind", "Row"]
@@ -39,6 +40,8 @@ class Kind(Protocol):
     """Lanes in one row module."""
     maximum: bool
     """Whether rows of this kind can accumulate by maximum."""
+    carries: bool
+    """Whether the lowest bit of a chunk sum is a carry, to be added to the bits above it."""
 
     operands: Operands
 
@@ -59,16 +62,20 @@ KINDS: dict[Scheme, Kind] = {
     Scheme.BINARY: Binary(),
 }
 """The usual kind of each scheme."""
-OTHERS: dict[Scheme, Kind] = {Scheme.FIXED8: Fixed8Luts(), Scheme.FIXED4: Fixed4Quads()}
-"""Second ones: Fixed-8 without multipliers, Fixed-4 with."""
+OTHERS: dict[str, Kind] = {
+    "fixed8_luts": Fixed8Luts(),
+    "fixed4_triples": Fixed4Triples(),
+    "fixed4_quads": Fixed4Quads(),
+}
+"""Others, by the field of `Lanes` that counts them: Fixed-8 without multipliers, Fixed-4 with."""
 
 
 @functools.cache
-def arithmetic(kind: Scheme, other: bool, operand_bits: int) -> Kind:
+def arithmetic(kind: Scheme, other: str, operand_bits: int) -> Kind:
     """How a row multiplies: kinds that are asked for twice are the same object."""
     if kind == Scheme.FIXED4 and not other and operand_bits != OPERAND_BITS:
         return Fixed4(operand_bits)
-    return (OTHERS if other else KINDS)[kind]
+    return OTHERS[other] if other else KINDS[kind]
 
 
 class Row(wiring.Component):
@@ -89,7 +96,7 @@ class Row(wiring.Component):
         kind: Scheme,
         columns: int,
         depth: int,
-        other: bool = False,
+        other: str = "",
         operand_bits: int = OPERAND_BITS,
         digits: bool = False,
         tree_stages: int = 1,
@@ -148,7 +155,10 @@ class Row(wiring.Component):
                 held = accumulator
                 if self.digits:
                     held = Mux(shift, (accumulator << 4)[:ACCUMULATOR_BITS].as_signed(), accumulator)
-                step = chunk + Mux(clear, 0, held)
+                held = Mux(clear, 0, held)
+                step = chunk + held
+                if self.arithmetic.carries:
+                    step = added(chunk[1:].as_signed(), held, chunk[0])
                 m.d.sync += accumulator.eq(Mux(enable, step, accumulator))
                 m.d.comb += self.sums[lane][column].eq(accumulator)
         return m

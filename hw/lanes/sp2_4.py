@@ -19,6 +19,7 @@ class SP2:
 
     lanes = 1
     maximum = False
+    carries = False
     operands = Late(terms.delay)
 
     def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:

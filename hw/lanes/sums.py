@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from amaranth.hdl import Module, Signal, Value
+from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.utils import ceil_log2
 
-__all__ = ["groups", "register", "registers_behind", "total", "tree"]
+__all__ = ["added", "groups", "register", "registers_behind", "total", "tree"]
 
 
 def register(m: Module, value: Value, name: str) -> Signal:
@@ -21,6 +21,11 @@ def groups(values: Sequence, size: int) -> Iterator[Sequence]:
     """Successive slices of at most `size` values."""
     for start in range(0, len(values), size):
         yield values[start : start + size]
+
+
+def added(one: Value, other: Value, carry: Value) -> Value:
+    """The exact sum of two signed values and a bit, by one adder: the bit stands below both, whose sum it then carries into."""
+    return (Cat(carry, one).as_signed() + Cat(carry, other).as_signed())[1:].as_signed()
 
 
 def total(values: Sequence[Value]) -> Value:

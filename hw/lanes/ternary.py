@@ -18,6 +18,7 @@ class Ternary:
 
     lanes = 1
     maximum = False
+    carries = False
     operands = Late(terms.delay)
 
     def chunk_sums(self, m: Module, operand, codes, registers: int) -> list[list[Value]]:

@@ -102,6 +102,10 @@ def test_hash_names_every_parameter():
         ({"drain_stages": 0}, r"drain_stages must be positive, not 0"),
         ({"drain_stages": 5}, r"drain_stages must be 1\.\.4, not 5"),
         ({"tree_stages": 5}, r"tree_stages must be 1\.\.4, not 5"),
+        (
+            {"lanes": Lanes(fixed8=8, fixed4=8, fixed4_quads=4, fixed4_triples=6)},
+            r"lanes\.fixed4_triples must be a multiple of 3 and at most lanes\.fixed4 - lanes\.fixed4_quads \(4\), not 6",
+        ),
         ({"broadcast_stages": 9}, r"broadcast_stages must be 1\.\.8, not 9"),
     ],
 )

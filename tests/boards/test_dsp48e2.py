@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 
 import terrazzo.boards
-from terrazzo.boards.dsp48e2 import DspChain
-from terrazzo.hw.lanes.chain import PAIR, QUAD, TAPS, Chain, Packing
+from terrazzo.boards.dsp48e2 import DspChain, DspTripleChain
+from terrazzo.hw.lanes import triple_chain
+from terrazzo.hw.lanes.chain import PAIR, QUAD, TAPS, Chain
+from terrazzo.hw.lanes.triple_chain import TripleChain
 from terrazzo.hw.verilog import generate
 
-PACKINGS = [PAIR, QUAD]
+CHAINS = {
+    "pair": (Chain(PAIR), DspChain(PAIR), TAPS),
+    "quad": (Chain(QUAD), DspChain(QUAD), TAPS),
+    "triple": (TripleChain(), DspTripleChain(), triple_chain.TAPS),
+}
+"""Portable chains, what takes their place, and their multipliers."""
 MODEL = Path(terrazzo.boards.__file__).with_name("dsp48e2.v")
 WIRES = """
 (* techmap_celltype = "$dff" *)
@@ -28,18 +35,18 @@ FLAT = "read_verilog gold.v gate.v model.v; hierarchy; proc; flatten; setattr -u
 PROOF = """
 techmap -map wires.v; opt_clean; miter -equiv -flatten gold gate miter; hierarchy -top miter
 opt -full; wreduce; opt -full
-select -assert-count {multipliers} t:$mul
+select -assert-max {multipliers} t:$mul
 cutpoint t:$mul
 sat -verify -prove trigger 0 miter
 """
-"""Multipliers with equal inputs have merged; the SAT solver takes their products for any values."""
+"""Multipliers with equal inputs have merged; the SAT solver takes their products for any values. Of triples all has merged."""
 
 
-def yosys(
-    directory: Path, packing: Packing, script: str, model: str | None = None
-) -> subprocess.CompletedProcess:
-    (directory / "gold.v").write_text(generate(Chain(packing), "gold"))
-    (directory / "gate.v").write_text(generate(DspChain(packing), "gate"))
+def yosys(directory: Path, name: str, script: str, model: str | None = None) -> subprocess.CompletedProcess:
+    gold, gate, multipliers = CHAINS[name]
+    script = script.replace("{multipliers}", str(multipliers))
+    (directory / "gold.v").write_text(generate(gold, "gold"))
+    (directory / "gate.v").write_text(generate(gate, "gate"))
     (directory / "model.v").write_text(model or MODEL.read_text())
     (directory / "wires.v").write_text(WIRES)
     (directory / "run.ys").write_text(FLAT.replace(";", "\n") + script)
@@ -47,20 +54,25 @@ def yosys(
     return subprocess.run([tool, "-q", "-s", "run.ys"], cwd=directory, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("packing", PACKINGS, ids=["pair", "quad"])
-def test_same_function(tmp_path, packing):
-    result = yosys(tmp_path, packing, PROOF.format(multipliers=TAPS))
+@pytest.mark.parametrize("name", CHAINS)
+def test_same_function(tmp_path, name):
+    result = yosys(tmp_path, name, PROOF)
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
-    "right, wrong",
-    [("pre_d + pre_a", "pre_d - pre_a"), ("2'b10 ? RND", "2'b10 ? 48'd0"), ("3'b001 ? PCIN", "3'b001 ? P")],
+    "name, right, wrong",
+    [
+        ("pair", "pre_d + pre_a", "pre_d - pre_a"),
+        ("pair", "2'b10 ? RND", "2'b10 ? 48'd0"),
+        ("pair", "3'b001 ? PCIN", "3'b001 ? P"),
+        ("triple", "pre_d - pre_a", "pre_a - pre_d"),
+    ],
 )
-def test_another_slice_is_found(tmp_path, right, wrong):
+def test_another_slice_is_found(tmp_path, name, right, wrong):
     model = MODEL.read_text()
     assert right in model
-    assert yosys(tmp_path, PAIR, PROOF.format(multipliers=TAPS), model.replace(right, wrong)).returncode
+    assert yosys(tmp_path, name, PROOF, model.replace(right, wrong)).returncode
 
 
 def delays(netlist: dict, port: str) -> set[tuple[int, int]]:
@@ -89,17 +101,20 @@ def delays(netlist: dict, port: str) -> set[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("packing", PACKINGS, ids=["pair", "quad"])
-def test_same_delays(tmp_path, packing):
-    """Tap i's inputs reach the sum LATENCY - DELAYS[i] cycles later, on every path, in both."""
-    result = yosys(tmp_path, packing, "opt -full\nwrite_json netlist.json\n")
+@pytest.mark.parametrize("name", CHAINS)
+def test_same_delays(tmp_path, name):
+    """Tap i's inputs reach the sum LATENCY - DELAYS[i] cycles later (TripleChain has no DELAYS), on every path, in both."""
+    result = yosys(tmp_path, name, "opt -full\nwrite_json netlist.json\n")
     assert result.returncode == 0, result.stderr
     modules = json.loads((tmp_path / "netlist.json").read_text())["modules"]
-    widths = {"low": packing.weight_bits, "high": packing.weight_bits, "operand": packing.operand_bits}
-    for name in ("gold", "gate"):
-        for port, bits in widths.items():
-            expected = {(bit, Chain.LATENCY - Chain.DELAYS[bit // bits]) for bit in range(bits * TAPS)}
-            assert delays(modules[name], port) == expected, (name, port)
+    gold, _, multipliers = CHAINS[name]
+    ports = [port for port in gold.signature.members if port != "sum"]
+    for side in ("gold", "gate"):
+        for port in ports:
+            bits = len(getattr(gold, port).as_value()) // multipliers
+            late = [gold.LATENCY - delay for delay in getattr(gold, "DELAYS", (0,) * multipliers)]
+            expected = {(bit, late[bit // bits]) for bit in range(bits * multipliers)}
+            assert delays(modules[side], port) == expected, (side, port)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from terrazzo.arch.accelerator import Accelerator, AcceleratorError
+from terrazzo.arch.accelerator import Accelerator, AcceleratorError, Lanes
 from terrazzo.boards import (
     BOARDS,
     BoardError,
@@ -14,11 +14,13 @@ from terrazzo.boards import (
     fit,
     fixed8_accelerator,
     large_accelerator,
+    mixed_accelerator,
     quads_accelerator,
     require_interface,
+    require_lanes,
     second_accelerator,
 )
-from terrazzo.boards.fitting import with_luts, with_quads
+from terrazzo.boards.fitting import with_luts, with_quads, with_triples
 from terrazzo.boards.synthesis import count, verilog
 from terrazzo.hw import top
 
@@ -162,6 +164,31 @@ def test_fixed4_lanes_go_to_multipliers_as_far_as_there_are_any():
         assert made.lanes.fixed4_quads == lanes
         assert estimate(made, ZCU102).dsp == need.dsp + 32 * lanes
         assert not lanes or estimate(made, ZCU102).lut < need.lut
+
+
+def test_fixed4_lanes_share_multipliers_by_three_as_far_as_there_are_any():
+    plain = dataclasses.replace(
+        mixed_accelerator(), lanes=Lanes(fixed8=8, fixed4=32, fixed4_quads=4, fixed4_operand_bits=8)
+    )
+    need = estimate(plain, ZCU102)
+    for room, lanes in ((0, 0), (127, 0), (128, 3), (1200, 27), (100_000, 27)):
+        made = with_triples(plain, ZCU102, need.dsp + room)
+        assert made.lanes.fixed4_triples == lanes
+        assert estimate(made, ZCU102).dsp == need.dsp + 128 * lanes // 3
+        assert not lanes or estimate(made, ZCU102).lut < need.lut
+    assert with_triples(plain, BOARDS["zc706"], 100_000) == plain
+
+
+@pytest.mark.parametrize("name", ["zc706", "pynq-z1", "ulx3s-85f"])
+def test_narrow_multipliers_hold_no_three_products(name):
+    a = dataclasses.replace(mixed_accelerator(), lanes=Lanes(fixed8=32, fixed4=32, fixed4_triples=6))
+    require_lanes(a, ZCU102)
+    message = f"lanes.fixed4_triples must be 0 on {name}, whose .* 27 bits, not 6. .* works: lanes.fixed4_triples=0.$"
+    for refused in (require_lanes, estimate):
+        with pytest.raises(BoardError, match=message):
+            refused(a, BOARDS[name])
+    with pytest.raises(BoardError, match=message):
+        fit(BOARDS[name], {"lanes": {"fixed8": 4, "fixed4": 8, "fixed4_triples": 6}})
 
 
 def test_what_takes_keys_and_values_costs_luts():

@@ -81,8 +81,9 @@ def test_hand_made_machines_are_tried():
         ),
     ):
         fixed = {"columns": made.columns, "depth": made.depth, "drain": made.drain, "vector": made.vector}
-        tried = {shape.lanes for shape in shapes(ZCU102, Work(graph), mixture, fixed, 2394)}
-        assert made.lanes in tried
+        found = {shape.lanes for shape in shapes(ZCU102, Work(graph), mixture, fixed, 2394)}
+        # DSPs that are left have three Fixed-4 products each.
+        assert made.lanes in {dataclasses.replace(lanes, fixed4_triples=0) for lanes in found}
 
 
 def test_parts_that_a_graph_does_not_need_are_left_out():

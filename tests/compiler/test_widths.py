@@ -71,6 +71,10 @@ def test_lanes_in_luts_may_take_fewer_bits():
     assert refusing(lanes, (-33, 0)) == luts | quads
     assert refusing(dataclasses.replace(lanes, fixed4_operand_bits=8), (-128, 127)) == quads
     assert refusing(dataclasses.replace(lanes, fixed4_operand_bits=9), (0, 255)) == quads
+    lanes, triples = dataclasses.replace(lanes, fixed4=9, fixed4_triples=3), {8, 9, 10}
+    luts, quads = set(range(4, 8)), {11, 12}
+    assert refusing(lanes, (-128, 127)) == luts | quads
+    assert refusing(lanes, (0, 128)) == refusing(lanes, (-129, 0)) == luts | triples | quads
     a = dataclasses.replace(
         tiny.MACHINE, lanes=dataclasses.replace(tiny.MACHINE.lanes, fixed4_operand_bits=5)
     )

@@ -53,7 +53,9 @@ CONFIGURATIONS = {
     "narrow": dataclasses.replace(
         SMALL,
         depth=16,
-        lanes=Lanes(fixed8=4, fixed4=8, fixed4_quads=4, fixed4_dynamic=6, fixed4_operand_bits=5),
+        lanes=Lanes(
+            fixed8=4, fixed4=8, fixed4_triples=3, fixed4_quads=4, fixed4_dynamic=6, fixed4_operand_bits=5
+        ),
         plain_steps=2,
         tree_stages=2,
         drain_stages=4,
@@ -88,7 +90,11 @@ CONFIGURATIONS = {
         SMALL, columns=4, lanes=Lanes(fixed8=8, pot4=2), operand_chunks=32, private=4
     ),
     "drain_1": dataclasses.replace(
-        SMALL, drain=1, lanes=Lanes(fixed8=2, sp2_4=1, ternary=1), row_maxima=8, row_moments=16
+        SMALL,
+        drain=1,
+        lanes=Lanes(fixed8=2, fixed4=3, sp2_4=1, ternary=1, fixed4_triples=3),
+        row_maxima=8,
+        row_moments=16,
     ),
     "digits": dataclasses.replace(
         SMALL,
@@ -97,6 +103,7 @@ CONFIGURATIONS = {
             fixed8=4,
             fixed4=6,
             pot4=2,
+            fixed4_triples=3,
             fixed4_quads=2,
             fixed4_dynamic=2,
             fixed4_operand_bits=5,
@@ -305,7 +312,7 @@ def random_instruction(a: Accelerator, random, tag: int, **forced) -> isa.Instru
     half = a.scratchpad_regions * a.scratchpad_rows // 2
     v = {"tag": tag, "signal": pick(0, 65535), "mode": pick(0, 2), "unsigned": pick(0, 1), **forced}
     narrow = a.lanes.fixed4_quads and not a.lanes.fixed4_digits  # operands are -largest(a)..largest(a)
-    v["unsigned"] &= not narrow
+    v["unsigned"] &= not narrow and (not a.lanes.fixed4_triples or a.lanes.fixed4_digits)
     if a.private > 1 and v["mode"] == isa.FetchMode.CONV:
         v.setdefault("private", int(random.random() < 0.7))
     private, unit = v.get("private", 0), 1

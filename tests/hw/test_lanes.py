@@ -10,12 +10,11 @@ from amaranth.sim import Simulator
 from terrazzo.arch.schemes import Scheme, codebook, decode, encode, storage_bits
 from terrazzo.hw.lanes import KINDS, LATENCY, OTHERS, Row
 from terrazzo.hw.lanes.fixed4_quads import Fixed4Quads
+from terrazzo.hw.lanes.fixed4_triples import Fixed4Triples
 
-ROWS = [(kind, False, 9) for kind in KINDS] + [(kind, True, 9) for kind in OTHERS]
-ROWS += [(Scheme.FIXED4, False, bits) for bits in (4, 5, 8)]
-IDS = [
-    kind.name + ("-other" if other else "") + (f"-{bits}" if bits < 9 else "") for kind, other, bits in ROWS
-]
+ROWS = [(kind, "", 9) for kind in KINDS] + [(Scheme[name[:6].upper()], name, 9) for name in OTHERS]
+ROWS += [(Scheme.FIXED4, "", bits) for bits in (4, 5, 8)]
+IDS = [(other or kind.name) + (f"-{bits}" if bits < 9 else "") for kind, other, bits in ROWS]
 
 
 def pack(patterns: np.ndarray, bits: int) -> int:
@@ -75,6 +74,8 @@ def operand_limits(row: Row, bits: int, dynamic: bool = False) -> tuple[int, int
     """Least and largest operand of a kind, of weights or of `dynamic` codes: keys and values, -8 among them."""
     if isinstance(row.arithmetic, Fixed4Quads):
         return -32 + dynamic, 31
+    if isinstance(row.arithmetic, Fixed4Triples):
+        return -128 + dynamic, 127
     return (-128, 255) if bits == 9 else (-(1 << bits - 1), (1 << bits - 1) - 1)
 
 

@@ -161,9 +161,11 @@ def prove(folder: Path) -> None:
     subprocess.run([yosys, "-q", "-p", script], cwd=folder, check=True, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("kind", list(Scheme), ids=lambda kind: kind.name)
-def test_rows_are_lint_clean(kind, tmp_path):
-    lint(generate(Row(kind, 2, 8), "row"), tmp_path)
+@pytest.mark.parametrize(
+    "kind, other", [*((kind, "") for kind in Scheme), (Scheme.FIXED4, "fixed4_triples")], ids=str
+)
+def test_rows_are_lint_clean(kind, other, tmp_path):
+    lint(generate(Row(kind, 2, 8, other), "row"), tmp_path)
 
 
 def test_design_is_lint_clean(text, tmp_path):

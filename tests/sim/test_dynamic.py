@@ -99,6 +99,15 @@ def test_lanes_that_can():
     assert dynamic_lanes(a, (-8, 8), (0, 15)) == dynamic_lanes(a, (-9, 7), (0, 15)) == 2
 
 
+def test_lanes_with_three_products_in_a_multiplier_can():
+    """With operands of 8 bits, but for the least one."""
+    a = dataclasses.replace(MOSTLY, lanes=dataclasses.replace(MOSTLY.lanes, fixed4_triples=6))
+    assert a.lanes.triples == range(6, 12)
+    assert dynamic_lanes(a, (-8, 7), (-31, 31)) == 16
+    assert dynamic_lanes(a, (-8, 7), (-127, 127)) == 12
+    assert dynamic_lanes(a, (-8, 7), (-128, 127)) == dynamic_lanes(a, (-8, 7), (0, 128)) == 6
+
+
 def test_lanes_without_multipliers_can_if_the_operand_has_their_bits():
     a = dataclasses.replace(MOSTLY, lanes=dataclasses.replace(MOSTLY.lanes, fixed4_operand_bits=5))
     assert dynamic_lanes(a, (-8, 7), (-16, 15)) == 16
