@@ -36,7 +36,7 @@ COVERING: dict[str, tuple[str, ...]] = {
     "hw/lanes/": ("tests/hw/test_lanes.py", MATRIX),
     "hw/vector/": ("tests/hw/test_vector.py",),
     **{f"hw/{name}.py": (MATRIX,) for name in ("array", "compute", "delay", "drain", "fetch", "matrix")},
-    **{f"hw/{name}.py": (MATRIX,) for name in ("operand", "requantize", "weights")},
+    **{f"hw/{name}.py": (MATRIX,) for name in ("moments", "operand", "requantize", "weights")},
     "hw/": ("tests/hw/test_top.py",),
     "compiler/": ("tests/compiler", "tests/sim/test_functional.py"),
     "arch/": ("tests/arch", "tests/compiler", "tests/sim/test_functional.py"),
