@@ -15,7 +15,7 @@ _SOFTMAX_LATENCY = 40
 """From a step's read to its write, or to the row scales besides `columns` cycles."""
 _PASSES = {VectorOp.ELEMENTWISE: 1, VectorOp.LAYERNORM: 2, VectorOp.SOFTMAX: 2, VectorOp.MULTIPLY: 2}
 """How often the vector engine walks through the channels."""
-_LATER_TILE = 4
+_LATER_TILE = 6
 """Cycles besides `columns` from tile to tile of a LAYERNORM by row moments."""
 _GATHER = 4
 """Least cycles for a position that is moved."""
