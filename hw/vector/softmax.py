@@ -19,17 +19,18 @@ TOTAL_BITS = 20
 
 def leading_one(m: Module, value: Value, name: str) -> Signal:
     """The number of the highest bit of `value` that is 1 (0 where there is none); a tree, so that its levels are few."""
-    places = [(value[i], C(0, 0)) for i in range(len(value))]
+    places = [(value[i], []) for i in range(len(value))]
+    """Whether a part has such a bit, and the bits of its place there, the lowest first."""
     while len(places) > 1:
         pairs, places = list(groups(places, 2)), []
-        for low, *high in pairs:
-            if not high:
-                places.append((low[0], Cat(low[1], C(0, 1))))
-                continue
-            ((found, place),) = high
-            places.append((low[0] | found, Cat(Mux(found, place, low[1]), found)))
+        for (some, low), *above in pairs:
+            found, high = above[0] if above else (C(0, 1), low)
+            bits = [Mux(found, *both) for both in zip(high, low, strict=True)] + [found]
+            place, either = Signal(len(bits), name=f"{name}_place"), Signal(name=f"{name}_found")
+            m.d.comb += [place.eq(Cat(bits)), either.eq(some | found)]
+            places.append((either, list(place)))
     position = Signal(range(len(value)), name=name)
-    m.d.comb += position.eq(places[0][1])
+    m.d.comb += position.eq(Cat(places[0][1]))
     return position
 
 
