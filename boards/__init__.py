@@ -11,6 +11,7 @@ from .configurations import (
     pynq_accelerator,
     quads_accelerator,
     second_accelerator,
+    small_accelerator,
     zc706_accelerator,
 )
 from .fitting import estimate, require_lanes
@@ -38,6 +39,7 @@ __all__ = [
     "require_interface",
     "require_lanes",
     "second_accelerator",
+    "small_accelerator",
     "zc706_accelerator",
 ]
 

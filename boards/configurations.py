@@ -3,6 +3,7 @@
 import dataclasses
 
 from ..arch.accelerator import Accelerator, Lanes
+from .ulx3s import ULX3S_85F
 from .zcu102 import ZCU102
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "pynq_accelerator",
     "quads_accelerator",
     "second_accelerator",
+    "small_accelerator",
     "zc706_accelerator",
 ]
 
@@ -208,4 +210,25 @@ def pynq_accelerator() -> Accelerator:
         burst_beats=64,
         ports=2,
         operand_slots=0,
+    )
+
+
+def small_accelerator() -> Accelerator:
+    """64 multipliers in eight lanes, without the parts that attention needs: what is placed and routed for the ULX3S."""
+    return dataclasses.replace(
+        ULX3S_85F.default,
+        lanes=Lanes(fixed8=4, fixed4=4),
+        drain=1,
+        vector=1,
+        scratchpad_regions=1,
+        scratchpad_rows=2048,
+        weight_rows=512,
+        norm_rows=0,
+        operand_chunks=64,
+        row_scales=0,
+        index_rows=0,
+        table_pages=0,
+        operand_slots=0,
+        broadcast_stages=2,
+        drain_stages=2,
     )

@@ -1,10 +1,10 @@
-"""Both digit models end to end on a second machine: other lanes, columns, depth, mixture and bus width."""
+"""Both digit models end to end on a second machine: other lanes, columns, depth, mixture and bus width; one on eight lanes."""
 
 import pytest
 
 from terrazzo import api
 from terrazzo.arch.memory import MemoryModel
-from terrazzo.boards import demo_accelerator, second_accelerator
+from terrazzo.boards import demo_accelerator, second_accelerator, small_accelerator
 from terrazzo.compiler import compile
 from terrazzo.quant import data
 from terrazzo.sim import reference
@@ -18,9 +18,16 @@ def test_the_machine_differs_in_every_respect():
         assert getattr(first, name) != getattr(second, name), name
 
 
-@pytest.mark.parametrize("name", [pytest.param("digits-vit", marks=pytest.mark.full), "digits-cnn"])
-def test_all_simulators_agree(name):
-    machine, source = second_accelerator(), api.source(name)
+@pytest.mark.parametrize(
+    "name, machine",
+    [
+        pytest.param("digits-vit", second_accelerator(), marks=pytest.mark.full, id="digits-vit"),
+        pytest.param("digits-cnn", second_accelerator(), id="digits-cnn"),
+        pytest.param("digits-cnn", small_accelerator(), marks=pytest.mark.full, id="digits-cnn-small"),
+    ],
+)
+def test_all_simulators_agree(name, machine):
+    source = api.source(name)
     graph = api.quantize(source, data.digits("train")[0][:48], machine).graph
     program = compile(graph, machine)
     images, labels = data.digits("test")
