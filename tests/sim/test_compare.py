@@ -17,7 +17,7 @@ MEMORY = MemoryModel(latency=9, interval=2)
 @pytest.fixture(scope="module")
 def mutant() -> str:
     """Verilog whose vector engine subtracts its rounding constant."""
-    text = tiny.verilog().replace("$signed(product) + ", "$signed(product) - ")
+    text = tiny.verilog().replace("$signed(p) + $signed(constant", "$signed(p) - $signed(constant")
     assert text != tiny.verilog()
     return text
 

@@ -24,14 +24,7 @@ PRIVATE = (1, 2, 1, 4, 1, 1)
 PLAIN = (1, 1, 1, 2, 2, 2)
 """`plain_steps` of the machines."""
 DIGITS = Lanes(
-    fixed8=8,
-    fixed4=16,
-    ternary=2,
-    binary=2,
-    fixed4_triples=6,
-    fixed4_quads=4,
-    fixed4_operand_bits=5,
-    fixed4_digits=True,
+    fixed8=8, fixed4=16, ternary=2, binary=2, fixed4_quads=4, fixed4_operand_bits=5, fixed4_digits=True
 )
 """Of the last machine."""
 MAXIMA = (0, 64, 0, 32, 0, 16)
@@ -54,7 +47,9 @@ def machine(seed: int) -> Accelerator:
             depth=depth,
             drain=drain,
             vector=4,
-            lanes=Lanes(fixed8=16, fixed4=4, ternary=4, binary=4) if columns == 3 else DIGITS,
+            lanes=Lanes(fixed8=16, fixed4=4, ternary=4, binary=4, fixed4_triples=3)
+            if columns == 3
+            else DIGITS,
             plain_steps=PLAIN[seed],
             operand_slots=3 if columns == 3 else 0,
             row_maxima=MAXIMA[seed],
