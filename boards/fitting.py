@@ -18,6 +18,7 @@ from ..arch.numerics import LOGIT_BITS, SQUARES_BITS, SUM_BITS
 from ..arch.schemes import Scheme, storage_bits
 from ..hw.decode import stored_bits
 from ..hw.lines import BUFFER_LINES
+from ..hw.store import rows_ahead
 from .board import Board, BoardError, Resources
 
 __all__ = ["COSTS", "estimate", "require_lanes", "with_luts", "with_quads", "with_triples"]
@@ -63,8 +64,9 @@ class KindCosts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartCosts:
-    """Of an optional part, from columns of `pynq_accelerator` with each of them and the modules that vanish without all; row moments
-    from the modules of `mixed_accelerator` that have them: `moments` 2,076 LUT and 2,703 FF, 23 LUT in each output of the drain, 15 in
+    """Of an optional part: LUTs from columns of `pynq_accelerator` with each of them and the modules that vanish without all; flip-flops
+    from columns of `mobilenet_accelerator` with each (xcup 1,112, with norm rows 1,737, row scales 1,291, table pages 1,146, all 1,982;
+    ecp5 1,960, 2,391, 2,227, 1,962, 2,660) and the modules of `Costs`' machines. Row moments from the modules of `mixed_accelerator` that have them: `moments` 2,076 LUT and 2,703 FF, 23 LUT in each output of the drain, 15 in
     `summed` (xcup; as guessed from these on ecp5)."""
 
     element: Cost
@@ -72,13 +74,15 @@ class PartCosts:
     output: Cost
     """Of one drain output."""
     once: Cost
+    column: Cost = (0, 0, 0)
+    """Of a column, beside its elements and outputs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
-    """From `synthesis.count`'s modules of the demo's accelerator (both flows), of `deit_accelerator` (xcup) and of ulx3s-85f's
-    default (ecp5). Flip-flops of vector lane, output and base on ecp5 are those of e10b121's ulx3s-85f default; on the others
-    those of earlier counts and what registers since then added to a column of `zc706_accelerator` and to ulx3s-85f's drain."""
+    """From `synthesis.count`'s modules: of the demo's accelerator (both flows), then at ecd2ada of `deit_accelerator`, `mixed_accelerator`,
+    `quads_accelerator` and `mobilenet_accelerator` (xcup), `pynq_accelerator` and `zc706_accelerator` (xc7; its private chunks as on xcup)
+    and of ulx3s-85f's default (ecp5, where a private chunk is taken for a row like the first)."""
 
     kinds: Mapping[Scheme, KindCosts]
     others: Mapping[str, KindCosts]
@@ -89,8 +93,8 @@ class Costs:
     choice: Cost
     """Of a lane in a column: the drain's choice among the sums; of half the lanes again for plain outputs."""
     operand_bit: Cost
-    """Of a Fixed-4 product in LUTs, for each bit of its operand below 9: rows of 2 columns x depth 16 have 1,012, 956 and 746
-    LUTs at 9, 8 and 5 bits (xcup)."""
+    """Of a Fixed-4 product in LUTs, for each bit of its operand below 9: rows of 8 columns x depth 16 have 3,494 and 2,655
+    LUTs, 2,184 and 1,752 FF at 8 and 5 bits (xcup)."""
     digit: Cost
     """Of one byte of an operand that Fixed-4 lanes take as digits; an array of 2 columns x depth 8 has 120 LUTs more (xcup; on
     ecp5 not measured)."""
@@ -104,8 +108,12 @@ class Costs:
     element: Cost
     """Of one vector lane (vector * columns of them), its share of the column included, optional parts apart."""
     word: Cost
-    """Of one byte of a scratchpad row: fetch, alignment, multiplexers, write masks. Each private chunk is counted as much
-    again, though it has neither address generators nor write masks; no synthesis has measured it."""
+    """Of one byte of a scratchpad row: fetch, alignment, multiplexers, write masks, operands in front of the lanes; rows in
+    registers are `_registers`."""
+    private: Cost
+    """Of one byte of the rows of each further private chunk."""
+    column: Cost
+    """Of a column, beside its elements and outputs."""
     parts: Mapping[str, PartCosts]
     """Of parts that a machine may be without, by the parameter that is 0 then."""
     base: Cost
@@ -118,7 +126,7 @@ class Costs:
 _XCUP = Costs(
     kinds={
         Scheme.FIXED8: KindCosts(product=(4.7, 0, 0.5), sum=(22.4, 73, 0), code=(8, 30, 0)),
-        Scheme.FIXED4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
+        Scheme.FIXED4: KindCosts(product=(25.5, 14.5, 0), sum=(48, 66, 0), code=(6.5, 22, 0)),
         Scheme.POT4: KindCosts(product=(30.5, 12, 0), sum=(39.4, 35, 0), code=(5, 22, 0)),
         Scheme.SP2_4: KindCosts(product=(25.3, 15.4, 0), sum=(48, 35, 0), code=(6.5, 24, 0)),
         Scheme.TERNARY: KindCosts(product=(12.7, 6, 0), sum=(14.5, 51, 0), code=(2.5, 12, 0)),
@@ -127,26 +135,32 @@ _XCUP = Costs(
     others={
         "fixed8_luts": KindCosts(product=(51, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
         "fixed4_triples": KindCosts(product=(6.7, 1.5, 1 / 3), sum=(14, 76, 0), code=(0.7, 16, 0)),
-        "fixed4_quads": KindCosts(product=(2.8, 0.5, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
+        "fixed4_quads": KindCosts(product=(2.8, 0.5, 0.25), sum=(17, 65, 0), code=(0, 12, 0)),
     },
     dynamic=(4.2, 0, 0),
     choice=(9, 0, 0),
-    operand_bit=(2, 0.9, 0),
+    operand_bit=(2.15, 1.1, 0),
     digit=(7.5, 0.5, 0),
-    output=(582, 471, 3),
+    output=(582, 556, 3),
     plain=(240, 180, 1),
     maximum=(24, 15, 0),
-    element=(413, 344, 3),
-    word=(110, 110, 0),
+    element=(413, 410, 3),
+    word=(140, 52, 0),
+    private=(114, 52, 0),
+    column=(270, 457, 0),
     parts={
-        "norm_rows": PartCosts(element=(330, 270, 0), output=(0, 0, 0), once=(600, 900, 5)),
-        "row_scales": PartCosts(element=(190, 175, 0), output=(110, 80, 0), once=(290, 300, 1)),
+        "norm_rows": PartCosts(
+            element=(330, 310, 0), output=(0, 0, 0), once=(600, 530, 5), column=(0, 170, 0)
+        ),
+        "row_scales": PartCosts(
+            element=(190, 192, 0), output=(110, 51, 0), once=(290, 213, 1), column=(0, 266, 0)
+        ),
         "index_rows": PartCosts(element=(20, 0, 0), output=(0, 0, 0), once=(560, 330, 3)),
-        "table_pages": PartCosts(element=(57, 11, 0), output=(36, 69, 0), once=(0, 0, 0)),
-        "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(3_550, 1_800, 0)),
+        "table_pages": PartCosts(element=(57, 95, 0), output=(36, 128, 0), once=(0, 0, 0)),
+        "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(3_550, 2_250, 0)),
         "row_moments": PartCosts(element=(0, 0, 0), output=(85, 80, 0), once=(115, 150, 0)),
     },
-    base=(7_500, 7_170, 7),
+    base=(7_900, 13_400, 7),
 )
 # Lanes on multipliers from rows of 4 columns x depth 16: Fixed-8, whose DSP48E1s make a product each and are added in LUTs,
 # 3,071 LUT, 1,720 FF, 128 DSP; Fixed-4 quads 816, 1,088, 32. Fixed-8 in LUTs, multipliers of drain and vector engine, and the
@@ -159,15 +173,17 @@ _XC7 = dataclasses.replace(
     },
     others={
         "fixed8_luts": KindCosts(product=(45, 27, 0), sum=(98, 54, 0), code=(21, 52, 0)),
-        "fixed4_quads": KindCosts(product=(5.3, 0.7, 0.25), sum=(17, 65, 0), code=(0, 15, 0)),
+        "fixed4_quads": KindCosts(product=(5.3, 6.1, 0.25), sum=(17, 65, 0), code=(0, 12, 0)),
     },
-    output=(582, 471, 4),
-    element=(413, 344, 4),
+    output=(582, 449, 4),
+    element=(413, 205, 4),
     parts={
         **_XCUP.parts,
-        "norm_rows": PartCosts(element=(330, 270, 1), output=(0, 0, 0), once=(600, 900, 5)),
+        "norm_rows": PartCosts(
+            element=(330, 396, 1), output=(0, 0, 0), once=(600, 530, 5), column=(0, 120, 0)
+        ),
     },
-    base=(8_900, 15_370, 11),
+    base=(7_000, 12_420, 11),
 )
 _ECP5 = Costs(
     kinds={
@@ -186,63 +202,82 @@ _ECP5 = Costs(
     choice=(18, 0, 0),
     operand_bit=(4, 1, 0),
     digit=(11, 0.5, 0),
-    output=(929, 598, 4),
+    output=(929, 665, 4),
     plain=(400, 200, 2),
     maximum=(36, 15, 0),
-    element=(469, 786, 4),
-    word=(190, 170, 0),
+    element=(469, 847, 4),
+    word=(190, 54, 0),
+    private=(190, 54, 0),
+    column=(0, 431, 0),
     parts={
-        "norm_rows": PartCosts(element=(430, 330, 1), output=(0, 0, 0), once=(780, 900, 5)),
-        "row_scales": PartCosts(element=(240, 215, 0), output=(145, 80, 0), once=(380, 300, 1)),
+        "norm_rows": PartCosts(
+            element=(430, 215, 1), output=(0, 0, 0), once=(780, 530, 5), column=(0, 170, 0)
+        ),
+        "row_scales": PartCosts(
+            element=(240, 236, 0), output=(145, 51, 0), once=(380, 213, 1), column=(0, 267, 0)
+        ),
         "index_rows": PartCosts(element=(26, 0, 0), output=(0, 0, 0), once=(730, 330, 3)),
-        "table_pages": PartCosts(element=(75, 15, 0), output=(50, 69, 0), once=(0, 0, 0)),
-        "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(4_500, 1_800, 0)),
+        "table_pages": PartCosts(element=(75, 79, 0), output=(50, 80, 0), once=(0, 0, 0)),
+        "operand_slots": PartCosts(element=(0, 0, 0), output=(0, 0, 0), once=(4_500, 2_250, 0)),
         "row_moments": PartCosts(element=(0, 0, 0), output=(125, 80, 0), once=(170, 150, 0)),
     },
-    base=(12_510, 15_240, 13),
+    base=(12_510, 13_600, 13),
 )
 COSTS = {"xcup": _XCUP, "xc7": _XC7, "ecp5": _ECP5}
 """By flow."""
 
 
-def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int]]:
-    """(copies, words, bits) of each memory but the index memory; those that `Costs` includes left out."""
+def memories(accelerator: Accelerator) -> Iterator[tuple[int, int, int, bool]]:
+    """(copies, words, bits, whether each byte is written on its own, which takes the ninth bit of a block RAM's byte as well) of each
+    memory but the index memory; those that `Costs` includes left out."""
     a = accelerator
-    # Each byte is written on its own: that takes the ninth bit of a block RAM's byte as well.
-    yield a.scratchpad_regions * a.private, a.scratchpad_rows // a.private, a.scratchpad_row_bytes * 9
+    yield a.scratchpad_regions * a.private, a.scratchpad_rows // a.private, a.scratchpad_row_bytes * 8, True
     for kind, lanes in a.lanes.by_scheme.items():
         dynamic = lanes if kind == Scheme.FIXED8 else a.lanes.fixed4_dynamic if kind == Scheme.FIXED4 else 0
-        yield (
-            dynamic,
-            a.weight_rows,
-            storage_bits(kind) * a.depth * 9 // 8,
-        )  # the drain writes parts of a word
-        yield lanes - dynamic, a.weight_rows, storage_bits(kind) * a.depth
-    yield a.columns * a.private, a.operand_chunks // a.private, a.depth * 8
-    yield 1, a.param_rows, PARAM_BYTES * 8 * a.drain
-    yield 1, a.norm_rows, NORM_BYTES * 8 * a.vector
-    yield 1, a.row_scales, 22 * a.columns
-    yield 1, a.row_maxima, LOGIT_BITS * a.columns
-    yield 2, a.row_moments << (a.columns - 1).bit_length(), SUM_BITS + SQUARES_BITS
-    yield 1, a.instructions, stored_bits(a)
-    yield a.ports, BUFFER_LINES, a.bus_bytes * 8 + 1
-    yield int(a.norm_rows > 0), 1024, 36  # reciprocal square roots
+        yield dynamic, a.weight_rows, storage_bits(kind) * a.depth, True
+        yield lanes - dynamic, a.weight_rows, storage_bits(kind) * a.depth, False
     table_words = a.table_pages * TABLE_PAGE_ENTRIES // TABLE_ROW_BYTES
-    yield a.vector_lanes + a.drain * a.columns, table_words, TABLE_ROW_BYTES * 8
+    for copies, words, bits in (
+        (a.columns * a.private, a.operand_chunks // a.private, a.depth * 8),
+        (1, a.param_rows, PARAM_BYTES * 8 * a.drain),
+        (1, a.norm_rows, NORM_BYTES * 8 * a.vector),
+        (1, a.row_scales, 22 * a.columns),
+        (1, a.row_maxima, LOGIT_BITS * a.columns),
+        (2, a.row_moments << (a.columns - 1).bit_length(), SUM_BITS + SQUARES_BITS),
+        (1, a.instructions, _instruction_bits(a)),
+        (a.ports, BUFFER_LINES, a.bus_bytes * 8 + 1),
+        (int(a.norm_rows > 0), 1024, 36),  # reciprocal square roots
+        (a.vector_lanes + a.drain * a.columns, table_words, TABLE_ROW_BYTES * 8),
+    ):
+        yield copies, words, bits, False
+
+
+_instruction_bits_of: dict[int, int] = {}
+
+
+def _instruction_bits(a: Accelerator) -> int:
+    """`stored_bits`, which operand slots alone decide and which takes long."""
+    if a.operand_slots not in _instruction_bits_of:
+        _instruction_bits_of[a.operand_slots] = stored_bits(a)
+    return _instruction_bits_of[a.operand_slots]
 
 
 def estimate(accelerator: Accelerator, board: Board) -> Resources:
-    """What `accelerator` needs on `board`; a test compares ulx3s-85f's default and the second accelerator on zcu102 with
-    synthesis, within 10 %. Raises `require_lanes`'s."""
+    """What `accelerator` needs on `board`; tests compare ulx3s-85f's default and the second accelerator on zcu102 with
+    synthesis, within 6 %, and the machines of docs/performance.md with their counts. Raises `require_lanes`'s."""
     require_lanes(accelerator, board)
     lut, ff, dsp = _logic(accelerator, board)
     index, bram = _index(accelerator, board)
     lut += index
-    for copies, words, bits in memories(accelerator):
+    for copies, words, bits, parts in memories(accelerator):
         if words <= SMALL_RAM_WORDS:
             lut += copies * bits * words / SMALL_RAM_BITS[board.flow]
         else:
-            bram += copies * _block_rams(board.flow, words, bits)
+            width, whole = bits * 9 // 8 if parts else bits, 1 << (words - 1).bit_length()
+            blocks = _block_rams(board.flow, words, width)
+            bram += copies * blocks
+            # Where fewer block RAMs of several depths are taken, their words are chosen.
+            lut += copies * bits * (blocks < _block_rams(board.flow, whole, width))
     return Resources(lut=round(lut), ff=round(ff), dsp=round(dsp), bram=bram)
 
 
@@ -283,7 +318,10 @@ def _logic(a: Accelerator, board: Board) -> tuple[float, float, float]:
         ((a.plain_steps - 1) * a.drain * a.columns, costs.plain),
         (a.plain_drain * a.columns if a.row_maxima else 0, costs.maximum),
         (a.vector_lanes, costs.element),
-        (a.scratchpad_row_bytes * a.private, costs.word),
+        (a.scratchpad_row_bytes, costs.word),
+        (a.scratchpad_row_bytes * (a.private - 1), costs.private),
+        (a.columns, costs.column),
+        (_registers(a), (0, 1, 0)),
         (a.scratchpad_row_bytes * a.private_chunks * (a.broadcast_stages - 1), (0, 9, 0)),
         (a.lanes.total * a.scratchpad_row_bytes / 8 * (a.tree_stages - 1), (0, 16, 0)),  # sums of 8 products
         (a.plain_drain * a.columns * (a.drain_stages - 1), (0, 80, 0)),
@@ -296,12 +334,23 @@ def _logic(a: Accelerator, board: Board) -> tuple[float, float, float]:
     return lut, ff, dsp
 
 
+def _registers(a: Accelerator) -> int:
+    """Flip-flops of words that are as wide on every board: what the scratchpad's regions return, rows and a line that STORE sends, a
+    row of the norm memory, and what LUT RAM returns."""
+    sent = a.scratchpad_row_bytes * (rows_ahead(a) + 1) + a.line_bytes
+    norm = a.vector * NORM_BYTES if a.norm_rows else 0
+    returned = a.scratchpad_regions * a.private * a.scratchpad_row_bytes
+    small = sum(copies * bits for copies, words, bits, _ in memories(a) if 0 < words <= SMALL_RAM_WORDS)
+    return 8 * (returned + sent + norm) + small
+
+
 def _part_terms(a: Accelerator, costs: Costs) -> Iterator[tuple[int, Cost]]:
     """How often each cost of the optional parts occurs."""
     for name, part in costs.parts.items():
         if getattr(a, name):
             yield a.vector_lanes, part.element
             yield a.drain * a.columns, part.output
+            yield a.columns, part.column
             yield 1, part.once
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ from terrazzo.boards import (
 from terrazzo.boards.fitting import with_luts, with_quads, with_triples
 from terrazzo.boards.synthesis import count, verilog
 from terrazzo.hw import top
+from terrazzo.performance import ROWS
 
 ZCU102, ULX3S = BOARDS["zcu102"], BOARDS["ulx3s-85f"]
 SLOW = dataclasses.replace(
@@ -138,7 +140,7 @@ def test_estimate_is_near_synthesis_which_fits(accelerator, board):
     print(guess, real)
     for name in ("lut", "ff", "dsp", "bram"):
         assert getattr(real, name) <= getattr(board.budget, name)
-        assert getattr(guess, name) == pytest.approx(getattr(real, name), rel=0.1), name
+        assert getattr(guess, name) == pytest.approx(getattr(real, name), rel=0.06), name
 
 
 def test_lanes_go_to_luts_until_the_dsps_suffice():
@@ -197,3 +199,27 @@ def test_what_takes_keys_and_values_costs_luts():
     none = dataclasses.replace(a, lanes=dataclasses.replace(a.lanes, fixed4_dynamic=0))
     more = estimate(a, ZCU102).lut - estimate(none, ZCU102).lut
     assert a.lanes.fixed4_dynamic * a.depth * 4 <= more <= 1.2 * a.lanes.fixed4_dynamic * a.depth * 4
+
+
+def test_estimates_are_near_the_counts_of_the_document():
+    """All machines of docs/performance.md, which are counted whole: 10 % is asked for. The counts are those of the document's commit."""
+    text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    rows = re.findall(
+        r"^\| ([\w-]+) \|(.*estimate.*)\|$", text.split("performance-synthesis: begin")[1], re.M
+    )
+    assert len(rows) >= 5
+    for name, cells in rows:
+        counts = [float(cell.replace(",", "")) for cell in re.findall(r" ([\d,.]+) = ", cells)]
+        guess = estimate(ROWS[name].accelerator, ROWS[name].board)
+        for kind, counted in zip(("lut", "ff", "dsp", "bram"), counts, strict=True):
+            assert getattr(guess, kind) == pytest.approx(counted, rel=0.05), (name, kind)
+
+
+@pytest.mark.parametrize("rows", [1536, 2560])
+def test_words_of_memories_of_several_depths_are_chosen_in_luts(rows):
+    """1,536 rows in block RAMs of 1,024 and 512, which are fewer than of 2,048: a LUT for each bit."""
+    a = mixed_accelerator()
+    more, less = (dataclasses.replace(a, weight_rows=r) for r in (1 << rows.bit_length(), rows))
+    assert estimate(less, ZCU102).bram < estimate(more, ZCU102).bram
+    chosen = estimate(less, ZCU102).lut - estimate(more, ZCU102).lut
+    assert a.weight_row_bytes * 8 <= chosen <= 1.1 * a.weight_row_bytes * 8
