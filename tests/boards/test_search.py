@@ -147,7 +147,12 @@ def test_many_orders_are_no_slower(graph):
     fixed = FEW | {"vector": 2, "scratchpad_rows": 1024, "weight_rows": 512}
     plain, thorough = (
         search(
-            versions(graph, FIXED8), ZCU102, budget=Budget(lut=0.12), fixed=fixed, evaluations=4, thorough=many
+            versions(graph, FIXED8),
+            ZCU102,
+            budget=Budget(lut=0.12),
+            fixed=fixed,
+            evaluations=4,
+            thorough=many,
         )
         for many in (False, True)
     )
