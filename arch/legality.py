@@ -183,10 +183,13 @@ def _value_problems(graph: Graph, operator: Operator, inputs: list[Tensor]) -> I
     """Constants with illegal content."""
     if isinstance(operator, Linear | Conv):
         weight, scheme = graph.constant(operator, "weight"), graph.constant(operator, "scheme")
-        for row, code in enumerate(scheme):
-            if code not in set(Scheme) or not np.isin(weight[row], codebook(Scheme(code))).all():
-                yield f"row {row} must hold codes of its scheme {code}"
-                break
+        legal, others = np.zeros(len(scheme), bool), tuple(range(1, weight.ndim))
+        for kind in Scheme:
+            rows = np.flatnonzero(scheme == kind)
+            legal[rows] = np.isin(weight[rows], codebook(kind)).all(axis=others)
+        if not legal.all():
+            row = int(legal.argmin())
+            yield f"row {row} must hold codes of its scheme {scheme[row]}"
     if isinstance(operator, Gather):
         index, count = graph.constant(operator, "index"), inputs[0].positions
         if index.size and not -1 <= index.min() <= index.max() < count:

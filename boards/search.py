@@ -19,7 +19,7 @@ from .board import Board, BoardError, Resources
 from .fitting import estimate
 from .mixtures import Mixture, RowBlock, reassigned, row_block
 from .requests import apart, require_interface
-from .shapes import INSTRUCTIONS, grown, is_roomy, shapes, sized
+from .shapes import INSTRUCTIONS, grown, is_roomy, shapes, sized, with_moments
 from .work import Work
 
 __all__ = ["PARTS", "Budget", "Design", "Search", "Version", "search"]
@@ -146,6 +146,7 @@ def search(
 
     `fixed` holds parameters of `Accelerator` that are not searched. Each part of the budget in PARTS takes its share of
     the `evaluations`, those first that are guessed fastest, and leaves out what is slower than its best by its bound.
+    Its best is tried with other shares of scratchpad and weights, and with row moments where there are LayerNorms.
     With `thorough` the THOROUGH fastest are compiled again, with the cycle model as judge of the order of instructions.
     Raises BoardError where no candidate fits or none compiles.
     """
@@ -154,7 +155,7 @@ def search(
     judge = _Judge(board, budget, fixed, progress)
     open_bounds: list[int] = []
     for part in PARTS:
-        left, best, others = -(-evaluations // (2 if part == PARTS[0] else 2 * len(PARTS[1:]))), None, []
+        left, best = -(-evaluations // (2 if part == PARTS[0] else 2 * len(PARTS[1:]))), None
         holds = functools.partial((budget * part).holds, board=board)
         unjudged = [one for one in found if holds(one.need)]
         # First those whose memories are large enough; whether less will do, only the compiler knows.
@@ -171,11 +172,14 @@ def search(
                 left -= not judge.knows(one, accelerator)
                 design = judge(part, one, accelerator)
                 if design and (best is None or design.cycles < best.cycles):
-                    best, others = design, [(one, other) for other in tried[number + 1 :]]
+                    best, of_best, others = design, one, tried[number + 1 :]
                 if design:
                     break
-        for one, accelerator in others:  # the best shape with another share of scratchpad and weights
-            judge(part, one, accelerator)
+        if best:
+            for accelerator in others:  # the best shape with another share of scratchpad and weights
+                judge(part, of_best, accelerator)
+            if moments := with_moments(best.accelerator, board, holds, fixed, of_best.work):
+                judge(part, of_best, moments)
         if part == PARTS[0]:
             open_bounds = [one.bound for one in unjudged]
     designs = _sorted(d for d in judge.designs.values() if d)
@@ -252,7 +256,10 @@ def _candidates(
             all_shapes.append(shape)
             need = estimate(shape, board)
             if budget.holds(need, board):
-                bound, guess = max(work.cycles(shape)), work.guess(shape)
+                matrix, vector = work.cycles(shape)
+                guess = work.guess(shape, (matrix, vector))
+                # Of the shape with row moments, too.
+                bound = max(matrix, vector - work.normed(shape) * ("row_moments" not in fixed))
                 found.append(
                     _Candidate(shape=shape, version=version, need=need, bound=bound, guess=guess, work=work)
                 )

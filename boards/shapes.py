@@ -15,7 +15,16 @@ from .fitting import estimate, with_luts, with_quads, with_triples
 from .mixtures import Mixture
 from .work import Work
 
-__all__ = ["INSTRUCTIONS", "grown", "is_roomy", "lane_counts", "scratchpad_bytes", "shapes", "sized"]
+__all__ = [
+    "INSTRUCTIONS",
+    "grown",
+    "is_roomy",
+    "lane_counts",
+    "scratchpad_bytes",
+    "shapes",
+    "sized",
+    "with_moments",
+]
 
 WIDTHS = {
     "columns": (2, 3, 4, 5, 6, 8, 10, 12, 16),
@@ -38,6 +47,8 @@ INSTRUCTIONS = 512
 """Unit of the instruction memory's capacity, which follows the program."""
 HEADS = 6
 """Heads whose logits' maxima there is room for at least: as many as softmax is behind with."""
+MOMENTS = (4, 2)
+"""Inputs of LayerNorms whose moments there is room for, of as many as possible: layers in parts have several under way."""
 TABLES = ("param_rows", "norm_rows")
 """Memories that are halved where that leaves room for more rows of weights."""
 
@@ -171,6 +182,23 @@ def sized(
                     found.append(larger)
                     break
     return sorted(found, key=lambda one: (scratchpad_bytes(one) < work.alive, one.weight_rows < FEW_ROWS))
+
+
+def with_moments(
+    a: Accelerator, board: Board, holds: Callable[[Resources], bool], fixed: Collection[str], work: Work
+) -> Accelerator | None:
+    """The same with row moments, and with as many rows of weights as `holds` then allows. None where that allows none, the graph has
+    no LayerNorm, or `row_moments` is fixed."""
+    if not work.norms or "row_moments" in fixed:
+        return None
+    tiles = max(-(-positions // a.columns) for positions, _ in work.norms)
+    fewer = [] if "weight_rows" in fixed else [rows for rows in WEIGHT_ROWS if rows < a.weight_rows]
+    for weights, inputs in itertools.product((a.weight_rows, *fewer), MOMENTS):
+        moments = 1 << (inputs * tiles - 1).bit_length()
+        made = dataclasses.replace(a, weight_rows=weights, row_moments=moments)
+        if holds(estimate(made, board)):
+            return made
+    return None
 
 
 def grown(shape: Accelerator) -> Iterator[Accelerator]:

@@ -138,14 +138,14 @@ class Work:
             tiles, chunks = -(-positions // a.columns), -(-depth // a.depth)
             return tiles * max(-(-outputs // lanes) * chunks, -(-outputs // drain))
 
-        matrix = 0
+        matrix, lanes, private = 0, a.lanes.total, a.private * a.depth * a.columns
         for (positions, outputs, depth, operand), count in self.layers.items():
             refused = len(refusing(a.lanes, operand))
-            least = products(positions, outputs, depth, a.lanes.total - refused, a.drain)
+            least = products(positions, outputs, depth, lanes - refused, a.drain)
             if refused and a.lanes.fixed4_digits:
-                least = min(least, products(positions, outputs, 2 * depth, a.lanes.total, a.drain))
+                least = min(least, products(positions, outputs, 2 * depth, lanes, a.drain))
             matrix += least * count
-        matrix += self.grouped // a.multipliers + self.depthwise // (a.private * a.depth * a.columns)
+        matrix += self.grouped // a.multipliers + self.depthwise // private
         vector = 0
         for (positions, keys, width, codes, queries, values, largest), heads in self.attention.items():
             matrix += heads * products(
@@ -156,19 +156,27 @@ class Work:
             )
             passes = 1 if a.row_maxima else 2
             vector += heads * passes * -(-positions // a.columns) * -(-keys // a.vector)
-        for (positions, channels), count in self.norms.items():
-            vector += count * 2 * -(-positions // a.columns) * -(-channels // a.vector)
+        vector += self.normed(a) * (1 if a.row_moments else 2)
         return matrix, vector
+
+    def normed(self, a: Accelerator) -> int:
+        """Cycles in which LayerNorms read their inputs once: what row moments save."""
+        passes = (
+            count * -(-positions // a.columns) * -(-channels // a.vector)
+            for (positions, channels), count in self.norms.items()
+        )
+        return sum(passes)
 
     def loaded(self, a: Accelerator) -> int:
         """Cycles that weights which do not stay on chip take at the ports, roughly."""
+        lanes = a.lanes.total
         rows = sum(
-            -(-outputs // a.lanes.total) * -(-depth // a.depth) * count
+            -(-outputs // lanes) * -(-depth // a.depth) * count
             for (_, outputs, depth, _), count in self.layers.items()
         )
         return max(0, rows - a.weight_rows) * a.beats(a.weight_row_bytes)
 
-    def guess(self, a: Accelerator) -> float:
-        """Cycles of a frame, roughly: in this order candidates are judged."""
-        matrix, vector = self.cycles(a)
+    def guess(self, a: Accelerator, busy: tuple[int, int]) -> float:
+        """Cycles of a frame, roughly, of which engines are `busy` in `cycles`: in this order candidates are judged."""
+        matrix, vector = busy
         return max(matrix, vector, self.loaded(a)) + _SHOWN * min(matrix, vector)

@@ -10,7 +10,7 @@ from terrazzo.arch.schemes import Scheme
 from terrazzo.boards import BOARDS, ZCU102, BoardError, estimate, mixed_accelerator, quads_accelerator
 from terrazzo.boards.mixtures import reassigned
 from terrazzo.boards.search import Budget, Version, search
-from terrazzo.boards.shapes import scratchpad_bytes, shapes, sized
+from terrazzo.boards.shapes import scratchpad_bytes, shapes, sized, with_moments
 from terrazzo.boards.work import Work
 from terrazzo.compiler import compile
 from terrazzo.sim.cycle import predict
@@ -131,6 +131,28 @@ def test_memories():
         (one,) = sized(shape, ZCU102, lambda need_, most=need + room: need_.bram <= most, fixed, work)
         assert (one.weight_rows, halved * one.param_rows) == (1024, shape.param_rows)
         assert halved * one.norm_rows == shape.norm_rows
+
+
+def test_row_moments_are_tried_with_what_room_there_is(graph, found):
+    """With 17 tokens on 4 columns four LayerNorms' inputs have 20 tiles, two have 10."""
+    assert any(design.accelerator.row_moments for design in found.designs)
+    work, without = Work(graph), Work(resnet18(bits=5))
+    a = next(d.accelerator for d in found.designs if d.accelerator.weight_rows > 512)
+    a = dataclasses.replace(a, row_moments=0)
+    need = estimate(a, ZCU102)
+
+    def made(room, fixed=(), work=work):
+        return with_moments(a, ZCU102, lambda other: other.bram <= need.bram + room, fixed, work)
+
+    assert made(100) == dataclasses.replace(a, row_moments=32)
+    assert made(100, ["row_moments"]) is made(100, work=without) is made(-need.bram) is None
+    fewer = made(-1)
+    assert fewer.row_moments == 32 and fewer.weight_rows < a.weight_rows
+    assert estimate(dataclasses.replace(fewer, weight_rows=a.weight_rows), ZCU102).bram > need.bram - 1
+    assert made(-1, ["weight_rows"]) is None
+
+    once, twice = (work.cycles(one)[1] for one in (made(100), a))
+    assert twice - once == work.normed(a) > 0
 
 
 @pytest.mark.parametrize("fixed", [{"operand_slots": 1}, {"row_scales": 0, "row_maxima": 8, "drain": 0}])
