@@ -90,8 +90,8 @@ def route(
 ) -> Routed:
     """Places and routes `hw.verilog.generate`'s text between the registers of `wrapped`, at a clock (the board's if None).
 
-    The modules are synthesised apart by the flow's `fast` script and cached, so that a changed module costs its own synthesis
-    alone; they are put together when they are cells. Minutes. Raises RoutingError where the clock is not reached; the message
+    Paths cross borders of modules, so that all modules of one instance are mapped together (`synthesis.netlists`, cached), the
+    others apart; they are put together when they are cells. Minutes. Raises RoutingError where the clock is not reached; the message
     says which one is. `progress` receives a line per finished module, and one before each tool. `listing`: a file to write, whether
     the clock is reached or not, with the longest path between every two modules.
     """

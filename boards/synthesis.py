@@ -189,12 +189,33 @@ def logic(
 def netlists(
     verilog: str, top: str, board: Board, progress: Callable[[str], None] | None = None
 ) -> dict[str, dict]:
-    """The mapped netlist of each distinct module, an entry of "modules" in Yosys's JSON, by the flow's `fast` script."""
-    flow, bodies = FLOWS[board.flow], module_bodies(without_clearing(verilog))
+    """Mapped netlists by the flow's `fast` script, entries of "modules" in Yosys's JSON: of `top`, with all modules of one instance
+    in it, since paths cross their borders, and of each module that is instantiated more often. Cached as for `count`."""
+    text, progress = without_clearing(verilog), progress or (lambda line: None)
+    flow, bodies, instances = FLOWS[board.flow], module_bodies(text), module_instances(text)
     flow = dataclasses.replace(flow, script=flow.fast or flow.script)
-    _mapped(verilog, top, flow, progress)
-    files = {name: _netlist(_with_stubs([name], bodies), flow) for name in module_instances(verilog)}
+    together = [name for name in instances if instances[name] == 1]
+    source = _with_stubs(together, bodies)
+    file = _netlist(f"flatten {source}", flow)
+    if not file.exists():
+        progress(f"synthesis of {len(together)} modules in one")
+        module = _modules(source, top, flow, flatten=True)[top]
+        write_bytes(file, gzip.compress(json.dumps(module).encode(), mtime=0))
+    files = {top: file}
+    for name in instances:
+        if instances[name] > 1:
+            files[name] = _alone(name, bodies, flow, progress)
     return {name: json.loads(gzip.decompress(file.read_bytes())) for name, file in files.items()}
+
+
+def _alone(name: str, bodies: Mapping[str, str], flow: Flow, progress: Callable[[str], None]) -> Path:
+    """Where the mapped netlist of one module is, its children black boxes."""
+    source = _with_stubs([name], bodies)
+    file = _netlist(source, flow)
+    if not file.exists():
+        progress(f"synthesis of {name}")
+        write_bytes(file, gzip.compress(json.dumps(_modules(source, name, flow)[name]).encode(), mtime=0))
+    return file
 
 
 def _mapped(verilog: str, top: str, flow: Flow, progress: Callable[[str], None] | None) -> dict[str, dict]:
@@ -300,7 +321,7 @@ def _modules(source: str, top: str, flow: Flow, flatten: bool = False) -> dict[s
     """The mapped netlist of all modules of a text: "modules" of Yosys's JSON."""
     steps = [*flow.library, "read_verilog design.v", f"hierarchy -check -top {top}"]
     if flatten:
-        steps += ["proc", "flatten"]
+        steps += ["proc", "flatten -noscopeinfo"]
     steps += [_PREPARE, flow.script.format(top=top), "write_json -selected netlist.json"]
     with tempfile.TemporaryDirectory() as folder:
         for name, text in {"design.v": source, "adders.v": ADDERS, "run.ys": "\n".join(steps)}.items():
