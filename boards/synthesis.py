@@ -110,8 +110,17 @@ clean
 # a longer path of another module smaller. Its wires take 0.3 ns, those on the device 1 to 2 ns: 10 ns are 18 LUTs in a row,
 # which is right for counts, 3.5 ns are 6.
 _ECP5 = """
-scratchpad -set abc9.D DELAY
+scratchpad -set abc9.D 10000
 synth_lattice -family ecp5 -top {top} -noflatten -noiopad -no-rw-check
+"""
+# Modules are put together when their registers are chosen and before their logic is: equal registers of two modules stay two,
+# each where it is used, and no border is in the way of a path.
+_ECP5_FAST = """
+synth_lattice -family ecp5 -top {top} -noflatten -noiopad -no-rw-check -run begin:map_luts
+flatten -noscopeinfo
+opt_clean
+scratchpad -set abc9.D 3500
+synth_lattice -family ecp5 -top {top} -noflatten -noiopad -no-rw-check -run map_luts:
 """
 
 FLOWS = {
@@ -144,8 +153,8 @@ FLOWS = {
         bram={"RAMB36E1": 1, "RAMB18E1": 0.5},
     ),
     "ecp5": Flow(
-        script=_ECP5.replace("DELAY", "10000"),
-        fast=_ECP5.replace("DELAY", "3500"),
+        script=_ECP5,
+        fast=_ECP5_FAST,
         primitives={Chain: SplitChain, Product: SplitProduct},
         lut={"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6},
         ff={"TRELLIS_FF": 1},
@@ -194,28 +203,16 @@ def netlists(
     text, progress = without_clearing(verilog), progress or (lambda line: None)
     flow, bodies, instances = FLOWS[board.flow], module_bodies(text), module_instances(text)
     flow = dataclasses.replace(flow, script=flow.fast or flow.script)
-    together = [name for name in instances if instances[name] == 1]
-    source = _with_stubs(together, bodies)
-    file = _netlist(f"flatten {source}", flow)
-    if not file.exists():
-        progress(f"synthesis of {len(together)} modules in one")
-        module = _modules(source, top, flow, flatten=True)[top]
-        write_bytes(file, gzip.compress(json.dumps(module).encode(), mtime=0))
-    files = {top: file}
-    for name in instances:
-        if instances[name] > 1:
-            files[name] = _alone(name, bodies, flow, progress)
-    return {name: json.loads(gzip.decompress(file.read_bytes())) for name, file in files.items()}
-
-
-def _alone(name: str, bodies: Mapping[str, str], flow: Flow, progress: Callable[[str], None]) -> Path:
-    """Where the mapped netlist of one module is, its children black boxes."""
-    source = _with_stubs([name], bodies)
-    file = _netlist(source, flow)
-    if not file.exists():
-        progress(f"synthesis of {name}")
-        write_bytes(file, gzip.compress(json.dumps(_modules(source, name, flow)[name]).encode(), mtime=0))
-    return file
+    single = [name for name in instances if instances[name] == 1]
+    netlists = {}
+    for name, together in {top: single, **{name: [name] for name in instances if name not in single}}.items():
+        source = _with_stubs(together, bodies)
+        file = _netlist(source, flow)
+        if not file.exists():
+            progress(f"synthesis of {name}" + f" and {len(together) - 1} modules in it" * (len(together) > 1))
+            write_bytes(file, gzip.compress(json.dumps(_modules(source, name, flow)[name]).encode(), mtime=0))
+        netlists[name] = json.loads(gzip.decompress(file.read_bytes()))
+    return netlists
 
 
 def _mapped(verilog: str, top: str, flow: Flow, progress: Callable[[str], None] | None) -> dict[str, dict]:
@@ -321,7 +318,7 @@ def _modules(source: str, top: str, flow: Flow, flatten: bool = False) -> dict[s
     """The mapped netlist of all modules of a text: "modules" of Yosys's JSON."""
     steps = [*flow.library, "read_verilog design.v", f"hierarchy -check -top {top}"]
     if flatten:
-        steps += ["proc", "flatten -noscopeinfo"]
+        steps += ["proc", "flatten"]
     steps += [_PREPARE, flow.script.format(top=top), "write_json -selected netlist.json"]
     with tempfile.TemporaryDirectory() as folder:
         for name, text in {"design.v": source, "adders.v": ADDERS, "run.ys": "\n".join(steps)}.items():
