@@ -102,11 +102,11 @@ class Align(wiring.Component):
         s2_serve, s2 = delayed(m, s1_serve, 1, reset_less=False), delayed(m, s1, 1)
 
         joined = self.joined(m, s2_serve, s2, words[0][0])
-        m.d.sync += [
-            self.write.address.eq(s2.address),
-            self.write.wide.eq(s2.private),
-            self.counts.eq(s2_serve & s2.counts),
+        m.d.comb += [
+            self.write.address.eq(delayed(m, s2.address, 1)),
+            self.write.wide.eq(delayed(m, s2.private, 1)),
         ]
+        m.d.sync += self.counts.eq(s2_serve & s2.counts)
         for column in range(columns):
             m.d.sync += self.write.enable[column].eq(s2_serve & s2.writes[column])
             for bank in banks:
@@ -116,7 +116,8 @@ class Align(wiring.Component):
                 if bank:
                     word = Mux(s2.private, word, words[0][column])
                 padded = Mux(s2.padding[column], s2.pad_value.replicate(self.accelerator.depth), word)
-                m.d.sync += self.write.data[bank * columns + column].eq(Mux(s2.join, joined, padded))
+                word = delayed(m, Mux(s2.join, joined, padded), 1)
+                m.d.comb += self.write.data[bank * columns + column].eq(word)
         return m
 
     def joined(self, m: Module, serve, element, word):

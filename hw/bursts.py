@@ -61,11 +61,16 @@ class Bursts(wiring.Component):
         burst_beats = self._accelerator.burst_beats
         shift = self._accelerator.line_bytes.bit_length() - 1
         block = shift + (burst_beats - 1).bit_length()
-        base, limit, offset = (Signal(ADDRESS_BITS, name=name) for name in ("base", "limit", "offset"))
-        rows, row_beats = Signal.like(self.rows), Signal.like(self.row_beats)
-        address = Signal(ADDRESS_BITS)
+        base, limit, offset, address = (
+            Signal(ADDRESS_BITS, name=name, reset_less=True)
+            for name in ("base", "limit", "offset", "address")
+        )
+        rows, row_beats = (
+            Signal.like(self.rows, reset_less=True),
+            Signal.like(self.row_beats, reset_less=True),
+        )
         remaining = self.left
-        room = Signal(signed(ADDRESS_BITS + 1))
+        room = Signal(signed(ADDRESS_BITS + 1), reset_less=True)
         """Bytes from the offset to the region's limit."""
         outside = Signal()
 

@@ -29,7 +29,7 @@ class Control(wiring.Component):
     """The host's view of the machine, and the state that the other blocks follow.
 
     IDLE (takes starts from the queue, or a LOAD), LOADING, RUNNING, HALTED after the first fault, FAILED once nothing is
-    outstanding (`quiet`). `halt` is high in the last two; `clear`, a register, resets the engines in the last cycle before IDLE.
+    outstanding (`quiet`). `halt` is high in the last two; `clear`, a register, resets the engines a cycle later, the first one in IDLE.
     `run_start` is the first cycle of a run, in which `entry` is valid; `run_end` (from the dispatch) is its last. CYCLES
     is the distance of the two; the engines' counters count the cycles after `run_start`.
     """
@@ -85,7 +85,12 @@ class Control(wiring.Component):
                 with m.If(written[register.name]):
                     m.d.sync += value.eq((value & ~slave.write_mask) | (slave.write_data & slave.write_mask))
         commanded = {
-            bit: written["CONTROL"] & (slave.write_data & slave.write_mask & int(bit)).any()
+            bit: delayed(
+                m,
+                written["CONTROL"] & (slave.write_data & slave.write_mask & int(bit)).any(),
+                1,
+                reset_less=False,
+            )
             for bit in registers.Control
         }
 
@@ -178,8 +183,9 @@ class Control(wiring.Component):
             (overflow, Cause.QUEUE_FULL, 0),
             (timeout, Cause.WATCHDOG, self.dispatched),
         ]
-        m.d.comb += failing.eq(Cat(condition for condition, _, _ in faults).any() & ~failed)
-        with m.If(~failed):
+        resets = delayed(m, self.clear, 1, reset_less=False)  # The engines still show their faults.
+        m.d.comb += failing.eq(Cat(condition for condition, _, _ in faults).any() & ~failed & ~resets)
+        with m.If(~failed & ~resets):
             for condition, cause, info in reversed(faults):
                 with m.If(condition):
                     m.d.sync += [values["CAUSE"].eq(cause), values["CAUSE_INFO"].eq(info)]

@@ -72,7 +72,8 @@ class Later:
 
 
 class Drain(wiring.Component):
-    """Outputs of every block that `block` announces; `i` brings instructions ahead of their blocks.
+    """Outputs of every block that `block` announces; `i` brings instructions ahead of their blocks, each a cycle or more after one
+    in which it was ready: then it has room for another one than what it is given.
 
     Two instructions may be under way. Blocks must come at least steps (2 * steps with `second`) cycles apart.
     Writes need no grant; with `halt` there are none.
@@ -113,7 +114,7 @@ class Drain(wiring.Component):
         m.d.comb += [
             early.block.eq(self.block),
             *(port.eq(slot) for port, slot in zip(early.slots, self.slots, strict=True)),
-            self.i.ready.eq(~used.bit_select(writing, 1)),
+            self.i.ready.eq(~used.bit_select(writing ^ self.i.valid, 1)),
             self.busy.eq(used.any()),
         ]
         self.slot_of, self.following = [early.slot], early.following
@@ -127,7 +128,7 @@ class Drain(wiring.Component):
         ]
         with m.If(self.done):
             m.d.sync += used.bit_select(self.slot_of[-1], 1).eq(0)
-        with m.If(self.i.valid & self.i.ready):
+        with m.If(self.i.valid):
             m.d.sync += [used.bit_select(writing, 1).eq(1), writing.eq(~writing)]
             for i, slot in enumerate(self.slots):
                 with m.If(writing == i):
@@ -186,6 +187,7 @@ class Drain(wiring.Component):
         p5_scale_n = [delayed(m, scale.n, 3) for scale in p2_scales]
         step, plain = delayed(m, early.step, 3), accelerator.plain_steps == 2
         lane_group = Mux(self.field(m, 3 - ahead, "plain"), step << 1, step) if plain else step
+        p15_n, p15_lo, p15_hi = (self.field(m, 15, f"second_{name}") for name in ("n", "lo", "hi"))
         shared = {
             "p6_residual_m": self.field(m, 6, "residual_m"),
             "p7_residual_round": delayed(m, ((1 << self.field(m, 6, "residual_n")) >> 1)[:48], 1),
@@ -193,13 +195,15 @@ class Drain(wiring.Component):
             "p8_wide": self.field(m, 8, "table_wide"),
             "p10_add": self.field(m, 10, "residual"),
             "p11_table": self.field(m, 11, "table"),
-            "p12_lo": self.field(m, 12, "lo"),
-            "p12_hi": self.field(m, 12, "hi"),
+            "p11_lo": self.field(m, 11, "lo"),
+            "p11_hi": self.field(m, 11, "hi"),
             "p12_m": self.field(m, 12, "second_m"),
             "p14_constant": self.field(m, 14, "second_constant"),
-            "p15_n": self.field(m, 15, "second_n"),
+            "p15_n": p15_n,
             "p16_lo": self.field(m, 16, "second_lo"),
             "p16_hi": self.field(m, 16, "second_hi"),
+            "p16_least": delayed(m, (p15_lo << p15_n[:2])[:11].as_signed(), 1),
+            "p16_most": delayed(m, (((p15_hi + 1) << p15_n[:2]) - 1)[:11].as_signed(), 1),
         }
         if accelerator.row_moments:
             shared["p12_square"] = self.field(m, 12, "moments").any()
@@ -280,7 +284,8 @@ class Drain(wiring.Component):
         p2_tile_row = delayed(m, (p1_tile * self.field(m, 1, "residual_stride"))[:ROW_BITS], 1)
         p2_row = delayed(m, (self.field(m, 1, "residual_row") + (p1_output >> part_bits))[:ROW_BITS], 1)
         p1_valid = delayed(m, steps.valid, 1, reset_less=False) & self.field(m, 1, "residual")
-        m.d.comb += self.residual.valid.eq(delayed(m, p1_valid, 2, reset_less=False) & ~self.halt)
+        p2_valid = delayed(m, p1_valid, 1, reset_less=False) & ~self.halt
+        m.d.comb += self.residual.valid.eq(delayed(m, p2_valid, 1, reset_less=False))
         m.d.sync += self.residual.row.eq(p2_row + p2_tile_row)
         p5_part = delayed(m, p1_output[:part_bits], 4)
         for c in range(self.accelerator.columns):
@@ -359,12 +364,8 @@ class Drain(wiring.Component):
         p16_output, p17_output = delayed(m, p12_placed, 4), delayed(m, p11_output, 6)
         to_scratchpad = self.field(m, 16, "destination") == isa.Destination.SCRATCHPAD
         wide = self.field(m, 16, "wide") & ~p17_valid
-        write_valid = Signal()
-        m.d.comb += self.write.valid.eq(write_valid & ~self.halt)
-        m.d.sync += [
-            write_valid.eq((p16_valid & to_scratchpad) | p17_valid),
-            self.write.row.eq(Mux(p17_valid, p17_second_row, p16_row)),
-        ]
+        m.d.sync += self.write.valid.eq(((p16_valid & to_scratchpad) | p17_valid) & ~self.halt)
+        m.d.comb += self.write.row.eq(delayed(m, Mux(p17_valid, p17_second_row, p16_row), 1))
         part = Mux(p17_valid, p17_output, p16_output)[:block_bits]
         narrow_mask = Cat((part == b).replicate(drain) for b in range(depth // drain))
         wide_mask = Cat(
@@ -385,22 +386,22 @@ class Drain(wiring.Component):
                 wide_word = Cat(all_codes).replicate(depth // (4 * drain))
                 narrow_word = Cat(code[:8] for code in all_codes).replicate(depth // (2 * drain))
                 word = Mux(p16_plain, Mux(wide, wide_word, narrow_word), word)
-            m.d.sync += [
-                self.write.data.word_select(c, depth * 8).eq(word),
-                self.write.mask.word_select(c, depth).eq(Mux(live, word_mask, 0)),
+            m.d.comb += [
+                self.write.data.word_select(c, depth * 8).eq(delayed(m, word, 1)),
+                self.write.mask.word_select(c, depth).eq(delayed(m, Mux(live, word_mask, 0), 1)),
             ]
 
         p16_keys = self.field(m, 16, "destination") == isa.Destination.KEYS
         p16_part = delayed(m, steps.part, 16)
-        weights_valid = Signal()
-        m.d.comb += self.weights.valid.eq(weights_valid & ~self.halt)
-        m.d.sync += [
-            weights_valid.eq(p16_valid & ~to_scratchpad),
-            self.weights.keys.eq(p16_keys),
-            self.weights.row.eq(p16_row),
-            self.weights.part.eq(delayed(m, steps.lane_part, 16)),
-            self.weights.block.eq(Mux(p16_keys, p16_output[:block_bits], p16_part)),
+        p16_block = Mux(p16_keys, p16_output[:block_bits], p16_part)
+        m.d.sync += self.weights.valid.eq(p16_valid & ~to_scratchpad & ~self.halt)
+        m.d.comb += [
+            self.weights.keys.eq(delayed(m, p16_keys, 1)),
+            self.weights.row.eq(delayed(m, p16_row, 1)),
+            self.weights.part.eq(delayed(m, steps.lane_part, 17)),
+            self.weights.block.eq(delayed(m, p16_block[: len(self.weights.block)], 1)),
         ]
         for c in range(columns):
             for i in range(drain):
-                m.d.sync += self.weights.values[c][i].eq(Mux(p16_live[c], outputs[i][c].p16[:8], 0))
+                p16_value = Mux(p16_live[c], outputs[i][c].p16[:8], 0)
+                m.d.comb += self.weights.values[c][i].eq(delayed(m, p16_value, 1))

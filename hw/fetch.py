@@ -70,9 +70,8 @@ class Fetch(wiring.Component):
         )
         """The request leaves; the rows' reads go on; the stages before them move on; there are elements between walk and tap."""
         used, most = (walk.index - self.freed)[: len(walk.index)], self.accelerator.operand_chunks
-        room = ~used[-1]
-        if self.accelerator.private > 1:
-            room = Mux(ins.private, used + self.accelerator.private <= most, room)
+        room, step = Signal(init=1), Mux(ins.private, self.accelerator.private, 1)
+        m.d.sync += room.eq(Mux(walk.advance, used + (step << 1) <= most, used + step <= most))
         m.d.comb += [walk.start.eq(start_walk), walk.ins.eq(ins)]
         tap = self.taps(m, walk, room)
         unit = self.units(m, tap)
@@ -81,9 +80,9 @@ class Fetch(wiring.Component):
 
         granted = Signal()
         m.d.comb += [
-            self.read.valid.eq(request.valid & request.element.keep & ~self.halt),
+            self.read.valid.eq(self.asks),
             self.read.row.eq(request.row),
-            self.moves.eq(~self.halt & (~self.read.valid | self.read.ready)),
+            self.moves.eq(~self.asks | self.read.ready),
             granted.eq(request.valid & self.moves),
             align.valid.eq(delayed(m, granted, _PORT_CYCLES, reset_less=False)),
             align.element.eq(delayed(m, request.element, _PORT_CYCLES)),
@@ -322,7 +321,7 @@ class Fetch(wiring.Component):
             ]
 
         # What is decided while the reads do not go on waits beside the stage.
-        members = {"element": layout, "reads": 2, "row": ROW_BITS}
+        members = {"element": layout, "none": 1, "two": 1, "row": ROW_BITS}
         rows, spare = _Stage(members), _Stage(members)
         self.deciding = near, spare
         decided = Signal.like(rows.payload)
@@ -332,7 +331,8 @@ class Fetch(wiring.Component):
             decided.element.eq(near.element),
             decided.element.low.eq(Mux(none & ~near.low_newer, Source.OLDER, low_source)),
             decided.element.high.eq(Mux(none & ~near.high_newer, Source.OLDER, high_source)),
-            decided.reads.eq(Cat(~both & ~none, both)),
+            decided.none.eq(none),
+            decided.two.eq(both),
             decided.row.eq(Mux(misses_high & ~both, near.row + near.base_high, near.row + near.base)),
             self.up.eq(~spare.valid),
         ]
@@ -381,36 +381,41 @@ class Fetch(wiring.Component):
         """One read at most in each cycle: the current unit's, or where that needs none, the following unit's first."""
         ins = self.ins
         layout = element_layout(self.accelerator)
-        self.current = current = _Stage({"element": layout, "reads": 2, "row": ROW_BITS})
+        self.current = current = _Stage({"element": layout, "none": 1, "two": 1, "row": ROW_BITS})
         request = _Stage({"element": layout, "row": ROW_BITS})
-        ahead = Signal()
-        more = current.valid & (current.reads == 2)
+        self.asks, ahead, keep = Signal(), Signal(), Signal()
+        """Whether the request reads a row; whether the next one reads that of the unit behind it; whether it reads one."""
         m.d.comb += [
-            self.flows.eq(self.moves & ~more),
-            ahead.eq(current.valid & (current.reads == 0) & rows.valid & (rows.reads != 0)),
+            self.flows.eq(self.moves & ~(current.valid & current.two)),
+            ahead.eq(current.valid & current.none & rows.valid & ~rows.none),
+            keep.eq(~current.none | ahead),
         ]
         with m.If(self.moves):
             m.d.sync += [
                 request.valid.eq(current.valid),
                 request.element.eq(current.element),
-                request.element.keep.eq((current.reads != 0) | ahead),
-                request.element.serve.eq(current.reads != 2),
-                request.row.eq(Mux(current.reads != 0, current.row, rows.row)),
+                self.asks.eq(current.valid & keep),
+                request.element.keep.eq(keep),
+                request.element.serve.eq(~current.two),
+                request.row.eq(Mux(current.none, rows.row, current.row)),
             ]
         with m.If(self.flows):
             m.d.sync += [
                 current.valid.eq(rows.valid),
                 current.element.eq(rows.element),
-                current.reads.eq(rows.reads - ahead),
+                current.none.eq(rows.none | (ahead & ~rows.two)),
+                current.two.eq(rows.two & ~ahead),
                 current.row.eq(rows.row + Mux(ahead, ins.src_stride, 0)),
             ]
-            with m.If(ahead & (rows.reads == 1)):
+            with m.If(ahead & ~rows.two):
                 # The row is no longer arriving when the unit is served.
                 for source in ("low", "high"):
                     before, after = getattr(rows.element, source), getattr(current.element, source)
                     m.d.sync += after.eq(Mux(before == Source.ARRIVING, Source.NEWER, Source.OLDER))
         with m.Elif(self.moves):
-            m.d.sync += [current.reads.eq(1), current.row.eq(current.row + ins.src_stride)]
+            m.d.sync += [current.two.eq(0), current.row.eq(current.row + ins.src_stride)]
+        with m.If(self.halt):
+            m.d.sync += self.asks.eq(0)
         return request
 
 

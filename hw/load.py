@@ -26,7 +26,7 @@ TRANSFERS = 4
 class Engine(wiring.Component):
     """Requests bursts ahead of the data, buffers the lines, joins them to rows: a line per cycle.
 
-    An instruction may start while earlier ones are waiting for data. `stalled` is high in the cycles in which an
+    `to` has a bit for each target, high with `bus.valid` for the one that the row is for. An instruction may start while earlier ones are waiting for data. `stalled` is high in the cycles in which an
     instruction is worked on but no line leaves the buffer. A line with an error response on any port raises `fault`
     two cycles after it left the buffer, and no row follows it. With `halt` no burst is requested and nothing is written; `quiet`
     rises when all requested beats have arrived.
@@ -39,6 +39,7 @@ class Engine(wiring.Component):
                 "control": Out(EngineSignature(isa.Opcode.LOAD)),
                 "regions": In(REGIONS),
                 "bus": Out(LoadPort(accelerator)),
+                "to": Out(len(isa.LoadTarget)),
                 "index_read": Out(IndexRead()),
                 "axi": Out(ReadChannel(accelerator)).array(accelerator.ports),
                 "fault": Out(FAULT),
@@ -87,11 +88,11 @@ class Engine(wiring.Component):
         advance = lines.o.ready
         self.failed = Signal.like(lines.o.payload.errors)
         """By port, of the last line; a row with such a line is not written, and none follows."""
-        first, row_valid = self._rows(m, transfers.o, lines.o.payload.data, advance)
+        first, row_valid = self._rows(m, transfers.o, lines.o.payload, advance)
         m.d.comb += [
             lines.halt.eq(self.halted),
             self.quiet.eq(lines.quiet),
-            advance.eq(lines.o.valid & ~self.failed.any() & (~row_valid | self.bus.ready) & ~self.halted),
+            advance.eq(lines.o.valid & ~self.failed.any() & (~row_valid | self.bus.ready)),
             self.control.busy.eq(
                 items.busy | ~bursts.idle | transfers.o.valid | row_valid | self.control.done
             ),
@@ -114,28 +115,30 @@ class Engine(wiring.Component):
         first of its transfer and whether a row waits to be written."""
         control, bus, transfer = self.control, self.bus, transfers.payload
         segments = [
-            Signal(self._accelerator.line_bytes * 8, name=f"segment_{i}")
+            Signal(self._accelerator.line_bytes * 8, name=f"segment_{i}", reset_less=True)
             for i in range(row_beats_limit(self._accelerator))
         ]
         position, rows_done, rows_left = Signal(range(len(segments))), Signal(16), Signal(16)
         row_valid, row_last, row_signal, row_tag = Signal(), Signal(), Signal(16), Signal(10)
         first_line, first_row, later_last = Signal(init=1), Signal(init=1), Signal()
-        last_line, last_row = Signal(), Signal()
+        last_line, last_row, complete = Signal(), Signal(), Signal()
         m.d.comb += [
             last_line.eq(position == transfer.last_line),
+            complete.eq(last_line & ~line.errors.any()),
             last_row.eq(Mux(first_row, transfer.one_row, later_last)),
             transfers.ready.eq(advance & last_line & last_row),
-            bus.valid.eq(row_valid & ~self.halted & ~self.failed.any()),
+            bus.valid.eq(row_valid),
             bus.data.eq(Cat(segments)),
         ]
         with m.If(bus.ready):
-            m.d.sync += row_valid.eq(0)
+            m.d.sync += [row_valid.eq(0), self.to.eq(0)]
         with m.If(advance):
             for i, segment in enumerate(segments):
                 with m.If(position == i):
-                    m.d.sync += segment.eq(line)
+                    m.d.sync += segment.eq(line.data)
             m.d.sync += [
-                row_valid.eq(last_line),
+                row_valid.eq(complete),
+                self.to.eq(Mux(complete, 1 << transfer.target, 0)),
                 position.eq(Mux(last_line, 0, position + 1)),
                 bus.target.eq(transfer.target),
                 bus.row.eq(transfer.row + rows_done),
@@ -151,6 +154,8 @@ class Engine(wiring.Component):
                     rows_left.eq(Mux(first_row, transfer.last_row, rows_left) - 1),
                     later_last.eq(Mux(first_row, transfer.last_row, rows_left) == 1),
                 ]
+        with m.If(self.halted):
+            m.d.sync += [row_valid.eq(0), self.to.eq(0)]
         m.d.sync += [
             control.done.eq(bus.valid & bus.ready & row_last),
             control.done_signal.eq(row_signal),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Module, Mux, Value, signed
+from amaranth.hdl import Array, C, Cat, Module, Mux, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -50,14 +50,17 @@ class Output(wiring.Component):
                 "p10_add": In(1),
                 "p11_row": In(TABLE_ROW_BYTES * 8),
                 "p11_table": In(1),
-                "p12_lo": In(signed(16)),
-                "p12_hi": In(signed(16)),
+                "p11_lo": In(signed(16)),
+                "p11_hi": In(signed(16)),
                 "p13": Out(signed(16)),
                 "p12_m": In(16),
                 "p14_constant": In(signed(40)),
                 "p15_n": In(6),
                 "p16_lo": In(signed(8)),
                 "p16_hi": In(signed(8)),
+                # What is below and above them with as many bits as `p15_n`'s last two say: lo << n, ((hi + 1) << n) - 1.
+                "p16_least": In(signed(11)),
+                "p16_most": In(signed(11)),
                 "p16": Out(signed(16)),
                 "p17_second": Out(signed(8)),
                 **({"p12_square": In(1), "p14": Out(signed(16)), "p14_square": Out(31)} if squares else {}),
@@ -82,7 +85,7 @@ class Output(wiring.Component):
             entries = Array(self.p11_row.word_select(i, 8).as_signed() for i in range(TABLE_ROW_BYTES))
             m.d.comb += self.p9_index.eq(p9_index)
             p11 = Mux(self.p11_table, entries[delayed(m, p9_index[:3], 2)], p11)
-        p12_clamped = clamped(register(p11), self.p12_lo, self.p12_hi)
+        p12_clamped = clamped(register(p11), register(self.p11_lo), register(self.p11_hi))
         p14 = delayed(m, p12_clamped, 2)
         m.d.comb += [self.p13.eq(register(p12_clamped)), self.p16.eq(delayed(m, p14, 2))]
 
@@ -91,8 +94,11 @@ class Output(wiring.Component):
         if self.squares:
             m.d.comb += [self.p14.eq(p14), self.p14_square.eq(p14_product)]
         p15_total = register(p14_product + self.p14_constant)
-        p16_second = shifted(p15_total, self.p15_n, 8, register, left=2)
-        m.d.comb += self.p17_second.eq(register(clamped(p16_second, self.p16_lo, self.p16_hi)))
+        # The limits are compared while the last two bits are applied.
+        p16_part = shifted(p15_total, Cat(C(0, 2), self.p15_n[2:]), 11, register, left=2)
+        p16_second = (p16_part >> register(self.p15_n[:2]))[:8].as_signed()
+        above = Mux(p16_part > self.p16_most, self.p16_hi, p16_second)
+        m.d.comb += self.p17_second.eq(register(Mux(p16_part < self.p16_least, self.p16_lo, above)))
         return m
 
 
@@ -106,8 +112,8 @@ class PlainOutput(wiring.Component):
                 "p2_m": In(16),
                 "p5_constant": In(signed(48)),
                 "p6_n": In(6),
-                "p12_lo": In(signed(16)),
-                "p12_hi": In(signed(16)),
+                "p11_lo": In(signed(16)),
+                "p11_hi": In(signed(16)),
                 "p13": Out(signed(16)),
                 "p16": Out(signed(16)),
             }
@@ -116,6 +122,7 @@ class PlainOutput(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         p8 = requantized(m, self.p2_sum, self.p2_m, self.p5_constant, self.p6_n)
-        p13 = delayed(m, clamped(delayed(m, p8, 4), self.p12_lo, self.p12_hi), 1)
+        p12_lo, p12_hi = delayed(m, self.p11_lo, 1), delayed(m, self.p11_hi, 1)
+        p13 = delayed(m, clamped(delayed(m, p8, 4), p12_lo, p12_hi), 1)
         m.d.comb += [self.p13.eq(p13), self.p16.eq(delayed(m, p13, 3))]
         return m

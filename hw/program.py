@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from operator import xor
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -16,6 +16,7 @@ from ..arch.registers import Cause
 from .axi import ADDRESS_BITS, ReadChannel
 from .bursts import FAULT
 from .decode import USED_BITS, stored, stored_bits
+from .delay import delayed
 from .loop import loop
 
 __all__ = ["Memory"]
@@ -27,8 +28,8 @@ _WORD = 32
 class Words(wiring.Component):
     """Reads words of an instruction's length from DRAM.
 
-    `start` sets the address; `more` requests the next `words` words, all bursts at once, so that a beat is taken in every
-    cycle; `stop` requests nothing further. `valid` is high for one cycle with each `word` (its used bits); `checksum` is
+    A cycle later `start` sets the address, `more` requests the next `words` words, all bursts at once, so that a beat is taken in every
+    cycle, and `stop` requests nothing further. `valid` is high for one cycle with each `word` (its used bits); `checksum` is
     the XOR of all 32-bit words since `more`. With `error`, the burst at `response` failed. `drained`: nothing is
     outstanding.
     """
@@ -62,14 +63,23 @@ class Words(wiring.Component):
         word_bursts = _BYTES // burst_bytes
 
         request, bursts_left = Signal(ADDRESS_BITS), Signal(17 + (word_bursts - 1).bit_length())
-        issue, owed = Signal(), Signal(22)
+        arrived, error, last = (
+            delayed(m, value, 1, reset_less=False)
+            for value in (axi.rvalid, axi.rvalid & axi.rresp[1], axi.rvalid & axi.rlast)
+        )
+        beat = delayed(m, axi.rdata, 1)
+        issue, owed, change = Signal(), Signal(22), Signal(signed(burst_beats.bit_length() + 1))
+        """`owed` beats are to come, `change` more of them; both a cycle after the bus."""
         m.d.comb += [
             issue.eq((bursts_left != 0) & (~axi.arvalid | axi.arready)),
             axi.rready.eq(1),
-            self.error.eq(axi.rvalid & axi.rresp[1]),
-            self.drained.eq(~axi.arvalid & (owed == 0)),
+            self.error.eq(error),
         ]
-        m.d.sync += owed.eq(owed + Mux(issue, burst_beats, 0) - axi.rvalid)
+        m.d.sync += [
+            self.drained.eq(~axi.arvalid & (bursts_left == 0) & (owed == 0) & (change == 0)),
+            change.eq(Mux(issue, burst_beats, 0) - axi.rvalid),
+            owed.eq(owed + change),
+        ]
         with m.If(~axi.arvalid | axi.arready):
             m.d.sync += [axi.arvalid.eq(issue), axi.araddr.eq(request), axi.arlen.eq(burst_beats - 1)]
         with m.If(issue):
@@ -77,28 +87,34 @@ class Words(wiring.Component):
 
         # Bits that are not used only enter the checksum.
         segments = [
-            Signal(bus_bytes * 8, name=f"segment_{i}") for i in range(-(-USED_BITS // (bus_bytes * 8)))
+            Signal(bus_bytes * 8, name=f"segment_{i}", reset_less=True)
+            for i in range(-(-USED_BITS // (bus_bytes * 8)))
         ]
-        position = Signal(range(beats))
+        place = Signal(beats, init=1)
+        """A bit for each beat of a word: which one comes next."""
         m.d.comb += self.word.eq(Cat(segments))
         m.d.sync += self.valid.eq(0)
-        with m.If(axi.rvalid):
+        with m.If(arrived):
             m.d.sync += [
-                self.valid.eq(position == beats - 1),
-                position.eq(Mux(position == beats - 1, 0, position + 1)),
-                self.checksum.eq(reduce(xor, _parts(axi.rdata), self.checksum)),
+                self.valid.eq(place[-1]),
+                place.eq(place.rotate_left(1)),
+                self.checksum.eq(reduce(xor, _parts(beat), self.checksum)),
             ]
             for i, segment in enumerate(segments):
-                with m.If(position == i):
-                    m.d.sync += segment.eq(axi.rdata)
-            with m.If(axi.rlast):
-                m.d.sync += self.response.eq(self.response + burst_bytes)
+                with m.If(place[i]):
+                    m.d.sync += segment.eq(beat)
+        with m.If(last):
+            m.d.sync += self.response.eq(self.response + burst_bytes)
 
-        with m.If(self.start):
-            m.d.sync += [request.eq(self.address), self.response.eq(self.address), position.eq(0)]
-        with m.If(self.more):
-            m.d.sync += [bursts_left.eq(self.words * word_bursts), self.checksum.eq(0)]
-        with m.If(self.stop):
+        start, more, stop = (
+            delayed(m, value, 1, reset_less=False) for value in (self.start, self.more, self.stop)
+        )
+        words = delayed(m, self.words, 1)
+        with m.If(start):
+            m.d.sync += [request.eq(self.address), self.response.eq(self.address), place.eq(1)]
+        with m.If(more):
+            m.d.sync += [bursts_left.eq(words * word_bursts), self.checksum.eq(0)]
+        with m.If(stop):
             m.d.sync += bursts_left.eq(0)
         return m
 
@@ -151,7 +167,6 @@ class Memory(wiring.Component):
             write.addr.eq(index),
             write.data.eq(stored(accelerator, words.word)),
             words.address.eq(self.address & ~(_BYTES - 1)),
-            self.busy.eq(1),
         ]
 
         def fail(cause: Cause, info):
@@ -160,15 +175,14 @@ class Memory(wiring.Component):
             m.next = "DRAIN"
 
         begin = Signal()
-        _, last = loop(m, write.en, begin, size, count[:17])
+        _, last, _ = loop(m, write.en, begin, size, count[:17])
         m.d.sync += self.fault.cause.eq(Cause.NONE)
         with m.FSM():
-            with m.State("IDLE"):
-                m.d.comb += self.busy.eq(0)
-                with m.If(self.load):
-                    m.d.comb += [words.start.eq(1), words.more.eq(1), words.words.eq(1)]
-                    m.d.sync += [index.eq(0), self.loaded.eq(0), self.count.eq(0)]
-                    m.next = "HEADER"
+            with m.State("IDLE"), m.If(self.load):
+                m.d.sync += self.busy.eq(1)
+                m.d.comb += [words.start.eq(1), words.more.eq(1), words.words.eq(1)]
+                m.d.sync += [index.eq(0), self.loaded.eq(0), self.count.eq(0)]
+                m.next = "HEADER"
             with m.State("HEADER"):
                 with m.If(words.error):
                     fail(Cause.READ_ERROR, words.response)
@@ -200,9 +214,10 @@ class Memory(wiring.Component):
                 with m.If(words.checksum != expected):
                     fail(Cause.BAD_CHECKSUM, words.checksum)
                 with m.Else():
-                    m.d.sync += [self.loaded.eq(1), self.count.eq(size)]
+                    m.d.sync += [self.loaded.eq(1), self.count.eq(size), self.busy.eq(0)]
                     m.next = "IDLE"
             with m.State("DRAIN"), m.If(words.drained):
+                m.d.sync += self.busy.eq(0)
                 m.next = "IDLE"
         return m
 

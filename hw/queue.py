@@ -31,7 +31,7 @@ class Queue(wiring.Component):
             self.i.ready.eq(room),
             self.o.valid.eq(some),
             self.o.payload.eq(read.data),
-            write.en.eq(put),
+            write.en.eq(room),  # The slot is free; what is put there in vain is overwritten.
             write.data.eq(self.i.payload),
         ]
         m.d.sync += [

@@ -24,9 +24,9 @@ TRANSFERS = 4
 
 
 def rows_ahead(accelerator: Accelerator) -> int:
-    """Rows that are read ahead of the one that is being sent: enough for a line per cycle, as a row arrives three cycles
-    after its request."""
-    return -(-3 // accelerator.beats(accelerator.scratchpad_row_bytes))
+    """Rows that are read ahead of the one that is being sent: enough for a line per cycle, as a row is there four cycles
+    after the one in its place has left."""
+    return -(-4 // accelerator.beats(accelerator.scratchpad_row_bytes))
 
 
 class Engine(wiring.Component):
@@ -57,7 +57,9 @@ class Engine(wiring.Component):
         m = Module()
         self.halted = delayed(m, control.halt, 1, reset_less=False)
         m.submodules.bursts = bursts = Bursts(accelerator)
-        layout = data.StructLayout({"address": ADDRESS_BITS, "end": ADDRESS_BITS, "signal": 16, "tag": 10})
+        layout = data.StructLayout(
+            {"address": ADDRESS_BITS, "others": ADDRESS_BITS, "single": 1, "signal": 16, "tag": 10}
+        )
         m.submodules.transfers = transfers = Queue(layout, TRANSFERS)
         instruction, transfer = control.i.payload, transfers.i.payload
         row_beats = accelerator.beats(accelerator.scratchpad_row_bytes)
@@ -66,6 +68,8 @@ class Engine(wiring.Component):
         reads = Signal()
         """Whether rows are left."""
         beyond = delayed(m, rows * (row_beats * accelerator.line_bytes) - 1, 1)
+        end = delayed(m, (bursts.o.payload.address + beyond)[:ADDRESS_BITS], 1)
+        bits = (accelerator.block_bytes - 1).bit_length()
         m.d.comb += [
             control.i.ready.eq(bursts.idle & ~reads),
             bursts.regions.eq(self.regions),
@@ -79,7 +83,8 @@ class Engine(wiring.Component):
             transfer.address.eq(bursts.o.payload.address),
             transfer.signal.eq(signal),
             transfer.tag.eq(tag),
-            transfer.end.eq(bursts.o.payload.address + beyond),
+            transfer.others.eq((end >> bits) - (bursts.o.payload.address >> bits)),
+            transfer.single.eq((end >> bits) == (bursts.o.payload.address >> bits)),
         ]
         with m.If(bursts.start):
             m.d.sync += [
@@ -108,20 +113,24 @@ class Engine(wiring.Component):
         line_bits = accelerator.line_bytes * 8
         row_beats = accelerator.beats(accelerator.scratchpad_row_bytes)
         places = rows_ahead(accelerator)
-        ahead = [Signal(len(read.data), name=f"ahead_{place}") for place in range(places)]
+        ahead = [Signal(len(read.data), name=f"ahead_{place}", reset_less=True) for place in range(places)]
         claimed, level, arriving = Signal(range(places + 1)), Signal(range(places + 1)), Signal(2)
-        current = Signal(row_beats * line_bits)
+        following, room = Signal.like(claimed), Signal(init=1)
+        """What `claimed` is in the next cycle; whether it is below `places`: a request comes from registers."""
+        current = Signal(row_beats * line_bits, reset_less=True)
         current_beats = Signal(range(row_beats + 1))
         grant, move = Signal(), Signal()
         m.d.comb += [
-            read.valid.eq(reads & ((claimed != places) | move) & ~self.halted),
+            read.valid.eq(reads & room),
             read.row.eq(row),
             grant.eq(read.valid & read.ready),
+            following.eq(claimed + grant - move),
             move.eq((level != 0) & ((current_beats == 0) | ((current_beats == 1) & send))),
         ]
         m.d.sync += [
             arriving.eq(grant | (arriving << 1)),
-            claimed.eq(claimed + grant - move),
+            claimed.eq(following),
+            room.eq((following != places) & ~self.halted),
             level.eq(level + arriving[1] - move),
         ]
         with m.If(grant):
@@ -179,16 +188,17 @@ class Engine(wiring.Component):
 
     def _responses(self, m: Module, transfers, check_fault):
         """Each port keeps one response until all have theirs: then their burst is answered (the result). Bursts are
-        followed from the transfer's first address to its last; the last one's answer completes the instruction."""
+        counted; the answer of a transfer's last one completes the instruction."""
         accelerator, transfer, control = self._accelerator, transfers.payload, self.control
         burst, following, first, port = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS), Signal(init=1), Signal(2)
         kept, failed = (Signal(accelerator.ports, name=name) for name in ("kept", "failed"))
-        answered, last = Signal(), Signal()
+        answered, last, others, final = Signal(), Signal(), Signal(ADDRESS_BITS), Signal()
+        """Of a burst: how many of its transfer follow, and whether none does."""
         bits = (accelerator.block_bytes - 1).bit_length()
         m.d.comb += [
             answered.eq(kept.all()),
             burst.eq(Mux(first, transfer.address, following)),
-            last.eq(burst[bits:] == transfer.end[bits:]),
+            last.eq(Mux(first, transfer.single, final)),
             transfers.ready.eq(answered & last),
         ]
         m.d.sync += [
@@ -206,8 +216,10 @@ class Engine(wiring.Component):
         for number in reversed(range(accelerator.ports)):
             with m.If(failed[number]):
                 m.d.comb += port.eq(number)
+        left = Mux(first, transfer.others, others)
         with m.If(answered):
             m.d.sync += [first.eq(last), following.eq((burst | ((1 << bits) - 1)) + 1)]
+            m.d.sync += [others.eq(left - 1), final.eq(left == 1)]
         with m.If(answered & failed.any()):
             m.d.sync += self.fault.cause.eq(Cause.WRITE_ERROR)
         with m.Elif(check_fault.cause != Cause.NONE):

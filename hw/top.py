@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import platformdirs
-from amaranth.hdl import Cat, Module, Mux, ResetInserter
+from amaranth.hdl import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, Mux, ResetInserter
 from amaranth.lib import wiring
-from amaranth.lib.wiring import Out
+from amaranth.lib.wiring import In, Out
 
 from ..arch import isa
 from ..arch.accelerator import Accelerator
@@ -46,6 +46,18 @@ _VECTOR_TARGETS = (
 )
 
 
+class _Reset(wiring.Component):
+    """The reset of one block, a cycle after `rst` or `i`: from a register of its own, which neither has far to go."""
+
+    def __init__(self):
+        super().__init__({"i": In(1), "o": Out(1, init=1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.sync += self.o.eq(self.i)
+        return m
+
+
 class Top(wiring.Component):
     """Ports: `s_axil_*` (registers), `m_axi_*` (DRAM; with several ports `m_axi_0_*` and so on), `irq`, and traces.
 
@@ -76,9 +88,9 @@ class Top(wiring.Component):
             "vector": vector.Engine(accelerator),
             "store": store.Engine(accelerator),
         }
-        m.submodules.control, m.submodules.program, m.submodules.scratchpad = control, program, scratchpad
-        for name, block in {"dispatch": dispatch, **engines}.items():
-            m.submodules[name] = ResetInserter(control.clear)(block)
+        m.submodules.control = control
+        memories = {"program": program, "scratchpad": scratchpad}
+        self._connect_resets(m, control.clear, memories, {"dispatch": dispatch, **engines})
 
         # Host and faults.
         for name, member in control.axi.signature.members.items():
@@ -145,7 +157,7 @@ class Top(wiring.Component):
             m.d.comb += dispatch.registers.eq(registers.values)
             wiring.connect(m, vector_engine.register_write, registers.write)
             destinations += ((registers.load, (isa.LoadTarget.REGISTER,)),)
-        self._connect_load(m, load_engine.bus, scratchpad.load, destinations)
+        self._connect_load(m, load_engine, scratchpad.load, destinations)
 
         self._connect_dram(m, program, load_engine, engines["store"])
         m.d.comb += [
@@ -161,6 +173,16 @@ class Top(wiring.Component):
                 getattr(self, f"trace_{name}_done_tag").eq(engine.control.done_tag),
             ]
         return m
+
+    def _connect_resets(self, m, clear, memories, engines):
+        """Blocks behind `control` with their resets; `clear` resets engines only."""
+        m.domains.blocks = ClockDomain(reset_less=True)
+        m.d.comb += ClockSignal("blocks").eq(ClockSignal())
+        for name, block in {**memories, **engines}.items():
+            m.submodules[f"{name}_reset"] = reset = _Reset()
+            m.submodules[name] = DomainRenamer("blocks")(ResetInserter(reset.o)(block))
+            if name in engines:
+                m.d.comb += reset.i.eq(clear)
 
     def _connect_dram(self, m, program, load_engine, store_engine):
         """The program is loaded through the first port, while no engine reads."""
@@ -179,27 +201,27 @@ class Top(wiring.Component):
         for prefix, reading, writing in masters:
             connect_master(m, self, accelerator, prefix, reading, writing)
 
-    def _connect_load(self, m, bus, scratchpad, destinations):
+    def _connect_load(self, m, load, scratchpad, destinations):
         """The load engine's rows to the memory that each one names; tables go to both engines."""
-        row_bytes = self._accelerator.scratchpad_row_bytes
-        to_scratchpad = bus.target == isa.LoadTarget.SCRATCHPAD
+        row_bytes, bus = self._accelerator.scratchpad_row_bytes, load.bus
+        to_scratchpad = load.to[isa.LoadTarget.SCRATCHPAD]
         m.d.comb += [
-            scratchpad.valid.eq(bus.valid & to_scratchpad),
+            scratchpad.valid.eq(to_scratchpad),
             scratchpad.row.eq(bus.row),
             scratchpad.data.eq(bus.data[: row_bytes * 8]),
             scratchpad.mask.eq(~0),
         ]
-        ready = Mux(to_scratchpad, scratchpad.ready, 1)
+        waits = [to_scratchpad & ~scratchpad.ready]
         for port, targets in destinations:
-            chosen = Cat(bus.target == target for target in targets).any()
+            chosen = Cat(load.to[target] for target in targets).any()
             m.d.comb += [
-                port.valid.eq(bus.valid & chosen),
+                port.valid.eq(chosen),
                 port.target.eq(bus.target),
                 port.row.eq(bus.row),
                 port.data.eq(bus.data),
             ]
-            ready = ready & Mux(chosen, port.ready, 1)
-        m.d.comb += bus.ready.eq(ready)
+            waits.append(chosen & ~port.ready)
+        m.d.comb += bus.ready.eq(~Cat(waits).any())
 
 
 def verilog(accelerator: Accelerator, primitives: Mapping[type, type] | None = None) -> str:

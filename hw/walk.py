@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -83,12 +85,12 @@ class Walk(wiring.Component):
             Signal(name=f"step_{name}") for name in ("inner", "row", "group", "tile")
         )
         inner_count = Mux(linear, ins.chunks, Mux(ins.private, 1, ins.tap_chunks))
-        _, tap_x_last = loop(m, self.advance, self.start, Mux(conv, ins.taps_x, 1))
-        _, inner_last = loop(m, step_inner, self.start, inner_count)
-        _, tap_y_last = loop(m, step_row, self.start, Mux(linear, 1, ins.taps_y))
-        _, group_last = loop(m, step_group, self.start, ins.groups)
-        left, tile_last = loop(m, step_tile, self.start, ins.positions, ahead=columns, first_ahead=columns)
-        column_last = ~join | (column == columns - 1)
+        _, tap_x_last, _ = loop(m, self.advance, self.start, Mux(conv, ins.taps_x, 1))
+        _, inner_last, _ = loop(m, step_inner, self.start, inner_count)
+        _, tap_y_last, _ = loop(m, step_row, self.start, Mux(linear, 1, ins.taps_y))
+        _, group_last, _ = loop(m, step_group, self.start, ins.groups)
+        left, tile_last, _ = loop(m, step_tile, self.start, ins.positions, ahead=columns, first_ahead=columns)
+        column_last = Signal()
         # `advance` comes late.
         inner_end = tap_x_last & writes & inner_last
         row_end = inner_end & column_last
@@ -112,6 +114,7 @@ class Walk(wiring.Component):
         with m.If(step_line & join):
             m.d.sync += [
                 column.eq(Mux(column_last, 0, column + 1)),
+                column_last.eq(Mux(column_last, columns == 1, column == columns - 2)),
                 self.index.eq(Mux(column_last, self.index + 1, base)),
             ]
         with m.If(step_row):
@@ -131,7 +134,12 @@ class Walk(wiring.Component):
                 m.d.sync += alive[c].eq((skip <= c + columns) & (left > c + columns))
         xs = self.windows(m, skip, tile_end)
         with m.If(self.start):
-            m.d.sync += [tile.eq(0), skip.eq(ins.prefix), writes.eq(~join)]
+            m.d.sync += [
+                tile.eq(0),
+                skip.eq(ins.prefix),
+                writes.eq(~join),
+                column_last.eq(~join | (columns == 1)),
+            ]
             with m.If(ins.private):
                 m.d.sync += self.index.eq(aligned(self.index, private))
         with m.If(Mux(linear, self.start, self.placed)):
@@ -199,18 +207,17 @@ class Walk(wiring.Component):
         self.placed = Signal()
         number = Signal(range(columns + 3))
         """After a start, cycles; x takes its steps from the third on, all others a cycle later."""
+        register = functools.partial(Signal, reset_less=True)
         # A step: in columns, before a line's end and over it; in rows and in positions, likewise. A line: columns, positions.
-        step_x, less_x = Signal(_X_BITS), Signal(signed(_X_BITS + 1))
-        step_y, jump_y = Signal(_Y_BITS), Signal(_Y_BITS)
-        step_q, jump_q, wrap_q = (
-            Signal(POSITION_BITS, name=f"{name}_q") for name in ("step", "jump", "wrap")
+        step_x, less_x = register(_X_BITS, name="step_x"), register(signed(_X_BITS + 1), name="less_x")
+        step_y, jump_y = register(_Y_BITS, name="step_y"), register(_Y_BITS, name="jump_y")
+        line_x, tile_x = register(_X_BITS, name="line_x"), register(_X_BITS, name="tile_x")
+        tile_y = register(_Y_BITS, name="tile_y")
+        step_q, jump_q, wrap_q, line_q, tile_q, tile_rows_q, start_row_q, start_q = (
+            register(POSITION_BITS, name=f"{name}_q")
+            for name in ("step", "jump", "wrap", "line", "tile", "tile_rows", "start_row", "start")
         )
-        line_x, line_q = Signal(_X_BITS), Signal(POSITION_BITS)
-        tile_x, tile_y, tile_q = Signal(_X_BITS), Signal(_Y_BITS), Signal(POSITION_BITS)
-        tile_rows_q, start_row_q, start_q = (
-            Signal(POSITION_BITS, name=f"{name}_q") for name in ("tile_rows", "start_row", "start")
-        )
-        self.origin = Signal(POSITION_BITS)
+        self.origin = register(POSITION_BITS, name="origin")
 
         last = number == columns + 2
         m.d.comb += [self.placed.eq(number == columns + 1), self.busy.eq(self.valid | (number != 0))]

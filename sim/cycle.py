@@ -250,7 +250,7 @@ def _run(T, items, entry, m_cfg, x_cfg, v_cfg, load, mat, vec, store, start, don
         if on[_LOAD]:
             target, l_write = memory.load_request(load, T, m_cfg)
         if on[_STORE]:
-            s_read = memory.store_request(store, T, m_cfg, cycle)
+            s_read = memory.store_request(store, T, m_cfg)
         fetch_granted = fetch >= 0 and fetch != residual
         v_read_granted = v_read >= 0 and v_read != residual and v_read != fetch
         s_read_granted = s_read >= 0 and s_read != residual and s_read != fetch and s_read != v_read

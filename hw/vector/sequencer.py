@@ -75,7 +75,8 @@ class Sequencer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        now = self.instruction
+        now = Signal.like(self.instruction, name="now", reset_less=True)
+        m.d.comb += self.instruction.eq(now)
         m.d.sync += self.halted.eq(self.control.halt)
         self.busy, self.issuing = Signal(), Signal()
         self.measure, self.at_residual = Signal(), Signal()
@@ -224,7 +225,7 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             self.stands.eq(waiting & ~granted),
             self.issued.eq(self.issuing & ~blocked & ~self.stands),
-            self.read_valid.eq(waiting & ~self.halted),
+            self.read_valid.eq(waiting),
             self.read_row.eq(now.row),
             self.step.eq(now.step),
             self.step.valid.eq(granted & now.step.valid),
@@ -233,8 +234,9 @@ class Sequencer(wiring.Component):
             self.ticket_valid.eq(granted & now.ticket_valid),
         ]
         self.held_count = self.stands & now.timed
+        m.d.sync += waiting.eq((self.stands | self.issued) & ~self.halted)
         with m.If(~self.stands):
-            m.d.sync += [waiting.eq(self.issued), now.eq(self.following)]
+            m.d.sync += now.eq(self.following)
         return blocked
 
     def loops(self, m: Module, issued_step: Value) -> None:

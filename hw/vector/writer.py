@@ -17,7 +17,7 @@ __all__ = ["Writer"]
 class Writer(wiring.Component):
     """A queue of QUEUE_STEPS steps: tickets enter when a step is issued, outputs later in the same order.
 
-    A write is requested from the cycle after its output came, and holds until it is granted. The other side must
+    A write is requested two cycles after its output came, from a register, and holds until it is granted. The other side must
     not have more than QUEUE_STEPS steps between `ticket_valid` and `written`. `wide` and `halt`: codes of 16 bits;
     ask for nothing.
     """
@@ -54,29 +54,38 @@ class Writer(wiring.Component):
             port = queue.write_port()
             m.d.comb += [port.en.eq(valid), port.addr.eq(place), port.data.eq(value)]
             m.d.sync += place.eq(place + valid)
-        ticket, output = (queue.read_port(domain="comb") for queue in (tickets, outputs))
+        places, values = (queue.read_port(domain="comb") for queue in (tickets, outputs))
+        ticket, output = (
+            Signal(ticket_layout(a), reset_less=True),
+            Signal(self.outputs.shape(), reset_less=True),
+        )
+        held, take = Signal(), Signal()
         m.d.comb += [
-            ticket.addr.eq(head),
-            output.addr.eq(head),
-            write.valid.eq(some & ~self.halt),
+            places.addr.eq(head),
+            values.addr.eq(head),
+            take.eq(some & (~held | write.ready)),
+            write.valid.eq(held),
             self.written.eq(write.valid & write.ready),
             self.stalled.eq(write.valid & ~write.ready),
         ]
         m.d.sync += [
-            head.eq(head + self.written),
-            waiting.eq(waiting + self.outputs_valid - self.written),
-            some.eq(self.outputs_valid | (waiting > self.written)),
+            head.eq(head + take),
+            waiting.eq(waiting + self.outputs_valid - take),
+            some.eq(self.outputs_valid | (waiting > take)),
+            held.eq((take | (held & ~write.ready)) & ~self.halt),
         ]
+        with m.If(~held | write.ready):
+            m.d.sync += [ticket.eq(places.data), output.eq(values.data)]
 
         slots = a.depth // a.vector
         for c in range(a.columns):
-            codes = [output.data[c][i] for i in range(a.vector)]
+            codes = [output[c][i] for i in range(a.vector)]
             narrow = Cat(code[:8] for code in codes)
             pair = Mux(self.wide, Cat(codes), Cat(narrow, narrow))
             m.d.comb += write.data.word_select(c, a.depth * 8).eq(pair.replicate(slots // 2))
             for slot in range(slots):
-                here = Mux(self.wide, ticket.data.slot[1:] == slot >> 1, ticket.data.slot == slot)
-                enabled = here & ticket.data.columns[c]
+                here = Mux(self.wide, ticket.slot[1:] == slot >> 1, ticket.slot == slot)
+                enabled = here & ticket.columns[c]
                 m.d.comb += write.mask.word_select(c * slots + slot, a.vector).eq(enabled.replicate(a.vector))
-        m.d.comb += write.row.eq(ticket.data.row)
+        m.d.comb += write.row.eq(ticket.row)
         return m

@@ -50,7 +50,7 @@ _RESIDUAL_READ, _WRITE, _SECOND_WRITE, _DONE = 4, 18, 19, 20
 _WHEEL = 32
 _COLUMNS = 64
 """At most."""
-_SCALARS = 74
+_SCALARS = 75
 _ALIGN = 5
 """From a grant to the count of its chunk."""
 _TAPS_LENGTH = 4
@@ -64,6 +64,7 @@ _TAPS_LENGTH = 4
     _CYCLE,
     _F_INS,
     _F_STEP,
+    _FULL,
     _F_START,
     _W_VALID,
     _W_NUMBER,
@@ -391,21 +392,23 @@ def _pass(s, target, source):
 
 
 @numba.njit
-def _addresses(s, T, cfg, freed):
-    """The stages before the decision, where they move."""
+def _addresses(s, T, cfg):
+    """The stages before the decision, where they move; returns whether the walk advances."""
     s[_NEAR_VALID] = s[_UNIT_VALID]
     if s[_UNIT_VALID] == 1:
         _rows(s, T)
     at = _TAPS_AT + s[_TAP] * _TAP_WORDS
     s[_UNIT_VALID] = s[at + _TAP_VALID]
     if s[at + _TAP_VALID] == 1 and not _unit(s, T, cfg):
-        return
+        return False
     s[at + _TAP_VALID] = 0
     s[_TAP] = (s[_TAP] + 1) % _TAPS_LENGTH
-    if s[_W_VALID] == 1 and s[_W_INDEX] - freed + s[_F_STEP] <= cfg[_OPERAND_CHUNKS]:
+    advances = s[_W_VALID] == 1 and s[_FULL] == 0
+    if advances:
         s[at + _TAP_VALID] = 1
         _tap(s, T, cfg, at)
         _walk(s, T, cfg)
+    return advances
 
 
 @numba.njit
@@ -436,7 +439,7 @@ def _requests(s, T):
 @numba.njit
 def _fetch(s, T, cfg, freed, granted):
     """One clock edge of the fetch, except its start."""
-    unit = s[_ARRIVING] >> 8 * (_ALIGN - 1)
+    unit, used, advances = s[_ARRIVING] >> 8 * (_ALIGN - 1), s[_W_INDEX] - freed, False
     if unit != 0:
         s[_WRITTEN] = _aligned(s[_WRITTEN], unit) + unit
     s[_ARRIVING] = s[_ARRIVING] << 8 & (1 << 8 * _ALIGN) - 1
@@ -451,7 +454,7 @@ def _fetch(s, T, cfg, freed, granted):
     elif moves:
         _pass(s, _SPARE_VALID, _NEAR_VALID)
     if moves:
-        _addresses(s, T, cfg, freed)
+        advances = _addresses(s, T, cfg)
     if s[_W_NUMBER] != 0:
         s[_W_NUMBER] += 1
         if s[_W_NUMBER] == cfg[_COLUMN_COUNT] + 2:
@@ -469,6 +472,7 @@ def _fetch(s, T, cfg, freed, granted):
             s[_W_VALID] = 1
         else:
             s[_W_NUMBER] = 1
+    s[_FULL] = used + (2 if advances else 1) * s[_F_STEP] > cfg[_OPERAND_CHUNKS]
 
 
 @numba.njit

@@ -49,8 +49,8 @@ _NEVER = -(1 << 40)
 ) = range(11)
 
 # Constants of the hardware: lines in the load buffers, transfers described, responses awaited,
-# cycles from a row's request to its arrival.
-_BUFFER, _TRANSFERS, _PENDING_MOST, _READ_CYCLES = 512, 4, 255, 3
+# cycles from a row's move to the arrival of the one that takes its place.
+_BUFFER, _TRANSFERS, _PENDING_MOST, _REFILL_CYCLES = 512, 4, 255, 4
 
 # States of hw/bursts.py, and the first words of both engines' state: the transfer being cut.
 _IDLE, _SUM, _COMPARE, _CHECK, _ISSUE = range(5)
@@ -137,7 +137,7 @@ def config(accelerator: Accelerator, memory: MemoryModel) -> np.ndarray:
     outside = (a.burst_beats, a.line_bytes, memory.latency, memory.interval)
     refresh = (memory.refresh_cycles, memory.refresh_period)
     row_beats = a.beats(a.scratchpad_row_bytes)
-    inside = (a.scratchpad_rows, a.scratchpad_regions, row_beats, -(-_READ_CYCLES // row_beats))
+    inside = (a.scratchpad_rows, a.scratchpad_regions, row_beats, -(-_REFILL_CYCLES // row_beats))
     return np.array([*outside, *refresh, *inside, *beats], dtype=np.int64)
 
 
@@ -341,9 +341,9 @@ def store_ready(s, cfg):
 
 
 @numba.njit
-def store_request(s, T, cfg, cycle):
+def store_request(s, T, cfg):
     """Region that is read, or -1."""
-    if s[_ROWS_LEFT] == 0 or (s[_CLAIMED] == cfg[_ROWS_AHEAD] and not _moves(s, cfg, cycle)):
+    if s[_ROWS_LEFT] == 0 or s[_CLAIMED] == cfg[_ROWS_AHEAD]:
         return -1
     return _region(s[_ROW_NEXT], cfg)
 

@@ -38,7 +38,7 @@ _GATHER_LATENCY = 4
 
 # State: the registers of hw/vector/sequencer.py by their names there, then those of the writer. `PIPE` has a bit
 # for each stage with a step that will be written. _READ is the region of the read that is asked for + 1, or 0; it has a
-# ticket if _READ_TICKET (its row) is not -1, and the count stands with it if it is _READ_TIMED.
+# ticket if _READ_TICKET (its row) is not -1, and the count stands with it if it is _READ_TIMED. _HELD: the step at _HEAD asks to be written.
 (
     _INDEX,
     _BUSY,
@@ -66,8 +66,9 @@ _GATHER_LATENCY = 4
     _READ,
     _READ_TICKET,
     _READ_TIMED,
-) = range(26)
-_TICKETS = 26
+    _HELD,
+) = range(27)
+_TICKETS = 27
 STATE = _TICKETS + _QUEUE_STEPS
 
 
@@ -138,7 +139,7 @@ def _region(row, cfg):
 @numba.njit
 def request(s, T, cfg):
     """(read region or -1, write region or -1). GATHER's source must lie in one region."""
-    write = _region(s[_TICKETS + s[_HEAD]], cfg) if s[_WAITING] != 0 else -1
+    write = _region(s[_TICKETS + s[_HEAD]], cfg) if s[_HELD] == 1 else -1
     return s[_READ] - 1, write
 
 
@@ -147,7 +148,7 @@ def stalled(s, T, read_granted, write_granted):
     """Whether the engine is busy and waits for something."""
     if s[_BUSY] == 0:
         return False
-    if (s[_WAITING] != 0 and not write_granted) or (s[_READ] != 0 and not read_granted):
+    if (s[_HELD] == 1 and not write_granted) or (s[_READ] != 0 and not read_granted):
         return True
     return s[_ISSUING] == 1 and _blocked(s, T[s[_INDEX]])
 
@@ -264,12 +265,15 @@ def step(s, T, cfg, start, read_granted, write_granted):
         s[_READ] = 0
     if issues:
         _issue(s, T, cfg)
-    s[_WAITING] += s[_PIPE] >> _OUTPUT_STAGE & 1
+    take = s[_WAITING] != 0 and (s[_HELD] == 0 or write_granted)
+    s[_WAITING] += (s[_PIPE] >> _OUTPUT_STAGE & 1) - take
     s[_PIPE] = s[_PIPE] << 1 & ((2 << _OUTPUT_STAGE) - 1)
     if write_granted:
         s[_HEAD] = (s[_HEAD] + 1) % _QUEUE_STEPS
-        s[_WAITING] -= 1
+        s[_HELD] = 0
         s[_PENDING] -= 1
+    if take:
+        s[_HELD] = 1
     if setup:
         _start(s, T, cfg)
     if start >= 0:

@@ -46,13 +46,15 @@ def case(random, kind):
         "p8_wide": wide,
         "p10_add": kind == "residual",
         "p11_table": kind == "table",
-        "p12_lo": lo,
-        "p12_hi": hi,
+        "p11_lo": lo,
+        "p11_hi": hi,
         "p12_m": m2,
         "p14_constant": c2,
         "p15_n": n2,
         "p16_lo": lo2,
         "p16_hi": hi2,
+        "p16_least": lo2 << n2 % 4,
+        "p16_most": ((hi2 + 1) << n2 % 4) - 1,
     }
     return inputs, table, v, int(numerics.requantize(v, m2, n2, c2, lo2, hi2))
 

@@ -214,7 +214,8 @@ class Bench:
     async def halted(self, ctx):
         engine = self.engine
         ctx.set(engine.control.halt, 1)
-        await ctx.tick()  # after which the engine knows
+        await ctx.tick()  # after which the engine knows,
+        await ctx.tick()  # and then its registers
         ctx.set(engine.read.ready, 1)
         ctx.set(engine.write.ready, 1)
         for _ in range(100):
