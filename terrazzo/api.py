@@ -428,10 +428,11 @@ def rtl(
     synthesis: bool = True,
     paths: bool = False,
     clock_mhz: float | None = None,
+    seed: int = 1,
     progress: Progress = silent,
 ) -> dict:
     """Write a bundle to the folder `output` (Verilog and its surroundings), count resources against the board, and with
-    `paths` list the longest path of every module (`boards.paths`); with `clock_mhz` place and route it (`boards.routing`), and
+    `paths` list the longest path of every module (`boards.paths`); with `clock_mhz` place and route it (`boards.routing`) from a `seed`, and
     write the longest paths between modules to `clock_paths.txt`.
 
     With a program and its graph the bundle has a self-checking testbench on an image; the accelerator is then the
@@ -470,7 +471,7 @@ def rtl(
         progress(f"place and route for {target.name} at {clock_mhz:g} MHz")
         mapped = board_verilog(machine, target)
         listing = output / "clock_paths.txt"
-        result = route(mapped, top.MODULE, target, clock_mhz, progress=progress, listing=listing)
+        result = route(mapped, top.MODULE, target, clock_mhz, seed, progress=progress, listing=listing)
         routed = [dataclasses.asdict(result)]
     return {
         "verilog": str(output / f"{top.MODULE}.v"),
