@@ -318,7 +318,7 @@ def _modules(source: str, top: str, flow: Flow, flatten: bool = False) -> dict[s
     """The mapped netlist of all modules of a text: "modules" of Yosys's JSON."""
     steps = [*flow.library, "read_verilog design.v", f"hierarchy -check -top {top}"]
     if flatten:
-        steps += ["proc", "flatten"]
+        steps += ["proc", "flatten -noscopeinfo"]
     steps += [_PREPARE, flow.script.format(top=top), "write_json -selected netlist.json"]
     with tempfile.TemporaryDirectory() as folder:
         for name, text in {"design.v": source, "adders.v": ADDERS, "run.ys": "\n".join(steps)}.items():
