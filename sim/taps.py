@@ -28,7 +28,7 @@ module terrazzo_tap_scratchpad(
   end
 endmodule
 bind {scratchpad} terrazzo_tap_scratchpad tap(
-  .clk(clk), .drain(drain__valid), .drain_row(drain__row), .drain_mask(drain__mask), .drain_data(drain__data),
+  .clk(blocks_clk), .drain(drain__valid), .drain_row(drain__row), .drain_mask(drain__mask), .drain_data(drain__data),
   .vector(vector_write__valid), .vector_row(vector_write__row), .vector_mask(vector_write__mask),
   .vector_data(vector_write__data));
 
@@ -40,7 +40,7 @@ module terrazzo_tap_weight(
     if (drain) terrazzo_tap_weight({{31'b0, keys}}, {{16'b0, row}}, {{16'b0, part}}, {{16'b0, block}}, data);
 endmodule
 bind {weights} terrazzo_tap_weight tap(
-  .clk(clk), .drain(drain__valid), .keys(drain__keys), .row(drain__row), .part(drain__part), .block(drain__block),
+  .clk(blocks_clk), .drain(drain__valid), .keys(drain__keys), .row(drain__row), .part(drain__part), .block(drain__block),
   .data(drain__values));
 """
 

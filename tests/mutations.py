@@ -54,8 +54,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "fetch: the operand buffer is overwritten before it is free",
         "hw/fetch.py",
-        "room = ~used[-1]",
-        "room = 1",
+        "room.eq(Mux(walk.advance, used + (step << 1) <= most, used + step <= most))",
+        "room.eq(1)",
         _FETCH,
     ),
     Mutation(
@@ -166,8 +166,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "compute: low digits meet the weights of the next block",
         "hw/compute.py",
-        "[shift.eq(1), low.eq(1), row.eq(block_row)]",
-        "[shift.eq(1), low.eq(1)]",
+        "Mux(pass_last, next_block, block_row)",
+        "Mux(pass_last, next_block, row + 1)",
         _MATRIX,
     ),
     Mutation(
@@ -208,8 +208,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "drain: second output to the first one's row",
         "hw/drain.py",
-        "self.write.row.eq(Mux(p17_valid, p17_second_row, p16_row))",
-        "self.write.row.eq(p16_row)",
+        "delayed(m, Mux(p17_valid, p17_second_row, p16_row), 1)",
+        "delayed(m, p16_row, 1)",
         _MATRIX,
     ),
     Mutation(
@@ -306,8 +306,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "compute: no distance between blocks",
         "hw/compute.py",
-        "~(chunk_last & pass_last & waits)",
-        "~(chunk_last & pass_last & waits & (countdown > 1))",
+        "next_chunk_last & next_pass_last & next_waits",
+        "next_chunk_last & next_pass_last & next_waits & (countdown > 1)",
         _MATRIX,
     ),
     Mutation(
